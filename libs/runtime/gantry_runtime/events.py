@@ -1,0 +1,192 @@
+"""NATS JetStream as all services use it: the streams, publishing, and reading from a cursor.
+
+To add a stream, add a row to STREAMS; to add an event, a message in `events.proto` and a row in SUBJECTS.
+UIDs come last in subjects (they contain dots); AE titles are hex.
+"""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext, api
+
+from gantry_standard import errors
+
+log = logging.getLogger(__name__)
+
+PARTITIONS = 16
+"""Parts of the stream STORE, each read by one index process. Part of the data format: never changes."""
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of facts. `owner` alone creates it; ages in seconds, 0 means for ever."""
+
+    name: str
+    subjects: tuple[str, ...]
+    owner: str
+    max_age_s: int = 0
+    max_messages: int = -1
+
+
+STORE = Stream("STORE", ("store.>",), "index", max_age_s=30 * DAY_S)
+WORKITEMS = Stream("WORKITEMS", ("workitem.>", "subscription.>"), "workflow")
+REPORTS = Stream("REPORTS", ("report.>",), "workflow", max_age_s=7 * DAY_S, max_messages=1_000_000)
+STREAMS = (STORE, WORKITEMS, REPORTS)
+
+SUBJECTS = {
+    "InstancesStored": "store.{partition}.stored",
+    "InstancesDeleted": "store.{partition}.deleted",
+    "WorkitemState": "workitem.{uid}",
+    "SubscriptionState": "subscription.{ae_hex}.{scope}",
+    "EventReport": "report.{uid}",
+    "IndexLease": "index.lease",
+    "RecordsChanged": "index.changed",
+}
+
+
+def partition_of(study_instance_uid: str) -> int:
+    """Return the partition of a study, 0 to PARTITIONS - 1."""
+    return zlib.crc32(study_instance_uid.encode()) % PARTITIONS
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a stream."""
+
+    sequence: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+
+
+@asynccontextmanager
+async def connected(url: str, name: str) -> AsyncIterator[Client]:
+    """Connect to NATS and stay connected: for ever trying again, every 100 ms, after a loss."""
+
+    async def ignore(error: Exception) -> None:
+        log.debug("nats", extra={"error": type(error).__name__})
+
+    client = await nats.connect(
+        servers=[part.strip() for part in url.split(",")],
+        name=name,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        connect_timeout=2,
+        ping_interval=5,
+        max_outstanding_pings=2,
+        error_cb=ignore,
+        allow_reconnect=True,
+    )
+    try:
+        yield client
+    finally:
+        with suppress(Exception):
+            await asyncio.wait_for(client.close(), 2)
+
+
+async def ensure_stream(
+    js: JetStreamContext, stream: Stream, first_sequence: int = 1, metadata: dict[str, str] | None = None
+) -> api.StreamInfo:
+    """Return the stream, created with its first sequence when it is not there. Called by its owner only."""
+    try:
+        return await js.stream_info(stream.name)
+    except nats.js.errors.NotFoundError:
+        return await js.add_stream(
+            name=stream.name,
+            subjects=list(stream.subjects),
+            storage=api.StorageType.FILE,
+            allow_direct=True,
+            max_age=stream.max_age_s,
+            max_msgs=stream.max_messages,
+            first_seq=first_sequence,
+            duplicate_window=120,
+            metadata=metadata,
+        )
+
+
+async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = 5) -> int:
+    """Publish a fact and wait until it is on disk.
+
+    Args:
+        headers: such as Nats-Msg-Id, or Nats-Expected-Last-Subject-Sequence for a compare-and-set.
+
+    Returns:
+        Its sequence. Of a duplicate (same Nats-Msg-Id), that of the first.
+
+    Raises:
+        errors.Conflict: an expected sequence is not the last (err_code 10071).
+        errors.Unavailable: no stream, or no answer in time; the fact may or may not be there.
+    """
+    try:
+        return (await js.publish(subject, data, timeout=timeout_s, headers=headers)).seq
+    except nats.js.errors.APIError as error:
+        if error.err_code == 10071:
+            raise errors.Conflict("the expected sequence is not the last") from error
+        raise errors.Unavailable(f"NATS refused a message: {error.description}") from error
+    except (nats.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
+async def read_from(
+    js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1
+) -> AsyncIterator[list[Message]]:
+    """Read a stream in order from a cursor, for ever, without acknowledgements.
+
+    Each batch holds what was there when it was asked for (at most `batch`), so that a slow consumer gets larger ones.
+    An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things.
+    After a loss of the server it goes on where it was.
+
+    Args:
+        after: sequence of the last message that was applied; 0 for the beginning.
+        subjects: filters; all subjects of the stream when empty.
+
+    Raises:
+        errors.Conflict: the stream ends before `after`, so it is not the stream that the cursor belongs to.
+    """
+    while True:
+        try:
+            info = await js.stream_info(stream.name)
+            if info.state.last_seq < after:
+                raise errors.Conflict(f"{stream.name} ends at {info.state.last_seq}, before the cursor {after}")
+            consumer = await js.add_consumer(
+                stream.name,
+                api.ConsumerConfig(
+                    deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
+                    opt_start_seq=after + 1,
+                    ack_policy=api.AckPolicy.NONE,
+                    filter_subjects=list(subjects) or None,
+                    inactive_threshold=60,
+                    mem_storage=True,
+                ),
+            )
+            subscription = await js.pull_subscribe_bind(consumer.name, stream=stream.name)
+            try:
+                while True:
+                    try:
+                        fetched = await subscription.fetch(batch, timeout=wait_s)
+                    except nats.errors.TimeoutError:
+                        await js.consumer_info(stream.name, consumer.name)
+                        yield []
+                        continue
+                    messages = [Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data) for m in fetched]
+                    if messages and messages[0].sequence <= after:
+                        raise nats.errors.Error("the consumer went back")
+                    after = messages[-1].sequence
+                    yield messages
+            finally:
+                with suppress(Exception):
+                    await subscription.unsubscribe()
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
+            log.warning("stream reading interrupted", extra={"stream": stream.name, "after": after, "error": type(error).__name__})
+            yield []
+            await asyncio.sleep(0.1)

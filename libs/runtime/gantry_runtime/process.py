@@ -1,0 +1,109 @@
+"""How a process of ours runs: settings, logs, signals, one AsyncExitStack, orderly end.
+
+A service's `main.py` gives `run` a function that opens everything on the stack and returns. The process then lives
+until SIGTERM or SIGINT, or until a task that `Process.watch` owns fails. Stopping closes the stack in reverse.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvloop
+
+from gantry_runtime import logs, settings
+from gantry_runtime.settings import setting
+
+log = logging.getLogger(__name__)
+S = TypeVar("S", bound="ProcessSettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """What every process of ours can be told."""
+
+    log_level: str = setting("info", "Least level that is logged: debug, info, warning, error.")
+    nats_url: str = setting("nats://127.0.0.1:4222", "NATS server, or several separated by commas.")
+
+
+class Process:
+    """The running process: a stack of what is open, and the tasks that must not end."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self.stack = stack
+        self.stopping = asyncio.Event()
+        self.failure: BaseException | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def watch(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run a task for the life of the process; its failure ends the process, its end by itself too."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self.stopping.is_set():
+            return
+        self.failure = task.exception() or RuntimeError(f"task {task.get_name()} ended")
+        log.error("task failed", extra={"task": task.get_name()}, exc_info=self.failure)
+        self.stopping.set()
+
+    async def cancel_tasks(self) -> None:
+        """Cancel what `watch` started and wait for it."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run(
+    name: str, cls: type[S], opens: Callable[[Process, S], Coroutine[Any, Any, None]], environment: Mapping[str, str] = os.environ
+) -> int:
+    """Run a service until it is told to stop.
+
+    Args:
+        name: gateway, blob, index, renderer or workflow.
+        cls: its settings dataclass.
+        opens: enters everything on `process.stack`, starts tasks with `process.watch`, and returns when ready to work.
+
+    Returns:
+        The exit status: 0 after a signal, 1 after a failure, 2 for wrong settings.
+    """
+    try:
+        configured = settings.load(cls, environment)
+    except settings.SettingsError as error:
+        print(f"gantry-{name}: settings are wrong\n{error}", file=sys.stderr)
+        return 2
+    logs.configure(name, configured.log_level)
+    return uvloop.run(_main(name, configured, opens))
+
+
+async def _main(name: str, configured: S, opens: Callable[[Process, S], Coroutine[Any, Any, None]]) -> int:
+    async with AsyncExitStack() as stack:
+        process = Process(stack)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stopping.set)
+        opening = asyncio.create_task(opens(process, configured))
+        stopping = asyncio.create_task(process.stopping.wait())
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        elif opening.exception() is not None:
+            stopping.cancel()
+            opening.result()
+        else:
+            log.info("ready")
+        await stopping
+        log.info("stopping")
+        await process.cancel_tasks()
+    log.info("stopped")
+    return 1 if process.failure else 0

@@ -1,0 +1,131 @@
+"""gRPC as all services use it: one server, channels, message limits, deadlines, errors.
+
+Handlers raise errors of `gantry_standard.errors`; `ErrorInterceptor` translates them. Clients wrap calls in
+`rpc_errors.translated(service)` and always pass `timeout=`.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gantry_runtime import rpc_errors, telemetry
+from gantry_standard import errors
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+"""Largest piece of an instance that rides in one message."""
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL, logged."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of the method that is called."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(getattr(handler_call_details, "method", "")).rsplit("/", 1)[-1]
+        if handler.response_streaming:
+            inner = handler.stream_stream or handler.unary_stream
+            make: Any = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
+        inner = handler.stream_unary or handler.unary_unary
+        make_unary: Any = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make_unary(_unary(inner, method), handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return await inner(request, context)
+        except errors.GantryError as error:
+            await _abort(context, error)
+        except Exception as error:
+            await _internal(context, method, error)
+        finally:
+            telemetry.RPC_SECONDS.labels(method).observe(time.perf_counter() - begin)
+
+    return call
+
+
+def _streaming(inner: Any, method: str) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        begin = time.perf_counter()
+        try:
+            async for message in inner(request, context):
+                yield message
+        except errors.GantryError as error:
+            await _abort(context, error)
+        except Exception as error:
+            await _internal(context, method, error)
+        finally:
+            telemetry.RPC_SECONDS.labels(method).observe(time.perf_counter() - begin)
+
+    return call
+
+
+async def _abort(context: Any, error: errors.GantryError) -> None:
+    await context.abort(rpc_errors.status_of(error), error.message, rpc_errors.trailing_metadata(error))
+
+
+async def _internal(context: Any, method: str, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    log.exception("rpc failed", extra={"method": method})
+    await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed")
+
+
+@asynccontextmanager
+async def serving(register: Callable[[grpc.aio.Server], None], listen: str, drain_s: float = 5) -> AsyncIterator[int]:
+    """Serve gRPC while the context is open.
+
+    Args:
+        register: adds the servicers.
+        listen: HOST:PORT; port 0 takes a free one.
+        drain_s: seconds that running calls have to end when the context closes.
+
+    Yields:
+        The port.
+    """
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=OPTIONS)
+    register(server)
+    port = server.add_insecure_port(listen)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(drain_s)
+
+
+@asynccontextmanager
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to HOST:PORT. Nothing connects before the first call; it reconnects by itself."""
+    opened = grpc.aio.insecure_channel(address, options=OPTIONS)
+    try:
+        yield opened
+    finally:
+        await opened.close()

@@ -1,0 +1,60 @@
+"""Cross-origin requests: which browser pages may read our answers.
+
+By default pages of local origins only; `GANTRY_CORS_ORIGINS` names others. Never `*` together with credentials.
+"""
+
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+from starlette.types import Scope
+
+from gantry_gateway.settings import GatewaySettings
+
+METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
+REQUEST_HEADERS = b"Accept, Authorization, Content-Type, Range, If-None-Match, If-Range, Cache-Control"
+EXPOSED = b"Content-Range, Content-Length, ETag, Content-Location, Location, Warning, Retry-After"
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def is_preflight(scope: Scope) -> bool:
+    """Say whether this is a CORS preflight and no Retrieve Capabilities."""
+    return scope["method"] == "OPTIONS" and bool(_header(scope, b"access-control-request-method"))
+
+
+def allows(origin: str, settings: GatewaySettings) -> bool:
+    """Say whether pages of this origin may read our answers."""
+    if not settings.cors_origins:
+        try:
+            return urlsplit(origin).hostname in LOCAL_HOSTS
+        except ValueError:
+            return False
+    return "*" in settings.cors_origins or origin in settings.cors_origins
+
+
+def headers(scope: Scope, settings: GatewaySettings) -> list[tuple[bytes, bytes]]:
+    """Return the headers that every answer carries."""
+    out = [(b"cross-origin-resource-policy", b"cross-origin"), (b"x-content-type-options", b"nosniff")]
+    origin = _header(scope, b"origin")
+    if origin:
+        out.append((b"vary", b"Origin"))
+        if allows(origin.decode("latin-1"), settings):
+            out += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED)]
+    return out
+
+
+def preflight(scope: Scope, settings: GatewaySettings) -> Response:
+    """Answer a preflight; without CORS headers where the origin is not allowed."""
+    if not allows(_header(scope, b"origin").decode("latin-1"), settings):
+        return Response(status_code=204)
+    return Response(
+        status_code=204,
+        headers={
+            "Access-Control-Allow-Methods": METHODS.decode(),
+            "Access-Control-Allow-Headers": REQUEST_HEADERS.decode(),
+            "Access-Control-Max-Age": "600",
+        },
+    )

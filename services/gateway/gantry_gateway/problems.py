@@ -1,0 +1,71 @@
+"""Errors over HTTP: one row per error, and the Status Report that goes with it.
+
+Source: PS3.18 §8.5, §8.6.3.
+"""
+
+import html
+from http import HTTPStatus
+
+import orjson
+from starlette.responses import Response
+
+from gantry_standard import errors
+
+STATUS: dict[type[errors.GantryError], int] = {
+    errors.BadRequest: 400,
+    errors.CorruptInstance: 400,
+    errors.NotAcceptable: 406,
+    errors.PayloadTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.NotFound: 404,
+    errors.Gone: 410,
+    errors.Conflict: 409,
+    errors.Forbidden: 403,
+    errors.MethodNotAllowed: 405,
+    errors.Unsupported: 501,
+    errors.Unavailable: 503,
+    errors.Overloaded: 503,
+    errors.OutOfResources: 503,
+}
+
+
+def status_of(error: errors.GantryError) -> int:
+    """Return the HTTP status of an error of ours; 500 for one without a row."""
+    return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
+
+
+def status_report(status: int, message: str, accept: str, headers: dict[str, str] | None = None) -> Response:
+    """Answer with a readable body, in an acceptable type where there is one, else text/html.
+
+    Args:
+        accept: the Accept header as sent; it never hides an error body.
+
+    Source: PS3.18 §8.6.3.
+    """
+    phrase = HTTPStatus(status).phrase
+    if "application/json" in accept or "application/dicom+json" in accept:
+        body = orjson.dumps({"status": status, "error": phrase, "message": message})
+        return Response(body, status, headers, "application/json")
+    if "text/plain" in accept:
+        return Response(f"{status} {phrase}: {message}\n", status, headers, "text/plain")
+    text = f"<!doctype html><title>{status} {phrase}</title><h1>{status} {phrase}</h1><p>{html.escape(message)}</p>\n"
+    return Response(text, status, headers, "text/html")
+
+
+def problem(error: errors.GantryError, accept: str, service: str, allow: str = "") -> Response:
+    """Answer an error of ours.
+
+    Args:
+        service: the base URL, for a Warning header.
+        allow: methods of the resource, for 405.
+    """
+    headers: dict[str, str] = {}
+    if error.warning:
+        headers["Warning"] = f"299 {service}: {error.warning}"
+    if isinstance(error, errors.OutOfResources):
+        headers["Warning"] = f"A700 {service}: {error.message}"
+    if isinstance(error, errors.RetryLater):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if allow:
+        headers["Allow"] = allow
+    return status_report(status_of(error), error.message, accept, headers)

@@ -1,0 +1,37 @@
+"""What the gateway can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gantry_runtime.process import ProcessSettings
+from gantry_runtime.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings(ProcessSettings):
+    """Settings of gantry-gateway."""
+
+    host: str = setting("127.0.0.1", "Address that the gateway listens on.")
+    port: int = setting(8080, "Port that the gateway listens on.")
+    gateway_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of the gateway's metrics and health.")
+    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
+    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index.")
+    renderer_address: str = setting("127.0.0.1:7003", "HOST:PORT of renderer.")
+    workflow_address: str = setting("127.0.0.1:7004", "HOST:PORT of workflow.")
+    base_path: str = setting("/dicom-web", "Path of the DICOMweb root.")
+    wado_path: str = setting("/wado", "Path of the URI service.")
+    public_url: str = setting("", "Scheme and authority of the URLs handed out; empty: from the request (Forwarded, X-Forwarded-*, Host).")
+    cors_origins: tuple[str, ...] = setting(
+        (), "Origins that browsers may call from, separated by commas; empty: local origins only; * for any."
+    )
+    strict_accept: bool = setting(
+        False, "Answer 406 where a request without Accept might have a payload, as PS3.18 §8.7.5 says; else it means */*."
+    )
+    blob_directory: Path | None = setting(
+        None, "Directory of the objects, where this gateway shares it with blob: pixels are mapped instead of streamed."
+    )
+    store_outcome_s: float = setting(5.0, "Seconds to wait for index after a store; then 202 with a Warning.")
+    store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
+    workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
+    search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
+    record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")

