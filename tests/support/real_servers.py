@@ -36,7 +36,7 @@ class RealServers:
         elif all(shutil.which(program) for program in ("go", "javac", "mvn")) and self._programs():
             self.source = "tests/servers"
         else:
-            self.missing = "real S3 and Elasticsearch servers were NOT tested: no address in the environment, no container engine, no Go, JDK and Maven"
+            self.missing = "real S3 and Elasticsearch servers were NOT tested: no address set, no container engine, no Go, JDK and Maven"
             return
         for name, path in ((S3, "/minio/health/ready"), (ELASTICSEARCH, "/_cluster/health")):
             try:
