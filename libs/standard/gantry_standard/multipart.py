@@ -103,12 +103,8 @@ class Reader:
         self._carry = b""
         position = 0
         while position >= 0:
-            if self._state is _State.HEADERS:
-                position = self._read_headers(data, position, events)
-            elif self._state is _State.EPILOGUE:
-                break
-            else:
-                position = self._read_data(data, position, events)
+            read = self._read_headers if self._state is _State.HEADERS else self._read_data
+            position = read(data, position, events)
         return events
 
     def close(self) -> None:
