@@ -18,8 +18,6 @@ from gantry_runtime import events, rpc_errors
 from gantry_standard import errors
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
-
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
 
 LEASE_S = 2.0
@@ -116,7 +114,7 @@ class Records:
 
 
 @asynccontextmanager
-async def listening(records: Records, client: "Client") -> AsyncIterator[None]:
+async def listening(records: Records, client: events.Client) -> AsyncIterator[None]:
     """Follow the heartbeats and changes of index while the context is open."""
     connections = events.reconnections(client)
 

@@ -1,24 +1,15 @@
-"""What the retrieve transactions share: records, the reader of stored bytes, the renderer. Opened in main.py."""
+"""What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
 
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_gateway import records, urls
+from gantry_gateway import urls
 from gantry_gateway.records import Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
 from gantry_runtime.blob_reader import BlobReader
-from gantry_standard import errors
 from gantry_standard.media_types import Resource
 from gantry_standard.negotiation import Choice, negotiate
-
-PART = "retrieval"
-"""Name under which it stands in `Gateway.parts`."""
-
-_UID = re.compile(r"[0-9.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +21,20 @@ class Retrieval:
     renditions: Renditions
 
 
-@asynccontextmanager
-async def opened(gateway: Gateway, reader: BlobReader) -> AsyncIterator[Retrieval]:
-    """Open what retrieve needs, and close it with the context."""
+def install(gateway: Gateway, reader: BlobReader) -> Records:
+    """Make what retrieve needs and put it into `Gateway.parts` as "reader", "records" and "retrieval".
+
+    Nothing is connected: without `records.listening` every request asks index.
+    """
     kept = Records(gateway.index, gateway.settings.record_cache_entries)
-    retrieval = Retrieval(kept, reader, Renditions(gateway.renderer, gateway.index))
-    gateway.parts[PART] = retrieval
-    async with records.listening(kept, gateway.nats):
-        yield retrieval
+    gateway.parts["reader"], gateway.parts["records"] = reader, kept
+    gateway.parts["retrieval"] = Retrieval(kept, reader, Renditions(gateway.renderer, gateway.index))
+    return kept
 
 
 def of(request: Request) -> Retrieval:
-    """Return what `opened` made."""
-    found: Retrieval = request.gateway.parts[PART]
+    """Return what `install` made."""
+    found: Retrieval = request.gateway.parts["retrieval"]
     return found
 
 
@@ -67,13 +59,9 @@ def target(request: Request) -> Target:
     """Return the target of a request.
 
     Raises:
-        errors.NotFound: a UID is none: digits and dots, 1 to 64 characters.
+        errors.BadRequest: a UID is none.
     """
-    found = [request.params.get(name, "") for name in ("study", "series", "instance")]
-    for name, uid in zip(("study", "series", "instance"), found, strict=True):
-        if name in request.params and not _UID.fullmatch(uid):
-            raise errors.NotFound(f"there is no {name} of this name; expected a UID of digits and dots, at most 64 characters")
-    return Target(*found)
+    return Target(urls.uid(request.params, "study"), urls.uid(request.params, "series"), urls.uid(request.params, "instance"))
 
 
 async def record_of(request: Request) -> InstanceRecord:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from gantry.blob.v1.blob_pb2 import BulkElement, Location, StoredInstance
 from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
 from gantry_gateway import payload, retrieval, urls
+from gantry_gateway.compression import accepts_gzip
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Headers, Immediate, Part, Response
 from gantry_gateway.records import INDEX_S
@@ -564,14 +565,3 @@ async def _zipped(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, 
 def _gzip(body: bytes) -> bytes:
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
     return packer.compress(body) + packer.flush()
-
-
-@lru_cache(256)
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Say whether a client takes gzip: named, or by `*`, with a q other than 0 (RFC 7231 §5.3.4)."""
-    found: dict[str, bool] = {}
-    for entry in accept_encoding.lower().split(","):
-        name, _, parameters = entry.partition(";")
-        refused = re.fullmatch(r"\s*q\s*=\s*0(?:\.0*)?\s*", parameters) is not None
-        found[name.strip()] = not refused
-    return found.get("gzip", found.get("x-gzip", found.get("*", False)))
