@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := libs/standard libs/contracts libs/runtime services/gateway services/blob services/index services/renderer services/workflow libs/suite
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 
-.PHONY: run test lint proto requirements bench install clean
+.PHONY: run test lint proto requirements bench install docs clean
 
 run: $(VENV)/run.ok  ## the whole suite on this machine
 	@exec $(BIN)/gantry up --port $(PORT) --data $(DATA)
@@ -53,3 +53,6 @@ bench: $(VENV)/bench.ok  ## make bench PEER=orthanc SCENARIO=S4 for a comparison
 
 clean:
 	rm -rf $(VENV) build
+
+docs: $(VENV)/dev.ok  ## settings tables of docs/operations.md
+	@$(BIN)/python -m tests.support.operations

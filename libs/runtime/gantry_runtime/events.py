@@ -7,8 +7,8 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for those who may not import nats
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
 
 from gantry_standard import errors
@@ -98,6 +99,37 @@ async def connected(url: str, name: str) -> AsyncIterator[Client]:
     finally:
         with suppress(Exception):
             await asyncio.wait_for(client.close(), 2)
+
+
+@asynccontextmanager
+async def listening(client: Client, handlers: Mapping[str, Callable[[bytes], None]]) -> AsyncIterator[None]:
+    """Hear core NATS subjects while the context is open: what is said while nobody listens, or while disconnected, is not heard.
+
+    Args:
+        handlers: subject -> what to do with a message; it must not raise or block.
+    """
+
+    async def listen(stack: AsyncExitStack, subject: str, handle: Callable[[bytes], None]) -> None:
+        async def hear(message: Msg) -> None:
+            handle(message.data)
+
+        subscription = await client.subscribe(subject, cb=hear)
+        stack.push_async_callback(_unsubscribe, subscription)
+
+    async with AsyncExitStack() as stack:
+        for subject, handle in handlers.items():
+            await listen(stack, subject, handle)
+        yield
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with suppress(nats.errors.Error, OSError):
+        await subscription.unsubscribe()
+
+
+def reconnections(client: Client) -> int:
+    """Return how often the connection was lost and made again: messages of core NATS may have been missed each time."""
+    return int(client.stats["reconnects"])
 
 
 @asynccontextmanager
