@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := libs/standard libs/contracts libs/runtime services/gateway services/blob services/index services/renderer services/workflow libs/suite
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 
-.PHONY: run test lint proto requirements bench install clean
+.PHONY: run test lint proto requirements bench install docs clean
 
 run: $(VENV)/run.ok  ## the whole suite on this machine
 	@exec $(BIN)/gantry up --port $(PORT) --data $(DATA)
@@ -37,3 +37,22 @@ lint: $(VENV)/dev.ok  ## ruff, mypy, buf, generated code is fresh
 
 proto: $(VENV)/dev.ok  ## generate libs/contracts again
 	PYTHON=../$(BIN)/python proto/generate.sh
+
+test: $(VENV)/dev.ok  ## everything but the containers; real S3 and Elasticsearch where they can be had
+	$(BIN)/python -m pytest tests --ignore tests/compose -n 2 --dist loadgroup
+
+requirements:  ## which rows of tests/requirements.md the last run showed; writes docs/conformance.md
+	@$(BIN)/python -m tests.support.requirements --write
+
+$(VENV)/bench.ok: $(VENV)/run.ok benchmarks/requirements.txt
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt
+	@touch $@
+
+bench: $(VENV)/bench.ok  ## make bench PEER=orthanc SCENARIO=S4 for a comparison or a part
+	$(BIN)/python benchmarks/run.py $(if $(PEER),--peer $(PEER)) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(QUICK),--quick)
+
+clean:
+	rm -rf $(VENV) build
+
+docs: $(VENV)/dev.ok  ## settings tables of docs/operations.md
+	@$(BIN)/python -m tests.support.operations

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Measure a suite of our own, alone or side by side with Orthanc: what `make bench` calls.
+
+    python benchmarks/run.py                          one suite on this machine, all scenarios of the slice
+    python benchmarks/run.py --peer orthanc           side by side with Debian's Orthanc, interleaved, with the estimate against 1.13
+    python benchmarks/run.py --scenario S4 --quick    a check that it runs
+
+The suite and the peer live in a directory of their own below --work and are ended afterwards. Settings of the suite (GANTRY_INDEX_STORE, …)
+are taken from the environment. More options of bench.py may follow after `--`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+FIRST = "S1,S2,S3,S4,S5,S6,S11"
+MEMBERS = ("nats", "blob", "index", "renderer", "workflow", "gateway")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def gantry(work: Path):
+    """Run a suite; yields (base, wado, pids)."""
+    port, data = free_port(), work / "gantry"
+    command = [str(Path(sys.executable).parent / "gantry"), "up", "--port", str(port), "--data", str(data), "--no-samples"]
+    process = subprocess.Popen(command, stdout=(work / "gantry.log").open("wb"), stderr=subprocess.STDOUT)
+    try:
+        _wait(f"http://127.0.0.1:{port}/healthz/suite", process, work / "gantry.log")
+        pids = [int((data / "run" / f"{name}.pid").read_text()) for name in MEMBERS if (data / "run" / f"{name}.pid").exists()]
+        yield f"http://127.0.0.1:{port}/dicom-web", f"http://127.0.0.1:{port}/wado", pids
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def orthanc(work: Path):
+    """Run Debian's Orthanc; yields (base, wado, pids)."""
+    port = free_port()
+    started = subprocess.run([sys.executable, HERE / "peers" / "orthanc.py", "--dir", work / "orthanc", "--port", str(port)], capture_output=True, text=True)
+    if started.returncode:
+        sys.exit(started.stderr)
+    pid = int(started.stdout)
+    try:
+        yield f"http://127.0.0.1:{port}/dicom-web", f"http://127.0.0.1:{port}/wado", [pid]
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def _wait(url, process, log, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    sys.exit(f"no answer from {url}; see {log}\n{log.read_text()[-2000:]}")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--peer", choices=["", "orthanc"], default="")
+    p.add_argument("--scenario", default=FIRST)
+    p.add_argument("--work", help="directory to work in (default: a temporary one)")
+    p.add_argument("--json", default=str(ROOT / "build" / "bench.json"))
+    p.add_argument("--quick", action="store_true")
+    p.add_argument("more", nargs="*")
+    args = p.parse_args()
+    Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        work = Path(args.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="gantry-bench-")))
+        work.mkdir(parents=True, exist_ok=True)
+        base, wado, pids = stack.enter_context(gantry(work))
+        command = [sys.executable, str(HERE / "bench.py"), "--scenario", args.scenario, "--load", "--memory", "--json", args.json]
+        if args.peer:
+            peer_base, peer_wado, peer_pids = stack.enter_context(orthanc(work))
+            command += ["--base", peer_base, "--wado", peer_wado, "--label", "orthanc", "--pids", ",".join(map(str, peer_pids))]
+            command += ["--compare", base, "--wado2", wado, "--label2", "gantry", "--pids2", ",".join(map(str, pids))]
+        else:
+            command += ["--base", base, "--wado", wado, "--label", "gantry", "--pids", ",".join(map(str, pids))]
+        command += ["--quick", "--scale", "0.05"] if args.quick else ["--settle", "8"]
+        subprocess.run([*command, *args.more], check=True)
+        subprocess.run([sys.executable, str(HERE / "table.py"), args.json, *(["--against-1.13"] if args.peer and not args.quick else [])], check=True)
+        wrong = {name: {label: s["reason"] for label, s in case["servers"].items() if s["answer"] in ("wrong", "errors") and label == "gantry"}
+                 for name, case in json.loads(Path(args.json).read_text())["cases"].items()}
+        if any(wrong.values()):
+            sys.exit(f"wrong answers of ours: {json.dumps({k: v for k, v in wrong.items() if v})}")
+
+
+if __name__ == "__main__":
+    main()
