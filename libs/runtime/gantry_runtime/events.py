@@ -69,24 +69,30 @@ class Message:
     data: bytes
 
 
-@asynccontextmanager
-async def connected(url: str, name: str) -> AsyncIterator[Client]:
-    """Connect to NATS and stay connected: for ever trying again, every 100 ms, after a loss."""
+async def _connect(client: Client, url: str, name: str) -> None:
+    """Connect; for ever trying again, every 100 ms, at the beginning and after a loss."""
 
     async def ignore(error: Exception) -> None:
         log.debug("nats", extra={"error": type(error).__name__})
 
-    client = await nats.connect(
+    await client.connect(
         servers=[part.strip() for part in url.split(",")],
         name=name,
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.1,
+        reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
         connect_timeout=2,
         ping_interval=5,
         max_outstanding_pings=2,
         error_cb=ignore,
         allow_reconnect=True,
     )
+
+
+@asynccontextmanager
+async def connected(url: str, name: str) -> AsyncIterator[Client]:
+    """Connect to NATS and stay connected: for ever trying again, every 100 ms, after a loss."""
+    client = Client()
+    await _connect(client, url, name)
     try:
         yield client
     finally:
@@ -190,3 +196,40 @@ async def read_from(
             log.warning("stream reading interrupted", extra={"stream": stream.name, "after": after, "error": type(error).__name__})
             yield []
             await asyncio.sleep(0.1)
+
+
+class Link:
+    """A connection to NATS that may not be there yet."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self._js = self.client.jetstream()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server is there now."""
+        return bool(self.client.is_connected)
+
+    async def publish(self, subject: str, data: bytes, message_id: str) -> int:
+        """Publish a fact and wait until it is on disk; a retry with the same id within two minutes is dropped.
+
+        Raises:
+            errors.Unavailable: not connected, no stream, or no answer in time; the fact may or may not be there.
+        """
+        if not (self.client.is_connected or self.client.is_reconnecting):
+            raise errors.Unavailable("NATS is not connected")
+        return await publish(self._js, subject, data, {"Nats-Msg-Id": message_id})
+
+
+@asynccontextmanager
+async def connecting(url: str, name: str) -> AsyncIterator[Link]:
+    """Connect in the background, so that a service can begin before NATS is there; close at the end."""
+    link = Link()
+    task = asyncio.create_task(_connect(link.client, url, name), name="nats")
+    try:
+        yield link
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with suppress(Exception):
+            await asyncio.wait_for(link.client.close(), 2)
