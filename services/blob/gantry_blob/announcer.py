@@ -22,7 +22,7 @@ from gantry_blob.announcement import Event, PackEvents
 from gantry_blob.object_store import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
 from gantry_runtime import rpc_errors
-from gantry_runtime.events import Link
+from gantry_runtime.events import Publisher
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ class Announcer:
     def __init__(
         self,
         store: ObjectStore,
-        link: Link,
+        publisher: Publisher,
         index: "IndexServiceAsyncStub",
         pool: ThreadPoolExecutor,
         times: AnnouncerTimes = AnnouncerTimes(),
     ) -> None:
         self._store = store
-        self._link = link
+        self._publisher = publisher
         self._index = index
         self._pool = pool
         self._times = times
@@ -99,12 +99,12 @@ class Announcer:
 
     async def _publish(self, events: list[Event]) -> None:
         if len(events) == 1:
-            await self._link.publish(events[0].subject, events[0].data, events[0].message_id)
+            await self._publisher.publish(events[0].subject, events[0].data, events[0].message_id)
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for event in events:
-                    group.create_task(self._link.publish(event.subject, event.data, event.message_id))
+                    group.create_task(self._publisher.publish(event.subject, event.data, event.message_id))
         except* errors.GantryError as failures:
             raise errors.Unavailable("NATS does not answer") from failures
 

@@ -85,15 +85,16 @@ async def opens(process: Process, settings: BlobSettings) -> None:
     enter = process.stack.enter_async_context
     store = process.stack.enter_context(_store(settings))
     pools = process.stack.enter_context(_pools(settings))
-    link = await enter(events.connecting(settings.nats_url, "gantry-blob"))
+    client, _ = await enter(events.connecting(settings.nats_url, "gantry-blob"))
+    publisher = events.Publisher(client)
     index = IndexServiceStub(await enter(rpc.channel(settings.index_address)))
-    announcer = Announcer(store, link, index, pools.others, AnnouncerTimes(every_s=settings.announce_every_s))
+    announcer = Announcer(store, publisher, index, pools.others, AnnouncerTimes(every_s=settings.announce_every_s))
     edge = BlobEdge(
-        store, announcer, _rules(settings), pools, lambda: link.is_connected, settings.concurrent_uploads, settings.concurrent_reads
+        store, announcer, _rules(settings), pools, lambda: publisher.is_connected, settings.concurrent_uploads, settings.concurrent_reads
     )
 
     async def missing() -> str:
-        if not link.is_connected:
+        if not publisher.is_connected:
             return "NATS is not connected"
         try:
             status = await asyncio.wait_for(in_thread(pools.others, store.status), STATUS_S)
