@@ -293,3 +293,26 @@ async def read_from(
             log.warning("stream reading interrupted", extra={"stream": stream.name, "after": after, "error": type(error).__name__})
             yield []
             await asyncio.sleep(0.1)
+
+
+class Publisher:
+    """Publishes facts through a client that may not be connected yet (`connecting`)."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._js = client.jetstream()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server is there now."""
+        return bool(self._client.is_connected)
+
+    async def publish(self, subject: str, data: bytes, message_id: str) -> int:
+        """Publish a fact and wait until it is on disk; a retry with the same id within two minutes is dropped.
+
+        Raises:
+            errors.Unavailable: never connected, no stream, or no answer in time; the fact may or may not be there.
+        """
+        if not (self._client.is_connected or self._client.is_reconnecting):
+            raise errors.Unavailable("NATS is not connected")
+        return await publish(self._js, subject, data, {"Nats-Msg-Id": message_id})
