@@ -19,6 +19,7 @@ from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for tho
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
+from nats.js.kv import KeyValue
 
 from gantry_standard import errors
 
@@ -63,6 +64,96 @@ def partition_of(study_instance_uid: str) -> int:
 
 
 @dataclass(frozen=True)
+class StreamState:
+    """What a stream says of itself: its metadata, its first kept and its last sequence."""
+
+    metadata: dict[str, str]
+    first_sequence: int
+    last_sequence: int
+
+
+async def describe_stream(js: JetStreamContext, stream: Stream) -> StreamState | None:
+    """Return the state of a stream; None when it is not there.
+
+    Raises:
+        errors.Unavailable: no answer in time.
+    """
+    try:
+        info = await js.stream_info(stream.name)
+    except nats.js.errors.NotFoundError:
+        return None
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+    return StreamState(info.config.metadata or {}, info.state.first_seq, info.state.last_seq)
+
+
+async def last_sequence(js: JetStreamContext, stream: Stream, subject: str) -> int:
+    """Return the sequence of the last message on matching subjects; 0 when there is none, or no stream.
+
+    Raises:
+        errors.Unavailable: no answer in time.
+    """
+    try:
+        return (await js.get_last_msg(stream.name, subject)).seq or 0
+    except nats.js.errors.NotFoundError:
+        return 0
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
+LEASE_TTL_S = 2.0
+"""Seconds after the last renewal at which a lease ends by itself."""
+
+
+class Lease:
+    """One key of the bucket `lease`: at most one holder, who must `renew` well within LEASE_TTL_S seconds."""
+
+    def __init__(self, js: JetStreamContext, key: str, holder: str) -> None:
+        self.key = key
+        self._js = js
+        self._holder = holder.encode()
+        self._revision = 0
+
+    async def acquire(self) -> bool:
+        """Take the lease if nobody holds it."""
+        try:
+            self._revision = await (await _lease_bucket(self._js)).create(self.key, self._holder)
+            return True
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            return False
+
+    async def renew(self) -> bool:
+        """Prolong the lease; False when it was lost, or nobody knows."""
+        try:
+            self._revision = await (await _lease_bucket(self._js)).update(self.key, self._holder, last=self._revision)
+            return True
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            return False
+
+    async def release(self) -> None:
+        """Give the lease back, so that another has it at once."""
+        with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            await (await _lease_bucket(self._js)).delete(self.key, last=self._revision)
+
+
+async def leases_held(js: JetStreamContext) -> list[str]:
+    """Return the keys of all leases that somebody holds."""
+    try:
+        return list(await (await _lease_bucket(js)).keys())
+    except nats.js.errors.NoKeysError:
+        return []
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
+async def _lease_bucket(js: JetStreamContext) -> KeyValue:
+    try:
+        return await js.key_value("lease")
+    except nats.js.errors.NotFoundError:
+        return await js.create_key_value(config=api.KeyValueConfig(bucket="lease", ttl=LEASE_TTL_S))
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a stream."""
 
@@ -70,6 +161,8 @@ class Message:
     subject: str
     headers: dict[str, str]
     data: bytes
+    time_s: float = 0.0
+    """When it was stored, seconds since 1970; 0 where it was not asked for."""
 
 
 async def _ignore(error: Exception) -> None:
@@ -240,6 +333,10 @@ async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict
         raise errors.Unavailable("NATS does not answer") from error
 
 
+def _message(m: Msg) -> Message:
+    return Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data, m.metadata.timestamp.timestamp())
+
+
 async def read_from(
     js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1
 ) -> AsyncIterator[list[Message]]:
@@ -281,7 +378,7 @@ async def read_from(
                         await js.consumer_info(stream.name, consumer.name)
                         yield []
                         continue
-                    messages = [Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data) for m in fetched]
+                    messages = [_message(m) for m in fetched]
                     if messages and messages[0].sequence <= after:
                         raise nats.errors.Error("the consumer went back")
                     after = messages[-1].sequence
