@@ -11,15 +11,18 @@ import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc.aio
 
 from gantry.blob.v1 import blob_pb2
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
 from gantry_runtime import rpc_errors
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors
+
+if TYPE_CHECKING:
+    # The async stub exists for type checkers only.
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
 
 Ranges = Sequence[tuple[int, int]]
 """(offset, length) pairs in bytes."""
