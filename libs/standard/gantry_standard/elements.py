@@ -215,6 +215,7 @@ class ElementReader:
     def read(self, data: bytes) -> int:
         """Take elements from the front of `data`; return how many bytes were taken."""
         position = 0
+        self.need = 8
         self._is_starved = False
         while True:
             current = self._current
@@ -421,22 +422,27 @@ class ElementReader:
     def _enter_undefined(self, header_at: int, value_at: int, current: _Container, tag: int, vr: bytes) -> int:
         at = self.at + value_at
         encoding = current.encoding
-        if vr == b"SQ" or not encoding.is_explicit:
+        if tag == PIXEL_DATA and not encoding.is_big_endian and (not self._outer or encoding.is_explicit):
+            if not (self._outer or self._may_be_encapsulated):
+                raise self._corrupt("pixel data is encapsulated, and the transfer syntax is not", at)
+            self._enter_fragments(header_at, at, current, tag, vr if encoding.is_explicit else b"OB")
+        elif vr == b"SQ" or not encoding.is_explicit:
             if tag in PIXEL_TAGS or vr not in (b"SQ", b"UN"):
                 raise self._corrupt(f"({tag:08X}) has undefined length, which its VR does not allow", at)
             self._enter_sequence(tag, at, _NO_END, encoding)
         elif vr == b"UN":
             self._enter_sequence(tag, at, _NO_END, IMPLICIT_LITTLE)  # PS3.5 §6.2.2 Note 4
         elif vr in (b"OB", b"OW") and not encoding.is_big_endian:
-            if not (self._outer or self._may_be_encapsulated):
-                raise self._corrupt("pixel data is encapsulated, and the transfer syntax is not", at)
-            fragments = Fragments(self._origin, self.at + header_at, at)
-            current.elements[tag] = (vr, fragments, at)
-            self._outer.append(current)
-            self._current = _Container(current.elements, _NO_END, encoding, fragments=fragments)
+            self._enter_fragments(header_at, at, current, tag, vr)
         else:
             raise self._corrupt(f"({tag:08X}) has undefined length, which its VR does not allow", at)
         return value_at
+
+    def _enter_fragments(self, header_at: int, at: int, current: _Container, tag: int, vr: bytes) -> None:
+        fragments = Fragments(self._origin, self.at + header_at, at)
+        current.elements[tag] = (vr, fragments, at)
+        self._outer.append(current)
+        self._current = _Container(current.elements, _NO_END, current.encoding, fragments=fragments)
 
     def _enter_sequence(self, tag: int, at: int, end: int, encoding: Encoding) -> None:
         self._depth += 1

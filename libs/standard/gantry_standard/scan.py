@@ -48,6 +48,9 @@ from gantry_standard.wire import ExplicitEncoder, Wire
 
 __all__ = ["Limits", "ScanFailure", "Scanner"]
 
+_HEAD_BYTES = 1024
+# Some writers deflate with a gzip library and leave its checksum and length at the end.
+_GZIP_TRAILER_BYTES = 8
 _WINDOW_BYTES = 64 << 10
 _INFLATE_BYTES = 1 << 20
 _INFLATION_IS_WATCHED_FROM_BYTES = 64 << 20
@@ -93,12 +96,13 @@ class Scanner:
         view = memoryview(chunk)
         self._length += len(view)
         try:
-            if self._reader is not None:
+            while self._reader is None and view:
+                self._head.data += view[:_HEAD_BYTES]
+                view = view[_HEAD_BYTES:]
+                if self._head.read(is_last=False):
+                    self._begin_data_set()
+            if self._reader is not None and view:
                 self._take_data_set(view, self._reader)
-                return
-            self._head.data += view
-            if self._head.read(is_last=False):
-                self._begin_data_set()
         except ScanFailure as failure:
             raise self._with_uids(failure) from None
 
@@ -136,7 +140,7 @@ class Scanner:
         if is_deflated:
             self._inflator = zlib.decompressobj(-zlib.MAX_WBITS)
         self._syntax, self._encoding = syntax, encoding
-        self._reader = ElementReader(
+        reader = self._reader = ElementReader(
             encoding,
             0 if is_deflated else head.length,
             Origin.RENDITION if is_deflated else Origin.ORIGINAL,
@@ -145,8 +149,8 @@ class Scanner:
             is_start=partial(is_codestream_start, syntax.codestream) if syntax is not None else lambda _: False,
             rendition=self._rendition,
         )
-        self._take_data_set(memoryview(rest), self._reader)
-        return self._reader
+        self._take_data_set(memoryview(rest), reader)
+        return reader
 
     def _take_data_set(self, view: memoryview, reader: ElementReader) -> None:
         self._digest.update(view)
@@ -169,7 +173,7 @@ class Scanner:
             self._take(memoryview(piece), reader)
             if not data and len(piece) < _INFLATE_BYTES:
                 break
-        if inflator.unused_data.strip(b"\0"):
+        if len(inflator.unused_data.rstrip(b"\0")) > _GZIP_TRAILER_BYTES:
             raise ScanFailure("bytes follow the deflated data set", reasons.CANNOT_UNDERSTAND)
 
     def _check_inflation(self) -> None:

@@ -21,6 +21,7 @@ from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
 from gantry_standard.values import us_or_ss_of
 
 _FLUSH_BYTES = 64 << 10
+_EXPLICIT_HEADER_BYTES = 12
 
 
 class Wire:
@@ -125,18 +126,26 @@ class ExplicitEncoder:
             if is_pixel_element:
                 self.pixel_element = Span(bulk.origin, bulk.header_offset, length)
             return
-        header = encode_element_header(tag, vr, bulk.length + padding)
-        at = self._wire.begin_span()
-        self._wire.write(header)
+        header = self._apart(encode_element_header(tag, vr, bulk.length + padding))
         self._wire.refer(bulk.origin, bulk.offset, bulk.length)
         if padding:
             self._wire.write(b"\0")
         if is_pixel_element:
-            self.pixel_header = Span(Origin.RENDITION, at, len(header))
+            self.pixel_header = header
             self.pixel_element = Span(bulk.origin, bulk.offset, bulk.length)
 
     def _fragments(self, tag: int, vr: bytes, fragments: Fragments, *, is_pixel_element: bool) -> None:
-        span = Span(fragments.origin, fragments.header_offset, fragments.end - fragments.header_offset)
-        self._wire.refer(span.origin, span.offset, span.length)
+        if fragments.offset - fragments.header_offset == _EXPLICIT_HEADER_BYTES:
+            element, header = Span(fragments.origin, fragments.header_offset, fragments.end - fragments.header_offset), None
+        else:  # encapsulated pixel data after an implicit header: no syntax allows it, some writers do it
+            element = Span(fragments.origin, fragments.offset, fragments.end - fragments.offset)
+            header = self._apart(encode_element_header(tag, vr, UNDEFINED_LENGTH))
+        self._wire.refer(element.origin, element.offset, element.length)
         if is_pixel_element:
-            self.pixel_element = span
+            self.pixel_header, self.pixel_element = header, element
+
+    def _apart(self, header: bytes) -> Span:
+        """Write the header of a value that does not move; return where it is."""
+        at = self._wire.begin_span()
+        self._wire.write(header)
+        return Span(Origin.RENDITION, at, len(header))
