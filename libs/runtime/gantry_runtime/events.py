@@ -7,14 +7,17 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client
+from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for those who may not import nats
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
 
 from gantry_standard import errors
@@ -69,29 +72,129 @@ class Message:
     data: bytes
 
 
+async def _ignore(error: Exception) -> None:
+    log.debug("nats", extra={"error": type(error).__name__})
+
+
+def _options(url: str, name: str) -> dict[str, Any]:
+    return {
+        "servers": [part.strip() for part in url.split(",")],
+        "name": name,
+        "max_reconnect_attempts": -1,
+        "reconnect_time_wait": 0.1,
+        "connect_timeout": 2,
+        "ping_interval": 5,
+        "max_outstanding_pings": 2,
+        "error_cb": _ignore,
+        "allow_reconnect": True,
+    }
+
+
 @asynccontextmanager
 async def connected(url: str, name: str) -> AsyncIterator[Client]:
     """Connect to NATS and stay connected: for ever trying again, every 100 ms, after a loss."""
-
-    async def ignore(error: Exception) -> None:
-        log.debug("nats", extra={"error": type(error).__name__})
-
-    client = await nats.connect(
-        servers=[part.strip() for part in url.split(",")],
-        name=name,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.1,
-        connect_timeout=2,
-        ping_interval=5,
-        max_outstanding_pings=2,
-        error_cb=ignore,
-        allow_reconnect=True,
-    )
+    client = await nats.connect(**_options(url, name))
     try:
         yield client
     finally:
         with suppress(Exception):
             await asyncio.wait_for(client.close(), 2)
+
+
+@asynccontextmanager
+async def listening(client: Client, handlers: Mapping[str, Callable[[bytes], None]]) -> AsyncIterator[None]:
+    """Hear core NATS subjects while the context is open: what is said while nobody listens, or while disconnected, is not heard.
+
+    Args:
+        handlers: subject -> what to do with a message; it must not raise or block.
+    """
+
+    async def listen(stack: AsyncExitStack, subject: str, handle: Callable[[bytes], None]) -> None:
+        async def hear(message: Msg) -> None:
+            handle(message.data)
+
+        subscription = await client.subscribe(subject, cb=hear)
+        stack.push_async_callback(_unsubscribe, subscription)
+
+    async with AsyncExitStack() as stack:
+        for subject, handle in handlers.items():
+            await listen(stack, subject, handle)
+        yield
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with suppress(nats.errors.Error, OSError):
+        await subscription.unsubscribe()
+
+
+def reconnections(client: Client) -> int:
+    """Return how often the connection was lost and made again: messages of core NATS may have been missed each time."""
+    return int(client.stats["reconnects"])
+
+
+@asynccontextmanager
+async def connecting(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.Task[None]]]:
+    """Connect as `connected` does, without waiting for it.
+
+    Yields:
+        The client, of no use before the task has ended; the task ends when the first connection stands.
+    """
+    client = Client()
+    task = asyncio.create_task(client.connect(**_options(url, name)), name="connect to NATS")
+    try:
+        yield client, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with suppress(Exception):
+            await asyncio.wait_for(client.close(), 2)
+
+
+class Inbox:
+    """Where other services answer requests of this process by core NATS: one subscription for all of them.
+
+    The last token of a subject is the request id.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._waiting: dict[str, Callable[[bytes], None]] = {}
+
+    @contextmanager
+    def expecting(self, request_id: str, take: Callable[[bytes], None]) -> Iterator[str]:
+        """Give each reply to this request to `take`, while the context is open.
+
+        Yields:
+            The subject on which to reply.
+        """
+        self._waiting[request_id] = take
+        try:
+            yield f"{self._prefix}.{request_id}"
+        finally:
+            del self._waiting[request_id]
+
+    async def arrived(self, message: Msg) -> None:
+        """Hand a reply to whom it is for; one that nobody waits for any more is dropped."""
+        take = self._waiting.get(message.subject.rpartition(".")[2])
+        if take is None:
+            return
+        try:
+            take(message.data)
+        except Exception:
+            log.exception("reply could not be read", extra={"subject": message.subject})
+
+
+@asynccontextmanager
+async def inbox(client: Client, prefix: str) -> AsyncIterator[Inbox]:
+    """Open an inbox on `{prefix}.*`; the prefix is this process's alone and within no stream's subjects."""
+    opened = Inbox(prefix)
+    subscription = await client.subscribe(f"{prefix}.*", cb=opened.arrived)
+    await client.flush()
+    try:
+        yield opened
+    finally:
+        with suppress(Exception):
+            await subscription.unsubscribe()
 
 
 async def ensure_stream(

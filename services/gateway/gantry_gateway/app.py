@@ -8,110 +8,160 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from urllib.parse import unquote
 
-from starlette.responses import Response
+from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gantry_gateway import cors, health, notifications, problems, urls
+from gantry_gateway import cors, health, problems, urls
 from gantry_gateway.request import ClientGone, Gateway, Request
-from gantry_gateway.routes import ROUTES, Route, compile_path
+from gantry_gateway.routes import Route, compile_path
 from gantry_runtime import logs, telemetry
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
+Methods = dict[str, tuple[Route, Handler | None]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+_UNSAFE = re.compile("[\x00-\x1f\x7f\ufffd]")
 
 
-def _load(route: Route) -> Handler | None:
-    if not route.handler:
+def load(handler: str) -> Handler | None:
+    """Return the function that a row names as module:function, None for ""."""
+    if not handler:
         return None
-    module, _, function = route.handler.partition(":")
-    handler: Handler = getattr(importlib.import_module(f"gantry_gateway.{module}"), function)
-    return handler
+    module, _, function = handler.partition(":")
+    found: Handler = getattr(importlib.import_module(f"gantry_gateway.{module}"), function)
+    return found
 
 
 class Router:
-    """Finds the row for a method and a path below the base."""
+    """Finds the rows for a path below the base.
 
-    def __init__(self) -> None:
-        by_path: dict[str, list[tuple[Route, Handler | None]]] = {}
-        for route in ROUTES:
-            by_path.setdefault(route.path, []).append((route, _load(route)))
-        self._paths: list[tuple[re.Pattern[str], dict[str, tuple[Route, Handler | None]]]] = [
-            (compile_path(path), {route.method: (route, handler) for route, handler in rows}) for path, rows in by_path.items()
-        ]
+    Args:
+        routes: ROUTES, or some of them; the first matching path wins.
+
+    Raises:
+        ImportError, AttributeError: the handler of a row is not there.
+    """
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        by_path: dict[str, Methods] = {}
+        for route in routes:
+            by_path.setdefault(route.path, {})[route.method] = (route, load(route.handler))
+        self._paths = [(compile_path(path), methods) for path, methods in by_path.items()]
         self.find = lru_cache(4096)(self._find)
 
-    def _find(self, path: str) -> tuple[dict[str, tuple[Route, Handler | None]], dict[str, str]] | None:
+    def _find(self, path: str) -> tuple[Methods, dict[str, str]] | None:
         for pattern, methods in self._paths:
             if match := pattern.fullmatch(path):
                 return methods, match.groupdict()
         return None
 
 
-def allowed(methods: dict[str, tuple[Route, Handler | None]]) -> str:
-    """Return the Allow header of a resource."""
+def allowed(methods: Methods) -> str:
+    """Return the Allow header of a resource: what it has and this server offers."""
     names = [name for name, (_, handler) in methods.items() if handler]
     return ", ".join(sorted({*names, *(["HEAD"] if "GET" in names else []), "OPTIONS"}))
 
 
 class Application:
-    """The gateway as ASGI."""
+    """The gateway as ASGI.
 
-    def __init__(self, gateway: Gateway, uri_service: Handler | None = None) -> None:
+    Args:
+        uri_service: answers `wado_path`; 501 where there is none.
+        websocket: answers WebSocket handshakes; refused where there is none.
+    """
+
+    def __init__(
+        self, gateway: Gateway, router: Router, uri_service: Handler | None = None, websocket: WebSocketHandler | None = None
+    ) -> None:
         self.gateway = gateway
-        self.router = Router()
+        self.router = router
         self.uri_service = uri_service
+        self.websocket = websocket
         self.base_path = gateway.settings.base_path.rstrip("/")
+        self.wado_path = gateway.settings.wado_path.rstrip("/")
+        self._seconds: dict[tuple[str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
-        if scope["type"] == "websocket":
-            await notifications.serve_websocket(self.gateway, scope, receive, send)
-            return
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "websocket" and self.websocket is not None:
+            await self.websocket(self.gateway, scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "no notifications here"})
+        else:
             raise RuntimeError(f"ASGI {scope['type']} is not served")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.perf_counter()
-        logs.REQUEST_ID.set(uuid.uuid4().hex[:16])
-        answer = _Answer(send, head_only=scope["method"] == "HEAD", origin_headers=cors.headers(scope, self.gateway.settings))
+        request_id = _request_id(scope)
+        logs.REQUEST_ID.set(request_id)
+        common = cors.headers(scope, self.gateway.settings)
+        common.append((b"x-request-id", request_id.encode("ascii")))
+        answer = _Answer(send, scope["method"] == "HEAD", common)
         transaction = "other"
         try:
             transaction, response = await self._respond(scope, receive)
             await response(scope, receive, answer.send)
-        except ClientGone:
-            return
-        except Exception:
-            log.exception("answer broke off", extra={"transaction": transaction, "status": answer.status})
-            if answer.started:
+        except (_HeadAnswered, ClientGone):
+            pass
+        except Exception as error:
+            # The status line is out: only a broken connection tells the client, and the server breaks it for what is not complete.
+            log.error("answer broke off", extra={"transaction": transaction, "error": type(error).__name__}, exc_info=_unexpected(error))
+            if not answer.started:
                 raise
         finally:
-            telemetry.HTTP_SECONDS.labels(transaction, str(answer.status)).observe(time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self._observe(transaction, answer.status, seconds)
+            if log.isEnabledFor(logging.INFO):
+                facts = {"method": scope["method"], "transaction": transaction, "status": answer.status, "ms": round(seconds * 1000, 2)}
+                log.info("request", extra=facts)
+
+    def _observe(self, transaction: str, status: int, seconds: float) -> None:
+        key = (transaction, status)
+        histogram = self._seconds.get(key)
+        if histogram is None:
+            histogram = self._seconds[key] = telemetry.HTTP_SECONDS.labels(transaction, str(status))
+        histogram.observe(seconds)
 
     async def _respond(self, scope: Scope, receive: Receive) -> tuple[str, ASGIApp]:
         base = urls.base_url(scope, self.base_path, self.gateway.settings.public_url)
         request = Request(scope, receive, self.gateway, {}, base)
         transaction, allow = "other", ""
         try:
-            path: str = scope["path"]
-            if path.startswith("/healthz/"):
-                return "health", await health.respond(request)
             if cors.is_preflight(scope):
                 return "preflight", cors.preflight(scope, self.gateway.settings)
+            path = decode_path(scope["raw_path"])
+            if path.startswith("/healthz/"):
+                return "health", await health.respond(request)
+            if path.rstrip("/") == self.wado_path:
+                transaction = "RetrieveURI"
+                if self.uri_service is None:
+                    raise errors.Unsupported("the URI service (WADO-URI) is not offered by this server")
+                return transaction, await self.uri_service(request)
             found = self._find(path)
             if found is None:
                 raise errors.NotFound(f"there is no resource {path}; the DICOMweb root is {self.base_path}")
             methods, request.params = found
             row = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+            if row is None and scope["method"] == "OPTIONS":
+                transaction, allow = "RetrieveCapabilities", allowed(methods)
+                raise errors.Unsupported("RetrieveCapabilities is not offered by this server")
             if row is None:
                 allow = allowed(methods)
                 raise errors.MethodNotAllowed(f"{scope['method']} is not a method of {path}; it has {allow}")
             transaction = row[0].transaction
             if row[1] is None:
-                raise errors.Unsupported(f"{row[0].transaction} is not offered by this server")
+                allow = allowed(methods)
+                raise errors.Unsupported(f"{transaction} is not offered by this server")
             return transaction, await row[1](request)
         except errors.GantryError as error:
             if type(error) is errors.GantryError:
@@ -121,22 +171,55 @@ class Application:
             raise
         except Exception:
             log.exception("request failed", extra={"transaction": transaction})
-            return transaction, problems.status_report(500, "the server failed; the log has the reason", request.accept)
+            return transaction, problems.status_report(500, "the server failed; its log has the reason", request.accept)
 
-    def _find(self, path: str) -> Any:
+    def _find(self, path: str) -> tuple[Methods, dict[str, str]] | None:
         if not path.startswith(self.base_path + "/") and path != self.base_path:
             return None
-        below = path[len(self.base_path) :]
-        return self.router.find(below.rstrip("/") or "/")
+        return self.router.find(path[len(self.base_path) :].rstrip("/") or "/")
+
+
+def decode_path(raw_path: bytes) -> str:
+    """Percent-decode a path, segment by segment.
+
+    Raises:
+        errors.NotFound: a segment holds an encoded slash (but for those of bulkdata, whose names have slashes) or a control character,
+            or is not UTF-8: no resource of ours has such a name, and proxies read it differently.
+    """
+    path = raw_path.decode("latin-1")
+    if "%" in path:
+        segments = [unquote(segment) for segment in path.split("/")]
+        if any("/" in segment for segment in segments) and "/bulkdata/" not in path:
+            raise errors.NotFound("there is no resource with an encoded slash in a segment")
+        path = "/".join(segments)
+        if _UNSAFE.search(path):
+            raise errors.NotFound("there is no resource with control characters, or other than UTF-8, in its path")
+    return path
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex[:16]
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """Return the error where its traceback is worth a look."""
+    return None if isinstance(error, errors.GantryError) else error
+
+
+class _HeadAnswered(Exception):
+    """Ends a GET handler's answer when its headers were all that was asked for."""
 
 
 class _Answer:
     """Adds the headers that every answer has, and leaves the body out for HEAD."""
 
-    def __init__(self, send: Send, head_only: bool, origin_headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(self, send: Send, head_only: bool, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._head_only = head_only
-        self._headers = origin_headers
+        self._headers = headers
         self.started = False
         self.status = 0
 
@@ -146,5 +229,6 @@ class _Answer:
             self.started, self.status = True, message["status"]
             message = {**message, "headers": [*message.get("headers", []), *self._headers]}
         elif self._head_only and message["type"] == "http.response.body":
-            message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+            await self._send({"type": "http.response.body", "body": b""})
+            raise _HeadAnswered
         await self._send(message)

@@ -12,7 +12,7 @@ from gantry_gateway.settings import GatewaySettings
 
 METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
 REQUEST_HEADERS = b"Accept, Authorization, Content-Type, Range, If-None-Match, If-Range, Cache-Control"
-EXPOSED = b"Content-Range, Content-Length, ETag, Content-Location, Location, Warning, Retry-After"
+EXPOSED = b"Content-Range, Content-Length, ETag, Content-Location, Location, Warning, Retry-After, X-Request-ID"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -37,12 +37,10 @@ def allows(origin: str, settings: GatewaySettings) -> bool:
 
 def headers(scope: Scope, settings: GatewaySettings) -> list[tuple[bytes, bytes]]:
     """Return the headers that every answer carries."""
-    out = [(b"cross-origin-resource-policy", b"cross-origin"), (b"x-content-type-options", b"nosniff")]
+    out = [(b"cross-origin-resource-policy", b"cross-origin"), (b"x-content-type-options", b"nosniff"), (b"vary", b"Origin")]
     origin = _header(scope, b"origin")
-    if origin:
-        out.append((b"vary", b"Origin"))
-        if allows(origin.decode("latin-1"), settings):
-            out += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED)]
+    if origin and allows(origin.decode("latin-1"), settings):
+        out += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED)]
     return out
 
 

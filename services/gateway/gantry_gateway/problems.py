@@ -52,6 +52,19 @@ def status_report(status: int, message: str, accept: str, headers: dict[str, str
     return Response(text, status, headers, "text/html")
 
 
+def warning(service: str, text: str, code: str = "299") -> str:
+    """Return the value of a Warning header field; what a header cannot hold is replaced.
+
+    Args:
+        service: the base URL.
+        code: 299, or a DICOM status such as A700.
+
+    Source: PS3.18 §8.4.3.
+    """
+    printable = "".join(character if " " <= character <= "~" else "?" for character in text)
+    return f"{code} {service}: {printable}"
+
+
 def problem(error: errors.GantryError, accept: str, service: str, allow: str = "") -> Response:
     """Answer an error of ours.
 
@@ -61,9 +74,9 @@ def problem(error: errors.GantryError, accept: str, service: str, allow: str = "
     """
     headers: dict[str, str] = {}
     if error.warning:
-        headers["Warning"] = f"299 {service}: {error.warning}"
+        headers["Warning"] = warning(service, error.warning)
     if isinstance(error, errors.OutOfResources):
-        headers["Warning"] = f"A700 {service}: {error.message}"
+        headers["Warning"] = warning(service, error.message, "A700")
     if isinstance(error, errors.RetryLater):
         headers["Retry-After"] = str(error.retry_after_s)
     if allow:

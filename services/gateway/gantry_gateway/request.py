@@ -3,6 +3,7 @@
 The query is kept as PS3.18 §8.3.1 reads it: names are case sensitive, `+` is a plus sign, order is kept.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,11 @@ from gantry_gateway.settings import GatewaySettings
 from gantry_standard import errors
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
-
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
     from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceAsyncStub
     from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceAsyncStub
+    from gantry_runtime.events import Client
 
 
 @dataclass
@@ -33,7 +33,18 @@ class Gateway:
     workflow: "WorkflowServiceAsyncStub"
     nats: "Client"
     parts: dict[str, Any] = field(default_factory=dict)
-    """Things that one edge opens for itself, by name."""
+    """Things that one edge opens for itself, by name: inbox (events.Inbox), reader (BlobReader), records, hub."""
+
+    def part(self, name: str) -> Any:
+        """Return one of `parts`.
+
+        Raises:
+            errors.Unavailable: it needs NATS, and NATS has not answered yet.
+        """
+        found = self.parts.get(name)
+        if found is None:
+            raise errors.Unavailable("NATS does not answer")
+        return found
 
 
 class ClientGone(Exception):
@@ -96,9 +107,15 @@ class Request:
 
         Raises:
             ClientGone: it ended before it was whole.
+            errors.BadRequest: nothing came for `upload_idle_s`.
         """
+        idle_s = self.gateway.settings.upload_idle_s
         while True:
-            message = await self.receive()
+            try:
+                async with asyncio.timeout(idle_s):
+                    message = await self.receive()
+            except TimeoutError:
+                raise errors.BadRequest(f"no byte of the payload came for {idle_s:g} s") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
             if body := message.get("body", b""):

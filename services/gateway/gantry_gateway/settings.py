@@ -31,7 +31,11 @@ class GatewaySettings(ProcessSettings):
         None, "Directory of the objects, where this gateway shares it with blob: pixels are mapped instead of streamed."
     )
     store_outcome_s: float = setting(5.0, "Seconds to wait for index after a store; then 202 with a Warning.")
+    store_max_s: float = setting(3600.0, "Seconds that one store request may take.")
+    upload_idle_s: float = setting(60.0, "Seconds without a byte after which a payload is given up.")
     store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
     search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
+    request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
+    drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
     record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")

@@ -7,7 +7,10 @@ import re
 
 from starlette.types import Scope
 
-_FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host|prefix)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
+from gantry_standard import errors
+from gantry_standard.uids import is_valid_uid
+
+_FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 _AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
 
 
@@ -46,6 +49,18 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
     if not _AUTHORITY.fullmatch(host):
         host = ":".join(str(part) for part in scope.get("server") or ("localhost",) if part is not None)
     return f"{proto}://{host}{prefix}{base_path}"
+
+
+def uid(params: dict[str, str], name: str) -> str:
+    """Return a UID of the path; "" where the resource has none of this name.
+
+    Raises:
+        errors.BadRequest: it is no UID.
+    """
+    value = params.get(name, "")
+    if value and not is_valid_uid(value):
+        raise errors.BadRequest(f"the {name} of the path is no UID: expected 1 to 64 digits and dots")
+    return value
 
 
 def study(base: str, study_instance_uid: str) -> str:

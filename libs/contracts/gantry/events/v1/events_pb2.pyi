@@ -62,6 +62,7 @@ class InstancesStored(_message.Message):
     PIECE_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     FACTS_IN_PACK_FIELD_NUMBER: _builtins.int
+    LAST_OF_PACK_FIELD_NUMBER: _builtins.int
     object: _builtins.str
     study_instance_uid: _builtins.str
     request_id: _builtins.str
@@ -69,6 +70,10 @@ class InstancesStored(_message.Message):
     piece: _builtins.int
     """Which piece of (pack, study) this is, when it was split to stay below 256 KiB. From 0."""
     facts_in_pack: _builtins.bool
+    last_of_pack: _builtins.bool
+    """Of all events of a pack this one was published after the others were acknowledged: whoever applied it knows that nothing of the
+    pack is missing on the stream.
+    """
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.StoredInstance]:
         """All facts while they are small; where `facts_in_pack`, only part_number and location, and index reads the rest from the trailer."""
@@ -83,10 +88,11 @@ class InstancesStored(_message.Message):
         piece: _builtins.int = ...,
         instances: _abc.Iterable[_blob_pb2.StoredInstance] | None = ...,
         facts_in_pack: _builtins.bool = ...,
+        last_of_pack: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts_in_pack", b"facts_in_pack", "instances", b"instances", "object", b"object", "piece", b"piece", "reply_subject", b"reply_subject", "request_id", b"request_id", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts_in_pack", b"facts_in_pack", "instances", b"instances", "last_of_pack", b"last_of_pack", "object", b"object", "piece", b"piece", "reply_subject", b"reply_subject", "request_id", b"request_id", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

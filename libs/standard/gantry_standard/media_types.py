@@ -1,0 +1,145 @@
+"""Media types: what each resource may be represented as, and which transfer syntaxes belong to which bulkdata media type.
+
+To add a bulkdata media type or a transfer syntax of one: a row in BULKDATA. To add a representation of a resource: an offer in OFFERS.
+
+Source: PS3.18 §8.7.3, §8.7.4, Tables 8.7.3-2 to 8.7.3-7, 8.7.4-1 and 10.4.4-1.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
+
+NEVER_SENT = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
+"""Implicit VR LE and Explicit VR BE may not leave (§8.7.3); deflated data sets leave inflated."""
+
+DICOM = "application/dicom"
+DICOM_JSON = "application/dicom+json"
+DICOM_XML = "application/dicom+xml"
+OCTET_STREAM = "application/octet-stream"
+
+# Bulkdata media type -> transfer syntaxes; the first is the default of the media type (§8.7.3.3, 00 §7.2).
+BULKDATA: dict[str, tuple[str, ...]] = {
+    "image/jpeg": (
+        "1.2.840.10008.1.2.4.70",
+        "1.2.840.10008.1.2.4.50",
+        "1.2.840.10008.1.2.4.51",
+        "1.2.840.10008.1.2.4.57",
+    ),
+    "image/dicom-rle": ("1.2.840.10008.1.2.5",),
+    "image/jls": ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
+    "image/jp2": ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"),
+    "image/jpx": ("1.2.840.10008.1.2.4.92", "1.2.840.10008.1.2.4.93"),
+    "image/jphc": ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"),
+    "image/jxl": ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"),
+    "video/mpeg": (
+        "1.2.840.10008.1.2.4.101",
+        "1.2.840.10008.1.2.4.100",
+        "1.2.840.10008.1.2.4.100.1",
+        "1.2.840.10008.1.2.4.101.1",
+    ),
+    "video/mp4": (
+        "1.2.840.10008.1.2.4.102",
+        "1.2.840.10008.1.2.4.102.1",
+        "1.2.840.10008.1.2.4.103",
+        "1.2.840.10008.1.2.4.103.1",
+        "1.2.840.10008.1.2.4.104",
+        "1.2.840.10008.1.2.4.104.1",
+        "1.2.840.10008.1.2.4.105",
+        "1.2.840.10008.1.2.4.105.1",
+        "1.2.840.10008.1.2.4.106",
+        "1.2.840.10008.1.2.4.106.1",
+    ),
+    "video/h265": ("1.2.840.10008.1.2.4.107", "1.2.840.10008.1.2.4.108"),
+    OCTET_STREAM: (EXPLICIT_VR_LE,),
+}
+
+_MEDIA_TYPE_OF = {uid: media_type for media_type, uids in BULKDATA.items() for uid in uids}
+
+# Names that older peers send (§8.7.3.3.2 notes).
+ALIASES = {"image/x-dicom-rle": "image/dicom-rle", "image/x-jls": "image/jls"}
+
+# Rendered media types of a single frame, the default first (Table 8.7.4-1).
+RENDERED_IMAGES = ("image/jpeg", "image/png", "image/gif")
+
+# Types that can only mean DICOM, or only a rendering; image/jpeg, image/jp2 and the like are both (§8.7.5).
+ONLY_DICOM = frozenset({DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM})
+ONLY_RENDERED = frozenset({"image/gif", "image/png", "image/jph", "application/pdf"})
+ONLY_RENDERED_TOP = "text"
+
+# Rendered media types that can embed an ICC profile, and those whose coding loses something (§8.3.5.1.2, §8.3.5.1.5).
+ICC_CAPABLE = frozenset({"image/jpeg", "image/png", "image/jp2", "image/jpx", "image/jph"})
+LOSSY = frozenset({"image/jpeg"})
+
+
+def bulkdata_media_type(transfer_syntax_uid: str) -> str:
+    """Return the media type of bulkdata in a transfer syntax: application/octet-stream where no table names one."""
+    return _MEDIA_TYPE_OF.get(transfer_syntax_uid, OCTET_STREAM)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One representation that a resource has.
+
+    Attributes:
+        media_type: of the payload, or of the parts.
+        multipart: multipart/related of it; else a single part.
+        parameters: media type parameters that tell this representation from another of the same type.
+    """
+
+    media_type: str
+    multipart: bool = False
+    parameters: tuple[tuple[str, str], ...] = ()
+
+
+class Resource(Enum):
+    """Resources as negotiation sees them: what decides is how many items the answer has, not what the path is called."""
+
+    INSTANCES = "instances of a study or series"
+    INSTANCE = "an instance"
+    METADATA = "metadata"
+    SEARCH = "search results"
+    STORE = "a store response"
+    FRAME = "one frame"
+    FRAMES = "frames"
+    BULKDATA = "bulkdata"
+    COMPRESSED_BULKDATA = "compressed pixel data"
+    RENDERED = "one rendered image"
+    RENDERED_FRAMES = "rendered frames"
+    RENDERED_INSTANCE_FRAMES = "a rendered instance of several frames"
+
+
+def _both(media_types: tuple[str, ...], multipart_first: bool) -> tuple[Offer, ...]:
+    """Return each type as multipart and as single part."""
+    return tuple(Offer(media_type, multipart is multipart_first) for media_type in media_types for multipart in (True, False))
+
+
+_COMPRESSED = tuple(media_type for media_type in BULKDATA if media_type != OCTET_STREAM)
+_JSON = (Offer(DICOM_JSON),)
+
+# In our order of preference; the first is what */* selects (Table 10.4.4-1, 00 §7.4 and 02 §3 for its decisions).
+OFFERS: dict[Resource, tuple[Offer, ...]] = {
+    Resource.INSTANCES: (Offer(DICOM, multipart=True),),
+    Resource.INSTANCE: (Offer(DICOM, multipart=True), Offer(DICOM)),
+    Resource.METADATA: _JSON,
+    Resource.SEARCH: _JSON,
+    Resource.STORE: _JSON,
+    Resource.FRAME: _both((OCTET_STREAM, *_COMPRESSED), multipart_first=True),
+    Resource.FRAMES: tuple(Offer(media_type, multipart=True) for media_type in (OCTET_STREAM, *_COMPRESSED)),
+    Resource.BULKDATA: _both((OCTET_STREAM,), multipart_first=False),
+    Resource.COMPRESSED_BULKDATA: _both((*_COMPRESSED, OCTET_STREAM), multipart_first=True),
+    Resource.RENDERED: _both(RENDERED_IMAGES, multipart_first=False),
+    Resource.RENDERED_FRAMES: tuple(Offer(media_type, multipart=True) for media_type in RENDERED_IMAGES),
+    Resource.RENDERED_INSTANCE_FRAMES: tuple(Offer(media_type, multipart=True) for media_type in RENDERED_IMAGES),
+}
+
+# A single-part range for these is answered with one part per frame (00 §7.4 decision).
+SINGLE_MEANS_MULTIPART = frozenset({Resource.RENDERED_INSTANCE_FRAMES})
+
+# Resources without a default media type: for */* whatever costs least is taken (§8.7.7).
+NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA})
+
+# Application/json is what tools send that do not know application/dicom+json.
+JSON_NAMES = frozenset({DICOM_JSON, "application/json"})
+
+RENDERED_RESOURCES = frozenset({Resource.RENDERED, Resource.RENDERED_FRAMES, Resource.RENDERED_INSTANCE_FRAMES})

@@ -1,0 +1,134 @@
+"""uvicorn inside our own process: bounded request heads, no signals of its own, orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD_BYTES = 256 << 10
+"""Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
+
+MOST_TARGET_BYTES = 65_535
+"""Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Longer than the idle time of usual load balancers (60 s), so that they close first."""
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """HTTP/1.1 as uvicorn speaks it, with an end to what a client may send before its request can be looked at."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.url = b""
+        self._head_bytes = 0
+        self._is_in_head = True
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._head_bytes, self._is_in_head = 0, True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Stop counting."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the socket."""
+        super().data_received(data)
+        if self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse("431 Request Header Fields Too Large", f"request line and headers have more than {MOST_HEAD_BYTES} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and say where it was only too long."""
+        if len(self.url) > MOST_TARGET_BYTES:
+            self._refuse("414 URI Too Long", f"path and query have more than {MOST_TARGET_BYTES} bytes")
+        else:
+            self._refuse("400 Bad Request", "this is no HTTP/1.1 request")
+
+    def _refuse(self, status: str, message: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # An answer is on its way: nothing may be written into it.
+            self.transport.abort()
+            return
+        body = f"{status}: {message}\n"
+        self.transport.write(
+            f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: the process has its own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell."""
+        await super().startup(sockets)
+        self.up.set()
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, host: str, port: int, drain_s: float, ws_protocol: type | None = None) -> AsyncIterator[int]:
+    """Serve HTTP and WebSockets while the context is open.
+
+    Args:
+        port: 0 takes a free one.
+        drain_s: seconds that running requests have to end when the context closes; no new ones are taken then.
+        ws_protocol: uvicorn's, or a subclass; None refuses upgrades.
+
+    Yields:
+        The port.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        ws=ws_protocol if ws_protocol is not None else "none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ws_per_message_deflate=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, int(drain_s)),
+        backlog=BACKLOG,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="uvicorn")
+    up = asyncio.create_task(server.up.wait())
+    await asyncio.wait({task, up}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        up.cancel()
+        listener.close()
+        await task
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
