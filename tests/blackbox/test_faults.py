@@ -1,8 +1,10 @@
 """What was answered 200 is never lost: every process is killed in the middle of a store, and the suite is stopped and rebuilt."""
 
 import io
+import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pydicom
 import pytest
 
 from tests.support import instances
-from tests.support.dicomweb import AS_STORED, JSON, DicomWeb, items, value
+from tests.support.dicomweb import AS_STORED, JSON, DicomWeb, items, related, value
 from tests.support.suite import Suite
 from tests.support.worklist import STATE, Worklist, listening, new_ae_title
 
@@ -105,10 +107,8 @@ def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(own_s
 def test_a_store_that_breaks_off_leaves_nothing(own_suite: Starter, when: str) -> None:
     suite = own_suite()
     dicomweb, data_set = client_of(suite), instances.ct(64, 64)
-    body = (
-        b"--B\r\nContent-Type: application/dicom\r\n\r\n" + instances.encoded(data_set) + (b"" if when.startswith("while") else b"\r\n--B")
-    )
-    body = body[: len(body) // 2] if when.startswith("while") else body
+    body = related([instances.encoded(data_set)], "B")
+    body = body[: len(body) // 2] if when == "while the instance is sent" else body[:-5]
 
     def broken():  # type: ignore[no-untyped-def]
         yield body
@@ -132,21 +132,15 @@ def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_
     for data_set in others:
         syntax = instances.ENCAPSULATED["jpeg 2000"] if "NumberOfFrames" in data_set else instances.NATIVE["implicit"]
         dicomweb.store(instances.encoded(data_set, syntax))
-    changed = instances.ct(
-        StudyInstanceUID=study, SOPInstanceUID=data_sets[0].SOPInstanceUID, SeriesInstanceUID=data_sets[0].SeriesInstanceUID
-    )
+    first = data_sets[0]
+    changed = instances.ct(StudyInstanceUID=study, SeriesInstanceUID=first.SeriesInstanceUID, SOPInstanceUID=first.SOPInstanceUID)
     assert dicomweb.stow(instances.encoded(changed)).status_code == 409
     assert dicomweb.request("DELETE", instances.resource(data_sets[1])).status_code in (200, 204)
     uid = worklist.created()
 
     def answers() -> list[object]:
-        paths = [
-            "/studies?includefield=all",
-            f"/studies/{study}/series",
-            f"/studies/{study}/instances",
-            "/instances?limit=100",
-            f"/studies/{study}/metadata",
-        ]
+        paths = [f"/studies/{study}/{name}" for name in ("series", "instances", "metadata")]
+        paths += ["/studies?includefield=all", "/instances?limit=100"]
         paths += [f"{instances.resource(data_set)}/metadata" for data_set in others]
         found: list[object] = [dicomweb.get(path, JSON).json() for path in paths]
         found += [sorted(part.content for part in dicomweb.parts(f"/studies/{study}", AS_STORED))]
@@ -172,11 +166,11 @@ def test_verify_finds_one_flipped_byte(own_suite: Starter) -> None:
     data_sets = [instances.ct(), instances.ct()]
     dicomweb.store(*(instances.encoded(data_set) for data_set in data_sets))
     assert suite.run("verify", "--data", str(suite.data)).returncode == 0
-    pack = next(
-        path for path in sorted((suite.data / "objects").rglob("*")) if path.is_file() and data_sets[1].PixelData in path.read_bytes()
-    )
+    files_of_blob = [path for path in sorted((suite.data / "objects").rglob("*")) if path.is_file()]
+    pack = next(path for path in files_of_blob if data_sets[1].PixelData in path.read_bytes())
     content = bytearray(pack.read_bytes())
-    content[content.index(data_sets[1].PixelData, content.index(data_sets[1].SOPInstanceUID.encode())) + 1000] ^= 1
+    place = content.index(data_sets[1].PixelData, content.index(data_sets[1].SOPInstanceUID.encode()))
+    content[place + 1000] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
     found = suite.run("verify", "--data", str(suite.data), check=False)
@@ -220,15 +214,12 @@ def test_reads_go_on_while_nats_is_down_and_stores_say_503(own_suite: Starter) -
 def test_without_index_a_store_is_202_with_a_warning_and_nothing_is_lost(own_suite: Starter) -> None:
     suite = own_suite(GANTRY_STORE_OUTCOME_S="1")
     dicomweb, data_set = client_of(suite), instances.ct()
-    stop, continue_ = 19, 18
     pid = suite.pid("index")
-    import os
-
-    os.kill(pid, stop)
+    os.kill(pid, signal.SIGSTOP)
     try:
         response = dicomweb.stow(instances.encoded(data_set))
     finally:
-        os.kill(pid, continue_)
+        os.kill(pid, signal.SIGCONT)
     assert response.status_code == 202
     assert "warning" in response.headers
     assert [value(item, "00081155") for item in items(response.json(), "00081199")] == [data_set.SOPInstanceUID]

@@ -69,11 +69,10 @@ def test_stopping_ends_every_process_in_order_and_starting_again_uses_the_same_p
 
 def test_nobody_is_left_behind_when_the_supervisor_is_killed(own_suite: Starter) -> None:
     suite = own_suite()
-    children = [
-        process for pid in suite.pids().values() for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
-    ]
+    parts = [psutil.Process(pid) for pid in suite.pids().values()]
+    children = [process for part in parts for process in (part, *part.children(recursive=True))]
     os.kill(suite.pid("up"), signal.SIGKILL)
-    gone, alive = psutil.wait_procs(children, timeout=20)
+    _gone, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert suite.process is not None
     suite.process.wait(5)
@@ -115,15 +114,8 @@ def test_an_empty_archive_is_given_samples_and_the_printed_commands_work(tmp_pat
             commands = [line.strip().removeprefix("gantry ") for line in lines if line.startswith("  gantry ")]
             assert [line.split()[0] for line in commands] == ["store", "search", "metadata", "rendered"]
             for line in commands:
-                done = subprocess.run(
-                    f"{sys.executable} -m gantry_suite.main {line}",
-                    shell=True,
-                    capture_output=True,
-                    text=True,
-                    env=environment,
-                    cwd=tmp_path,
-                    check=False,
-                )
+                shell = f"{sys.executable} -m gantry_suite.main {line}"
+                done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
                 assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
                 assert done.stdout
             assert (tmp_path / "image.jpg").read_bytes()[:2] == b"\xff\xd8"

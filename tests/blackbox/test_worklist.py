@@ -263,6 +263,7 @@ def test_another_content_type_is_refused(worklist: Worklist) -> None:
     assert response.status_code == 415
 
 
+@pytest.mark.requirement("W-089")
 def test_a_code_item_without_meaning_or_scheme_is_refused(worklist: Worklist) -> None:
     bad = {"vr": "SQ", "Value": [{"00080100": {"vr": "SH", "Value": ["C1"]}}]}
     assert worklist.create(workitem(x00404018=bad))[1].status_code == 400
