@@ -12,7 +12,7 @@ from tests.support import instances
 from tests.support.dicomweb import JSON, OCTETS, DicomWeb, Object, parts_of, walk
 
 INLINE_VRS = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
-BULK_VRS = INLINE_VRS | set(["DS", "FL", "FD", "IS", "LT", "SL", "SS", "ST", "SV", "UC", "UL", "US", "UT", "UV"])
+BULK_VRS = INLINE_VRS | {"DS", "FL", "FD", "IS", "LT", "SL", "SS", "ST", "SV", "UC", "UL", "US", "UT", "UV"}
 
 
 def of_everything() -> Dataset:

@@ -44,6 +44,9 @@ def test_nothing_acceptable_is_406_and_the_body_says_what_there_is(dicomweb: Dic
         response = dicomweb.get(f"{path}/metadata", accept)
         assert response.status_code == 406
         assert JSON in response.text
+    assert (
+        dicomweb.get(f"{path}/frames/1/rendered", "image/jpeg;q=0, image/*").headers["content-type"].startswith(("image/png", "image/gif"))
+    )
     response = dicomweb.get(f"{path}/rendered", "application/zip")
     assert response.status_code == 406
     assert "image/jpeg" in response.text
