@@ -74,3 +74,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
 def main() -> None:
     """Run until told to stop."""
     sys.exit(run("gateway", GatewaySettings, open_gateway))
+
+
+if __name__ == "__main__":
+    main()
