@@ -13,7 +13,13 @@ from gantry_runtime.settings import describe
 from gantry_workflow.settings import WorkflowSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
-SERVICES = {"gateway": GatewaySettings, "blob": BlobSettings, "index": IndexSettings, "renderer": RendererSettings, "workflow": WorkflowSettings}
+SERVICES = {
+    "gateway": GatewaySettings,
+    "blob": BlobSettings,
+    "index": IndexSettings,
+    "renderer": RendererSettings,
+    "workflow": WorkflowSettings,
+}
 BEGIN, END = "<!-- settings: written by `make docs` -->", "<!-- end of settings -->"
 
 
@@ -25,7 +31,10 @@ def tables() -> str:
     lines: list[str] = []
     for title, rows in parts:
         lines += [f"### {title}", "", "| setting | default | what |", "|---|---|---|"]
-        lines += [f"| `{name}` | {f'`{default}`' if default not in ('', '()', 'None') else ''} | {doc.replace('|', chr(92) + '|')} |" for name, default, doc in rows]
+        lines += [
+            f"| `{name}` | {f'`{default}`' if default not in ('', '()', 'None') else ''} | {doc.replace('|', chr(92) + '|')} |"
+            for name, default, doc in rows
+        ]
         lines.append("")
     return "\n".join(lines)
 

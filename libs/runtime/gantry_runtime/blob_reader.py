@@ -1,10 +1,46 @@
-"""The port through which gateway and renderer read stored bytes."""
+"""The port through which gateway and renderer read stored bytes, and its two adapters.
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+`StreamedReader` asks blob over gRPC. `MappedReader` maps the files of a directory that it shares with blob.
+"""
+
+import asyncio
+import mmap
+import os
+import re
+import weakref
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gantry.blob.v1 import blob_pb2
+from gantry_runtime import rpc_errors
+from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 Ranges = Sequence[tuple[int, int]]
 """(offset, length) pairs in bytes."""
+
+STREAM_S = 3600.0
+"""Longest time that one read over gRPC may take; it goes at the pace of its consumer."""
+
+MESSAGE_S = 30.0
+"""Longest wait for the next message of such a read."""
+
+READY_BYTES = 8 << 20
+"""Most bytes that `MappedReader.ready` hands out at once: to look whether they are warm takes about 1 µs per PROBE_BYTES."""
+
+PROBE_BYTES = 64 << 10
+"""Distance of the bytes that are looked at to know whether a range is in the page cache (the kernel reads ahead 128 KiB)."""
+
+READ_AHEAD_BYTES = 4 << 20
+"""How much of a cold range is read ahead at once."""
+
+# A segment begins with a letter or digit: no "..", nothing hidden, so names of temporary files can never be keys.
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._~-]{0,199})*")
 
 
 class BlobReader(Protocol):
@@ -12,7 +48,8 @@ class BlobReader(Protocol):
 
     Ranges are read in the order given; the concatenation of what is yielded is the concatenation of the ranges. A piece has at
     most 1 MiB. Pieces are read-only and stay valid as long as they are held. An object that is not there raises
-    `errors.NotFound` before the first piece; a store that does not answer `errors.Unavailable`.
+    `errors.NotFound` before the first piece, a range that reaches beyond its end `errors.BadRequest`; a store that does not
+    answer `errors.Unavailable`.
     """
 
     def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
@@ -22,3 +59,168 @@ class BlobReader(Protocol):
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
         """Return the ranges at once, one or more views each at most 1 MiB, when nothing has to be waited for; else None."""
         ...
+
+
+def check_object_key(object_key: str) -> None:
+    """Refuse what is not a key: segments of letters, digits and `._~-` that begin with a letter or digit, separated by "/".
+
+    Raises:
+        errors.BadRequest: it is not a key, or longer than 800 characters.
+    """
+    if len(object_key) > 800 or not _KEY.fullmatch(object_key):
+        raise errors.BadRequest(f"object key {object_key[:100]!r}: expected segments of letters, digits and ._~- separated by /")
+
+
+def object_path(directory: Path, object_key: str) -> Path:
+    """Return the path of an object in the directory store; never outside of the directory.
+
+    Raises:
+        errors.BadRequest: it is not a key.
+    """
+    check_object_key(object_key)
+    return directory / object_key
+
+
+def coalesced(ranges: Ranges) -> list[tuple[int, int]]:
+    """Return the ranges in the same order, adjacent ones joined, empty ones left out."""
+    joined: list[tuple[int, int]] = []
+    for offset, length in ranges:
+        if length == 0:
+            continue
+        if joined and sum(joined[-1]) == offset:
+            joined[-1] = (joined[-1][0], joined[-1][1] + length)
+        else:
+            joined.append((offset, length))
+    return joined
+
+
+def check_ranges(object_key: str, size_bytes: int, ranges: Ranges) -> None:
+    """Refuse ranges that do not lie within the object.
+
+    Raises:
+        errors.BadRequest: a range reaches beyond the end.
+    """
+    for offset, length in ranges:
+        if offset < 0 or length < 0 or offset + length > size_bytes:
+            raise errors.BadRequest(f"{object_key} has {size_bytes} bytes: range {offset}+{length} is not within it")
+
+
+def cut(ranges: Ranges, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+    """Yield the ranges cut into pieces of at most `most_bytes`."""
+    for offset, length in ranges:
+        for begin in range(0, length, most_bytes):
+            yield offset + begin, min(most_bytes, length - begin)
+
+
+class StreamedReader:
+    """Reads from blob over gRPC, in messages of at most 1 MiB."""
+
+    def __init__(self, stub: "BlobServiceAsyncStub") -> None:
+        self._stub = stub
+
+    def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
+        """Return None: a call has to be waited for."""
+        return None
+
+    async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
+        """Yield the bytes of the ranges, one piece per message."""
+        wanted = coalesced(ranges)
+        if not wanted:
+            return
+        request = blob_pb2.ReadRequest(object=object_key, ranges=[blob_pb2.Range(offset=o, length=n) for o, n in wanted])
+        with rpc_errors.translated("blob"):
+            call = self._stub.Read(request, timeout=STREAM_S)
+            try:
+                while True:
+                    try:
+                        message = await asyncio.wait_for(call.read(), MESSAGE_S)
+                    except TimeoutError as error:
+                        raise errors.Unavailable("blob does not answer") from error
+                    if not isinstance(message, blob_pb2.ReadResponse):  # grpc.aio.EOF
+                        break
+                    yield message.data
+            finally:
+                call.cancel()
+
+
+class _Mapping:
+    """One object of the directory, mapped read-only. What was handed out keeps the map alive; nothing is ever closed by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
+        # An empty file cannot be mapped.
+        self.view = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) if self.size else b"")
+
+    def is_warm(self, offset: int, length: int) -> bool:
+        """Whether the range is in the page cache, as far as one byte in PROBE_BYTES tells."""
+        probe = [bytearray(1)]
+        last = offset + length - 1
+        try:
+            return all(os.preadv(self._fd, probe, at, os.RWF_NOWAIT) == 1 for at in (*range(offset, last, PROBE_BYTES), last))
+        except OSError:  # BlockingIOError: cold; EOPNOTSUPP: this file system cannot tell.
+            return False
+
+    def warm(self, offset: int, length: int) -> None:
+        """Read the range into the page cache. Blocks, without the interpreter lock (touching pages of the map would hold it)."""
+        scratch = [bytearray(min(length, CHUNK_BYTES))]
+        end = offset + length
+        while offset < end and (count := os.preadv(self._fd, scratch, offset)):
+            offset += count
+
+
+class MappedReader:
+    """Reads objects of the directory store by mapping them: no copy, no hop. To be used from one event loop.
+
+    Args:
+        directory: of the objects, shared with blob.
+        stub: of blob, asked for what is not in the directory.
+        most_maps: objects kept mapped, two file descriptors each; the least recently used one goes.
+    """
+
+    def __init__(self, directory: Path, stub: "BlobServiceAsyncStub", most_maps: int = 256) -> None:
+        self._directory = directory
+        self._streamed = StreamedReader(stub)
+        self._most_maps = most_maps
+        self._maps: OrderedDict[str, _Mapping] = OrderedDict()
+
+    def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
+        """Return views of the map when all ranges are in the page cache and not too long; else None."""
+        mapping = self._mapping(object_key)
+        wanted = coalesced(ranges)
+        if mapping is None or sum(length for _, length in wanted) > READY_BYTES:
+            return None
+        for offset, length in wanted:
+            if offset < 0 or offset + length > mapping.size or not mapping.is_warm(offset, length):
+                return None
+        return [mapping.view[offset : offset + length] for offset, length in cut(wanted)]
+
+    async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
+        """Yield views of the map; cold ranges are read ahead in a thread."""
+        mapping = self._mapping(object_key)
+        if mapping is None:
+            async for piece in self._streamed.read(object_key, ranges):
+                yield piece
+            return
+        check_ranges(object_key, mapping.size, ranges)
+        for ahead_offset, ahead_length in cut(coalesced(ranges), READ_AHEAD_BYTES):
+            for offset, length in cut([(ahead_offset, ahead_length)]):
+                if not mapping.is_warm(offset, length):
+                    await asyncio.to_thread(mapping.warm, offset, ahead_offset + ahead_length - offset)
+                yield mapping.view[offset : offset + length]
+
+    def _mapping(self, object_key: str) -> _Mapping | None:
+        if mapping := self._maps.get(object_key):
+            self._maps.move_to_end(object_key)
+            return mapping
+        try:
+            mapping = _Mapping(object_path(self._directory, object_key))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise errors.Unavailable(f"{object_key} cannot be mapped: {error.strerror}") from error
+        self._maps[object_key] = mapping
+        if len(self._maps) > self._most_maps:
+            self._maps.popitem(last=False)
+        return mapping

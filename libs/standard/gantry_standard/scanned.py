@@ -110,6 +110,8 @@ class ScannedInstance:
         wire_transfer_syntax_uid: of `wire`, `frames` and `bulk`.
         wire: the PS3.10 file as it leaves, in order; preamble of zeros.
         pixel_element: the whole pixel element of the wire form, header and delimiter included; None without pixel data.
+        pixel_element_header: where the header could not be put next to the value (Implicit VR: header in RENDITION, value in ORIGINAL);
+            `pixel_element` is then the value alone, and the header comes directly before it in `wire`. Else None.
         warning_reasons: (0008,1196), such as 0xB007.
     """
 
@@ -126,6 +128,7 @@ class ScannedInstance:
     wire_transfer_syntax_uid: str
     wire: tuple[Span, ...]
     pixel_element: Span | None = None
+    pixel_element_header: Span | None = None
     frames: FrameTable | None = None
     bulk: tuple[BulkElement, ...] = ()
     pixel: PixelDescription = field(default_factory=PixelDescription)

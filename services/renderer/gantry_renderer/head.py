@@ -1,0 +1,134 @@
+"""The head of a PS3.10 file, patched: elements replaced, added or taken out; every other byte stays as it was.
+
+The head is everything before the pixel element, in Explicit VR Little Endian.
+
+Source: PS3.5 §7.1, §7.5; PS3.10 §7.1.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from gantry_standard import errors
+
+PREAMBLE_BYTES = 132
+_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_TRANSFER_SYNTAX_UID = 0x00020010
+_FILE_META_GROUP_LENGTH = 0x00020000
+_ICON_IMAGE_SEQUENCE = 0x00880200
+_ENCAPSULATED_ICON = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
+
+# Extended Offset Table, its lengths, and the total: they describe the fragments that are replaced
+_OFFSET_TABLES = frozenset((0x7FE00001, 0x7FE00002, 0x7FE00003))
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    tag: int
+    begin: int
+    end: int
+
+
+def element(tag: int, vr: str, value: bytes) -> bytes:
+    """Return one element in Explicit VR Little Endian; the value is padded to an even length."""
+    pad = b"\0" if vr in ("UI", "OB", "UN") else b" "
+    value += pad * (len(value) % 2)
+    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr.encode()
+    if vr.encode() in _LONG:
+        return head + struct.pack("<HI", 0, len(value)) + value
+    return head + struct.pack("<H", len(value)) + value
+
+
+def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes]) -> bytes:
+    """Return a head for pixel data in another transfer syntax.
+
+    Args:
+        head: preamble, DICM, group 2 and the data set up to the pixel element.
+        changes: whole elements by tag, of group 0028; they replace what is there or are put in their place.
+
+    Raises:
+        CorruptInstance: it is not a head in Explicit VR Little Endian.
+    """
+    if head[128:PREAMBLE_BYTES] != b"DICM":
+        raise errors.CorruptInstance("the file's head has no DICM after its preamble")
+    elements = list(_elements(head, PREAMBLE_BYTES))
+    meta_end = next((found.begin for found in elements if found.tag >> 16 != 2), len(head))
+    meta = b"".join(
+        head[found.begin : found.end]
+        for found in elements
+        if found.begin < meta_end and found.tag not in (_FILE_META_GROUP_LENGTH, _TRANSFER_SYNTAX_UID)
+    )
+    meta = _with(meta, {_TRANSFER_SYNTAX_UID: element(_TRANSFER_SYNTAX_UID, "UI", transfer_syntax_uid.encode())})
+    group_length = element(_FILE_META_GROUP_LENGTH, "UL", struct.pack("<I", len(meta)))
+    return head[:PREAMBLE_BYTES] + group_length + meta + _with(head[meta_end:], changes)
+
+
+def _with(data: bytes, changes: Mapping[int, bytes]) -> bytes:
+    """Return elements with changes in their places, without what would not be true any more."""
+    pieces: list[bytes] = []
+    waiting = sorted(changes.items())
+    for found in _elements(data, 0):
+        while waiting and waiting[0][0] < found.tag:
+            pieces.append(waiting.pop(0)[1])
+        if waiting and waiting[0][0] == found.tag:
+            pieces.append(waiting.pop(0)[1])
+        elif not _is_outdated(found, data):
+            pieces.append(data[found.begin : found.end])
+    return b"".join([*pieces, *(change for _, change in waiting)])
+
+
+def _is_outdated(found: _Element, data: bytes) -> bool:
+    if found.tag in _OFFSET_TABLES or found.tag == 0x00280000:
+        return True
+    # An icon in the transfer syntax of the pixel data cannot stay; icons are optional
+    return found.tag == _ICON_IMAGE_SEQUENCE and data.find(_ENCAPSULATED_ICON, found.begin, found.end) >= 0
+
+
+def _elements(data: bytes, position: int) -> Iterator[_Element]:
+    """Walk the elements of one level."""
+    while position < len(data):
+        tag, value, length = _element_head(data, position, is_implicit=False)
+        end = _skip_undefined(data, value, _is_un(data, position)) if length == _UNDEFINED else value + length
+        if end > len(data):
+            raise errors.CorruptInstance(f"element {tag:08X} reaches past the end of the head")
+        yield _Element(tag, position, end)
+        position = end
+
+
+def _is_un(data: bytes, position: int) -> bool:
+    """Whether a value of undefined length is UN: it then holds items in Implicit VR (PS3.5 §6.2.2 note 4)."""
+    return data[position + 4 : position + 6] == b"UN"
+
+
+def _element_head(data: bytes, position: int, is_implicit: bool) -> tuple[int, int, int]:
+    """Return tag, position of the value and its length."""
+    if position + 8 > len(data):
+        raise errors.CorruptInstance("the head ends in the middle of an element")
+    group, number = struct.unpack_from("<HH", data, position)
+    if is_implicit or group == 0xFFFE:
+        return group << 16 | number, position + 8, struct.unpack_from("<I", data, position + 4)[0]
+    if data[position + 4 : position + 6] in _LONG:
+        if position + 12 > len(data):
+            raise errors.CorruptInstance("the head ends in the middle of an element")
+        return group << 16 | number, position + 12, struct.unpack_from("<I", data, position + 8)[0]
+    return group << 16 | number, position + 8, struct.unpack_from("<H", data, position + 6)[0]
+
+
+def _skip_undefined(data: bytes, position: int, is_implicit: bool) -> int:
+    """Return the end of a value of undefined length; nesting is counted, not recursed into."""
+    levels = [(_SEQUENCE_END, is_implicit)]
+    while levels:
+        end_tag, is_implicit = levels[-1]
+        tag, value, length = _element_head(data, position, is_implicit)
+        if tag == end_tag:
+            levels.pop()
+            position = value
+        elif length == _UNDEFINED:
+            is_item = tag == _ITEM
+            levels.append((_ITEM_END if is_item else _SEQUENCE_END, is_implicit or (not is_item and _is_un(data, position))))
+            position = value
+        else:
+            position = value + length
+    return position

@@ -1,0 +1,107 @@
+"""One stored instance as the renderer works on it: its frames and attributes, read through the port."""
+
+import asyncio
+from collections.abc import Sequence
+
+from gantry.blob.v1 import blob_pb2
+from gantry.renderer.v1 import renderer_pb2
+from gantry_renderer import attributes, frames
+from gantry_renderer.attributes import RenderAttributes
+from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.pool import Pool
+from gantry_runtime.blob_reader import BlobReader
+from gantry_standard import errors
+from gantry_standard.scanned import PixelDescription
+
+Key = tuple[str, int, int]
+
+ATTRIBUTES_ROOM_BYTES = 32 << 20
+SMALL_JSON_BYTES = 64 << 10
+"""DICOM JSON up to this size is read in 0.3 ms; larger ones are read in a worker."""
+
+
+class Instance:
+    """What a request's `Source` says, with numbers that are checked."""
+
+    def __init__(self, source: renderer_pb2.Source) -> None:
+        if not source.stored.HasField("location"):
+            raise errors.BadRequest("the source has no location")
+        self.stored: blob_pb2.StoredInstance = source.stored
+        self.object_key: str = source.stored.location.object
+        self.description: PixelDescription = frames.describe(source.stored)
+        self.transfer_syntax_uid: str = source.stored.layout.wire_transfer_syntax_uid
+        self.key: Key = (self.object_key, source.stored.location.offset, source.version)
+
+    @property
+    def name(self) -> str:
+        """SOP Instance UID, for messages."""
+        uid: str = self.stored.sop_instance_uid
+        return uid
+
+    @property
+    def number_of_frames(self) -> int:
+        """Number of frames; 0 without pixel data."""
+        return frames.number_of_frames(self.stored)
+
+
+async def read(reader: BlobReader, object_key: str, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """Return ranges of an object, one after another."""
+    ready = reader.ready(object_key, ranges)
+    if ready is not None:
+        return b"".join(ready)
+    return b"".join([piece async for piece in reader.read(object_key, ranges)])
+
+
+async def read_frame(reader: BlobReader, instance: Instance, frame_number: int) -> bytes:
+    """Return the bare bit stream of a frame, or its native values from bit 0 on."""
+    place = frames.locate(instance.stored, frame_number)
+    data = await read(reader, instance.object_key, place.ranges)
+    if place.bits % 8 == 0 and place.bit_offset == 0:
+        return data
+    return await asyncio.to_thread(place.aligned, data)
+
+
+class AttributesReader:
+    """Reads what rendering needs from the DICOM JSON of an instance, once per version."""
+
+    def __init__(self, reader: BlobReader, pool: Pool) -> None:
+        self._reader = reader
+        self._pool = pool
+        self._cache = ByteBoundedCache[RenderAttributes](ATTRIBUTES_ROOM_BYTES, lambda value: value.size_bytes)
+        self._flights = Flights()
+
+    async def read(self, instance: Instance) -> RenderAttributes:
+        """Return the attributes of all frames.
+
+        Raises:
+            BadRequest: the source came without DICOM JSON.
+        """
+        cached = self._cache.get(instance.key)
+        if cached is not None:
+            return cached
+        return await self._flights.share(instance.key, lambda: self._read(instance))
+
+    async def _read(self, instance: Instance) -> RenderAttributes:
+        dicom_json = await self._json(instance)
+        if len(dicom_json) <= SMALL_JSON_BYTES:
+            found = attributes.read_attributes(dicom_json)
+        else:
+            found = await self._pool.run("attributes", dicom_json)
+        if paths := found.bulk_paths():
+            found = found.with_bulk(await self._bulk(instance, paths))
+        self._cache.put(instance.key, found)
+        return found
+
+    async def _json(self, instance: Instance) -> bytes:
+        stored = instance.stored
+        if stored.dicom_json:
+            return bytes(stored.dicom_json)
+        if not stored.HasField("dicom_json_location"):
+            raise errors.BadRequest(f"the source of {instance.name} has neither dicom_json nor dicom_json_location")
+        place = stored.dicom_json_location
+        return await read(self._reader, place.object, [(place.offset, place.length)])
+
+    async def _bulk(self, instance: Instance, paths: Sequence[str]) -> dict[str, bytes]:
+        wanted = set(paths)
+        ranges = {bulk.path: (bulk.value.offset, bulk.value.length) for bulk in instance.stored.layout.bulk if bulk.path in wanted}
+        return {path: await read(self._reader, instance.object_key, [place]) for path, place in ranges.items()}

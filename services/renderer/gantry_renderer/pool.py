@@ -1,0 +1,284 @@
+"""A pool of processes that decode, and whose death harms nobody else.
+
+Each worker is a process of its own with a socket (`worker.py`) and a thread that waits for it, so the event loop neither decodes
+nor blocks. A worker that dies is replaced; its job is tried once more on another, then refused: the frame kills decoders.
+A job that takes too long loses its worker and is not tried again.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from gantry_runtime import telemetry
+from gantry_standard import errors
+
+log = logging.getLogger(__name__)
+
+RESTART_PAUSE_S = 1.0
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+class WorkerDied(Exception):
+    """The process ended in the middle of a job."""
+
+
+class Worker:
+    """One process. All methods block, but `kill` and `is_alive`; one thread uses it at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 before the start."""
+        return self._process.pid if self._process else 0
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process and wait until it is warm.
+
+        Raises:
+            WorkerDied: it ended before that.
+        """
+        self.close()
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "gantry_renderer.worker", str(theirs.fileno())]
+        with theirs, self._lock:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **_ONE_THREAD})
+        self._connection = Connection(ours.detach())
+        self._receive()
+
+    def call(self, job: str, arguments: tuple[Any, ...]) -> Any:
+        """Do one job.
+
+        Raises:
+            WorkerDied: the process ended first.
+            GantryError: what the job raised.
+        """
+        if self._connection is None:
+            raise WorkerDied
+        try:
+            self._connection.send((job, arguments))
+        except OSError as error:
+            raise WorkerDied from error
+        is_result, value = self._receive()
+        if is_result:
+            return value
+        if isinstance(value, errors.GantryError):
+            raise value
+        raise RuntimeError(f"{job} failed in the worker:\n{value}")
+
+    def _receive(self) -> Any:
+        if self._connection is None:
+            raise WorkerDied
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerDied from error
+
+    def kill(self) -> None:
+        """End the process now; a `call` in another thread then raises WorkerDied."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def close(self) -> None:
+        """End the process and forget it."""
+        if self._process is not None:
+            self.kill()
+            self._process.wait()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+
+class Admission:
+    """Bounds how many requests are inside at once."""
+
+    def __init__(self, limit: int, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self.inside = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Be inside while the context is open.
+
+        Raises:
+            Overloaded: there is no room.
+        """
+        if self.inside >= self._limit:
+            raise errors.Overloaded(f"the renderer has {self.inside} {self._what} in hand, which is its limit", retry_after_s=1)
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+
+class Pool:
+    """Runs jobs in `size` processes, first come first served."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size = size
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(size, "worker")
+        self._workers = [Worker() for _ in range(size)]
+        self._idle: list[Worker] = []
+        self._waiting: deque[asyncio.Future[Worker]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that are alive."""
+        return sum(worker.is_alive() for worker in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._workers]
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.gather(*(loop.run_in_executor(self._threads, worker.start) for worker in self._workers))
+        except WorkerDied as error:
+            raise RuntimeError("a worker process ended before it was ready; its error output says why") from error
+        self._idle = list(self._workers)
+
+    async def _stop(self) -> None:
+        self._closed = True
+        for waiting in self._waiting:
+            waiting.cancel()
+        for worker in self._workers:
+            worker.kill()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        for worker in self._workers:
+            worker.close()
+
+    async def run(self, job: str, *arguments: Any) -> Any:
+        """Run one of `worker.JOBS` and return its result.
+
+        Cancelling takes a waiting job out of the queue; a running one ends by itself and its result is dropped.
+
+        Raises:
+            NotAcceptable: the job killed two workers.
+            Unavailable: it took longer than the time limit.
+            GantryError: what the job raised.
+        """
+        begin = time.perf_counter()
+        try:
+            try:
+                return await self._try(job, arguments)
+            except WorkerDied:
+                log.warning("worker died, trying once more", extra={"job": job})
+                return await self._try(job, arguments)
+        except WorkerDied:
+            log.error("job killed two workers", extra={"job": job})
+            raise errors.NotAcceptable("the frame cannot be decoded: it ended the decoder twice; it is available as stored") from None
+        finally:
+            telemetry.RENDER_SECONDS.labels(job).observe(time.perf_counter() - begin)
+
+    async def _try(self, job: str, arguments: tuple[Any, ...]) -> Any:
+        worker = await self._take()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, worker.call, job, arguments)
+        # The worker comes back when its job has ended, whoever still waits for it by then
+        done.add_done_callback(lambda future: self._give_back(worker, future))
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), self._timeout_s)
+        except TimeoutError:
+            log.error("job took too long, its worker is replaced", extra={"job": job, "timeout_s": self._timeout_s})
+            worker.kill()
+            raise errors.Unavailable(f"the frame took longer than {self._timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            if not done.done():
+                self._end_if_late(worker, done)
+            raise
+
+    def _end_if_late(self, worker: Worker, done: "asyncio.Future[Any]") -> None:
+        handle = asyncio.get_running_loop().call_later(self._timeout_s, worker.kill)
+        done.add_done_callback(lambda _: handle.cancel())
+
+    async def _take(self) -> Worker:
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.is_alive():
+                return worker
+            self._own(self._restart(worker))
+        waiting: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        telemetry.RENDER_QUEUE.set(len(self._waiting))
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():
+                self._offer(waiting.result())
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waiting)
+            telemetry.RENDER_QUEUE.set(len(self._waiting))
+
+    def _give_back(self, worker: Worker, done: "asyncio.Future[Any]") -> None:
+        if self._closed:
+            return
+        if done.cancelled() or isinstance(done.exception(), WorkerDied) or not worker.is_alive():
+            self._own(self._restart(worker))
+        else:
+            self._offer(worker)
+
+    def _offer(self, worker: Worker) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(worker)
+                return
+        self._idle.append(worker)
+
+    async def _restart(self, worker: Worker) -> None:
+        while not self._closed:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._threads, worker.start)
+            except (WorkerDied, OSError) as error:
+                log.error("worker does not start", extra={"error": repr(error)})
+                await asyncio.sleep(RESTART_PAUSE_S)
+            else:
+                log.info("worker replaced", extra={"pid": worker.pid})
+                self._offer(worker)
+                return
+
+    def _own(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def opened(size: int, timeout_s: float) -> AsyncIterator[Pool]:
+    """Open a pool whose workers are warm; `size` 0 takes one worker per core."""
+    pool = Pool(size or os.cpu_count() or 1, timeout_s)
+    try:
+        await pool._start()
+        yield pool
+    finally:
+        await pool._stop()

@@ -1,0 +1,54 @@
+"""Render: one frame as an image in a rendered media type (PS3.18 §10.4.1.1.3)."""
+
+from gantry_renderer import codecs
+from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.instances import AttributesReader, Instance, read_frame
+from gantry_renderer.pool import Admission, Pool
+from gantry_renderer.render import Presentation
+from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.rpc import OPTIONS
+from gantry_standard import errors
+
+MAX_IMAGE_BYTES = int(dict(OPTIONS)["grpc.max_send_message_length"]) - 4096
+"""One message carries the image."""
+
+
+class Rendering:
+    """Renders frames; identical requests in flight are one job, and results are kept."""
+
+    def __init__(self, reader: BlobReader, pool: Pool, admission: Admission, cache: ByteBoundedCache[bytes]) -> None:
+        self._reader = reader
+        self._pool = pool
+        self._admission = admission
+        self._cache = cache
+        self._attributes = AttributesReader(reader, pool)
+        self._flights = Flights()
+
+    async def render(self, instance: Instance, frame_number: int, presentation: Presentation) -> bytes:
+        """Return the image.
+
+        Raises:
+            NotFound: the instance has fewer frames.
+            NotAcceptable: it has no pixel data, or none that can be decoded or shown.
+            BadRequest: the source region lies outside the frame.
+            PayloadTooLarge: the image does not fit into a message.
+            Overloaded: too many requests are in hand.
+        """
+        key = ("render", instance.key, frame_number, presentation)
+        image = self._cache.get(key)
+        if image is None:
+            image = await self._flights.share(key, lambda: self._render(instance, frame_number, presentation))
+            self._cache.put(key, image)
+        if len(image) > MAX_IMAGE_BYTES:
+            raise errors.PayloadTooLarge(f"the image has {len(image)} bytes; {MAX_IMAGE_BYTES} are possible, a viewport makes it smaller")
+        return image
+
+    async def _render(self, instance: Instance, frame_number: int, presentation: Presentation) -> bytes:
+        with self._admission():
+            data = await read_frame(self._reader, instance, frame_number)
+            codecs.require_decodable(instance.transfer_syntax_uid, instance.description)
+            attributes = await self._attributes.read(instance)
+            image: bytes = await self._pool.run(
+                "render", instance.transfer_syntax_uid, data, instance.description, attributes.frame(frame_number), presentation
+            )
+            return image

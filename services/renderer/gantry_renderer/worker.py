@@ -1,0 +1,71 @@
+"""One process of the pool: takes jobs from a socket, one after another, and answers each.
+
+`python -m gantry_renderer.worker FD`. It imports what decodes and nothing that serves; it is warm before it says so, and ends
+when the socket does. Anything may kill it: a bit stream that breaks a decoder takes this process and nothing else.
+"""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from gantry_renderer import codecs, head, images
+from gantry_renderer.attributes import FrameAttributes, Window, read_attributes
+from gantry_renderer.render import Presentation, draw, render
+from gantry_standard import errors
+from gantry_standard.scanned import PixelDescription
+
+
+def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:
+    """Return one frame in another transfer syntax."""
+    samples = codecs.decode(transfer_syntax_uid, data, description)
+    return codecs.encode(target_uid, samples, codecs.decoded_description(transfer_syntax_uid, description))
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "render": render,
+    "transcode": transcode,
+    "attributes": read_attributes,
+    "patch_head": head.patch,
+}
+
+
+def _warm() -> None:
+    codecs.warm()
+    images.warm()
+    description = PixelDescription(8, 8, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")
+    frame = np.arange(64, dtype="<u2").tobytes()
+    draw(codecs.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Window(32, 64), None)
+    render(codecs.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
+
+
+def serve(connection: Connection) -> None:
+    """Do jobs until the other end closes."""
+    _warm()
+    connection.send(None)
+    # The other end closes when the renderer ends, in whatever way
+    with suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        while True:
+            job, arguments = connection.recv()
+            connection.send(_answer(job, arguments))
+
+
+def _answer(job: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Return True and the result, or False and the error: one of ours, or a traceback for the log."""
+    try:
+        return True, JOBS[job](*arguments)
+    except errors.GantryError as error:
+        return False, type(error)(error.message)
+    except Exception:
+        return False, traceback.format_exc()
+
+
+if __name__ == "__main__":
+    # Ctrl-C goes to every process of the terminal; the renderer decides when its workers end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,69 @@
+"""Fixtures of the black-box tests: one suite per set of stores, for all tests that leave it running."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.dicomweb import DicomWeb
+from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
+
+_marked = [pytest.param(name, marks=pytest.mark.distributed) if name == "distributed" else name for name in STORE_SETS]
+
+
+def _settings(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    if store_set == "one-machine":
+        return one_machine()
+    missing = [name for name in ("GANTRY_TEST_S3_ENDPOINT", "GANTRY_TEST_ELASTICSEARCH_URL") if not os.environ.get(name)]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true and no real server: {', '.join(missing)} not set")
+    return distributed(request.getfixturevalue("s3_settings"), request.getfixturevalue("elasticsearch_url"))
+
+
+@pytest.fixture(scope="session", params=_marked)
+def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A suite on each set of stores. A test that stops or kills a part of it has it running again at its end."""
+    settings = _settings(request.param, request)
+    running = Suite(tmp_path_factory.mktemp(request.param), settings)
+    running.start()
+    yield running
+    assert running.stop() == 0, running.output()
+    _forget(settings)
+
+
+def _forget(settings: dict[str, str]) -> None:
+    """Remove the indices that a suite has made in Elasticsearch."""
+    if url := settings.get("GANTRY_ELASTICSEARCH_URL"):
+        with suppress(httpx.HTTPError), httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+            names = http.get("/_cat/indices", params={"h": "index", "format": "json"}).json()
+            for row in names:
+                if row["index"].startswith(settings["GANTRY_ELASTICSEARCH_PREFIX"]):
+                    http.delete(f"/{row['index']}")
+
+
+@pytest.fixture(params=["one-machine"])
+def own_suite(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Suite]]:
+    """Start suites of the test's own, with more settings where given; they are stopped at its end."""
+    started: list[Suite] = []
+
+    def start(**settings: str) -> Suite:
+        running = Suite(tmp_path / f"suite{len(started)}", {**one_machine(), **settings})
+        started.append(running)
+        running.start()
+        return running
+
+    yield start
+    for running in started:
+        if running.process is not None:
+            running.stop()
+
+
+@pytest.fixture
+def dicomweb(suite: Suite) -> Iterator[DicomWeb]:
+    """A client of the suite."""
+    client = DicomWeb(suite.url, suite.origin)
+    yield client
+    client.http.close()

@@ -1,0 +1,238 @@
+"""What holds for every resource: HTTP itself, URLs behind proxies, CORS, health, and errors that can be read."""
+
+import json
+import socket
+
+import pytest
+
+from tests.support import instances
+from tests.support.dicomweb import DICOM, JSON, OCTETS, DicomWeb, items, value, walk
+from tests.support.suite import Suite
+
+
+def raw(suite: Suite, request: bytes) -> bytes:
+    """Send bytes and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", suite.port), 10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+@pytest.mark.requirement("A-001", "A-003")
+@pytest.mark.parametrize(
+    "target", [b"/dicom-web/studies", b"/nonsense", b"/dicom-web/studies?%%%&&&=", b"/dicom-web/%00%ff", b"/dicom-web//studies//", b"*"]
+)
+def test_every_request_gets_an_answer_with_a_status(suite: Suite, target: bytes) -> None:
+    answer = raw(suite, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n\r\n")
+    version, status = answer.split(b" ", 2)[:2]
+    assert version == b"HTTP/1.1"
+    assert 200 <= int(status) < 500
+
+
+def test_what_is_no_http_gets_400(suite: Suite) -> None:
+    assert raw(suite, b"this is no request\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.requirement("A-052")
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/studies/1.2.3", {"GET", "HEAD", "POST", "DELETE", "OPTIONS"}),
+        ("PATCH", "/studies", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("DELETE", "/workitems/1.2.3", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("POST", "/studies/1.2.3/metadata", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_a_method_that_a_resource_does_not_have_is_405_with_those_that_it_has(
+    dicomweb: DicomWeb, method: str, path: str, allowed: set[str]
+) -> None:
+    response = dicomweb.request(method, path)
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == allowed
+    assert method in response.text
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/studies/1.2.3/nothing", "/studies/1.2.3/series/4/instances/5/frames", "/workitems/1/2/3"])
+def test_a_path_that_is_no_resource_is_404_and_says_where_the_root_is(dicomweb: DicomWeb, path: str) -> None:
+    response = dicomweb.get(path)
+    assert response.status_code == 404
+    assert "/dicom-web" in response.text
+
+
+def test_a_transaction_that_is_not_offered_is_501_and_says_so(dicomweb: DicomWeb) -> None:
+    response = dicomweb.get("/color-palettes", JSON)
+    assert response.status_code == 501
+    assert "not offered" in response.json()["message"]
+
+
+@pytest.mark.requirement("A-057")
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/studies?limit=x", 400),
+        ("/studies/1.2.3.4.5", 404),
+        ("/nothing", 404),
+        ("/inventories", 501),
+        ("/studies/1..2/metadata", 0),
+        ("/studies/../../etc", 0),
+    ],
+)
+def test_errors_are_explained_and_show_no_stack_trace(dicomweb: DicomWeb, path: str, status: int) -> None:
+    response = dicomweb.get(path)
+    assert response.status_code == status or (status == 0 and 400 <= response.status_code < 500)
+    assert len(response.text) > 30
+    assert "Traceback" not in response.text
+    assert ".py" not in response.text
+
+
+@pytest.mark.requirement("A-059")
+def test_head_is_get_without_the_body(dicomweb: DicomWeb) -> None:
+    data_set = instances.ct()
+    dicomweb.store(instances.encoded(data_set))
+    path = instances.resource(data_set)
+    for target, accept in (
+        (f"{path}/metadata", JSON),
+        (path, DICOM),
+        (f"{path}/frames/1", OCTETS),
+        (f"{path}/rendered", "image/png"),
+        ("/studies?limit=1", JSON),
+    ):
+        got, head = (
+            dicomweb.get(target, accept, headers={"Accept-Encoding": "identity"}),
+            dicomweb.request("HEAD", target, accept, {"Accept-Encoding": "identity"}),
+        )
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].split(";")[0] == got.headers["content-type"].split(";")[0]
+        if "content-length" in head.headers and "content-length" in got.headers:
+            assert head.headers["content-length"] == got.headers["content-length"]
+    assert dicomweb.request("HEAD", "/nothing").content == b""
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ({"Forwarded": "for=1.2.3.4;proto=https;host=pacs.example.org"}, "https://pacs.example.org"),
+        ({"Forwarded": 'host="pacs.example.org:8443";proto=https, for=10.0.0.1'}, "https://pacs.example.org:8443"),
+        ({"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pacs.example.org"}, "https://pacs.example.org"),
+        ({"X-Forwarded-Host": "pacs.example.org", "X-Forwarded-Prefix": "/hospital"}, "http://pacs.example.org/hospital"),
+        ({"Host": "other.example.org:99"}, "http://other.example.org:99"),
+    ],
+    ids=["Forwarded", "Forwarded, quoted", "X-Forwarded", "X-Forwarded-Prefix", "Host"],
+)
+def test_urls_are_those_that_the_client_behind_the_proxy_sees(dicomweb: DicomWeb, headers: dict[str, str], origin: str) -> None:
+    data_set = instances.with_bulk()
+    boundary_answer = dicomweb.stow(instances.encoded(data_set))
+    assert boundary_answer.status_code == 200
+    path, base = instances.resource(data_set), f"{origin}/dicom-web"
+    row = dicomweb.get(f"/studies?StudyInstanceUID={data_set.StudyInstanceUID}", JSON, headers).json()[0]
+    assert value(row, "00081190") == base + instances.study_resource(data_set)
+    (found,) = dicomweb.get(f"{path}/metadata", JSON, headers).json()
+    uris = [element["BulkDataURI"] for _, element in walk(found) if "BulkDataURI" in element]
+    assert len(uris) == 3
+    assert all(uri.startswith(f"{base}{path}/bulkdata/") for uri in uris)
+    assert f"Content-Location: {base}{path}\r\n".encode() in dicomweb.get(path, DICOM, headers).content
+    uid = instances.new_uid()
+    channel = dicomweb.request("POST", "/workitems/1.2.840.10008.5.1.4.34.5/subscribers/PROXY" + uid[-6:], JSON, headers)
+    assert channel.headers["content-location"].startswith(base.replace("http", "ws", 1))
+
+
+def test_the_answer_of_a_store_has_the_urls_of_the_proxy(dicomweb: DicomWeb) -> None:
+    data_set = instances.ct()
+    response = dicomweb.request(
+        "POST",
+        "/studies",
+        JSON,
+        {"Content-Type": "application/dicom", "Forwarded": "proto=https;host=pacs.example.org"},
+        content=instances.encoded(data_set),
+    )
+    (item,) = items(response.json(), "00081199")
+    assert value(item, "00081190") == f"https://pacs.example.org/dicom-web{instances.resource(data_set)}"
+    assert response.headers["location"] == f"https://pacs.example.org/dicom-web{instances.study_resource(data_set)}"
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "http://127.0.0.1:8042", "https://localhost"])
+def test_pages_of_local_origins_may_read_answers_and_errors(dicomweb: DicomWeb, origin: str) -> None:
+    for path in ("/studies?limit=1", "/studies?limit=x", "/nothing"):
+        response = dicomweb.get(path, JSON, {"Origin": origin})
+        assert response.headers["access-control-allow-origin"] == origin
+        for name in ("Content-Range", "Content-Length", "ETag", "Content-Location", "Warning"):
+            assert name in response.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example.org", "null", "http://localhost.evil.org"])
+def test_pages_of_other_origins_may_not(dicomweb: DicomWeb, origin: str) -> None:
+    response = dicomweb.get("/studies?limit=1", JSON, {"Origin": origin})
+    assert "access-control-allow-origin" not in response.headers
+    preflight = dicomweb.request("OPTIONS", "/studies", "*/*", {"Origin": origin, "Access-Control-Request-Method": "GET"})
+    assert "access-control-allow-origin" not in preflight.headers
+
+
+@pytest.mark.requirement("K-012")
+def test_a_preflight_is_answered_and_allows_what_viewers_send(dicomweb: DicomWeb) -> None:
+    headers = {
+        "Origin": "http://localhost:3000",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type, authorization",
+    }
+    response = dicomweb.request("OPTIONS", "/studies", "*/*", headers)
+    assert response.status_code in (200, 204)
+    assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
+    allowed = response.headers["access-control-allow-headers"].lower()
+    assert all(name in allowed for name in ("accept", "authorization", "content-type", "range", "if-none-match"))
+    assert "POST" in response.headers["access-control-allow-methods"]
+
+
+def test_every_answer_may_be_embedded_and_is_not_sniffed(dicomweb: DicomWeb) -> None:
+    for path in ("/studies?limit=1", "/nothing", "/studies?limit=x"):
+        response = dicomweb.get(path)
+        assert response.headers["cross-origin-resource-policy"] == "cross-origin"
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_health_is_told_for_the_process_the_gateway_and_the_suite(dicomweb: DicomWeb) -> None:
+    for path in ("live", "ready"):
+        assert dicomweb.get(f"{dicomweb.origin}/healthz/{path}").status_code == 200
+    response = dicomweb.get(f"{dicomweb.origin}/healthz/suite", "application/json")
+    assert response.status_code == 200
+    text = json.dumps(response.json())
+    assert all(name in text for name in ("gateway", "blob", "index", "renderer", "workflow"))
+
+
+def test_every_service_has_metrics_on_its_own_admin_port(suite: Suite, dicomweb: DicomWeb) -> None:
+    ports = json.loads((suite.data / "run" / "ports.json").read_text())
+    for name in ("gateway", "blob", "index", "renderer", "workflow"):
+        response = dicomweb.get(f"http://127.0.0.1:{ports[f'{name}_admin']}/metrics")
+        assert response.status_code == 200
+        assert "gantry_" in response.text
+
+
+def test_metadata_is_compressed_by_negotiation_and_frames_are_never(dicomweb: DicomWeb) -> None:
+    data_set = instances.enhanced_ct()
+    dicomweb.store(instances.encoded(data_set))
+    path = instances.resource(data_set)
+    gzip = {"Accept-Encoding": "gzip"}
+    assert dicomweb.get(f"{path}/metadata", JSON, gzip).headers.get("content-encoding") == "gzip"
+    assert "content-encoding" not in dicomweb.get(f"{path}/metadata", JSON, {"Accept-Encoding": "identity"}).headers
+    assert "content-encoding" not in dicomweb.get(f"{path}/frames/1", OCTETS, gzip).headers
+
+
+def test_metadata_has_an_etag_that_differs_with_the_content(dicomweb: DicomWeb) -> None:
+    data_set = instances.ct()
+    dicomweb.store(instances.encoded(data_set))
+    path = f"{instances.study_resource(data_set)}/metadata"
+    etag = dicomweb.get(path, JSON).headers["etag"]
+    assert dicomweb.get(path, JSON, {"If-None-Match": etag}).status_code == 304
+    dicomweb.store(instances.encoded(instances.ct(StudyInstanceUID=data_set.StudyInstanceUID)))
+    assert dicomweb.get(path, JSON, {"If-None-Match": etag}).status_code == 200
+
+
+def test_no_answer_to_an_error_holds_a_patient_attribute(dicomweb: DicomWeb) -> None:
+    name = "Secretname^Patient"
+    data_set = instances.ct(PatientName=name)
+    dicomweb.store(instances.encoded(data_set))
+    data_set.StudyDescription = "other content"
+    for response in (dicomweb.stow(instances.encoded(data_set)), dicomweb.get(f"/studies?PatientName={name}&limit=x", JSON)):
+        assert response.status_code in (400, 409)
+        assert "Secretname" not in response.text

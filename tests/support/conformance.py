@@ -1,0 +1,134 @@
+"""Writes docs/conformance.md from the tables of the code and from what the last run showed (`make requirements`).
+
+Each table of the statement is made by one function of a table of the code; tests/unit/test_conformance.py compares the
+committed page with them, so that the page cannot disagree with the program.
+
+Source: PS3.2 Annex N; PS3.18 §6.
+"""
+
+from collections.abc import Iterable
+
+from gantry_gateway.routes import ROUTES
+from gantry_gateway.settings import GatewaySettings
+from gantry_runtime.settings import describe
+from gantry_standard import query_attributes, reasons, transfer_syntaxes
+from tests.support.requirements import Row
+
+ROWS_OF = {
+    "Search": ("Q-",),
+    "Store": ("S-",),
+    "Retrieve": ("R-", "X-"),
+    "Delete": ("A-054", "R-032"),
+    "Workitem": ("W-",),
+}
+"""Rows that concern transactions whose name holds the word; the first word that fits counts."""
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    heads = list(head)
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+
+
+def transactions() -> str:
+    """Every transaction of PS3.18 and whether it is offered."""
+    return table(
+        ("transaction", "method", "resource", "status"),
+        ((r.transaction, r.method, r.path.replace(":path", ""), "offered" if r.handler else "501, not offered") for r in ROUTES),
+    )
+
+
+def store_reasons() -> str:
+    """Failure and warning reasons of Store."""
+    return table(("code", "name", "meaning"), ((f"{r.code:04X}H ({r.code})", r.name, r.sentence) for r in reasons.REASONS))
+
+
+def configuration() -> str:
+    """Base URLs, ports and what else the gateway can be told."""
+    return table(("setting", "default", "what"), ((f"`{name}`", default, doc) for name, default, doc in describe(GatewaySettings)))
+
+
+def matching_keys() -> str:
+    """Matching and return keys of the Studies search."""
+    return table(
+        ("level", "attribute", "tag", "use"), ((a.level.name.lower(), a.keyword, a.tag, a.use) for a in query_attributes.study_attributes())
+    )
+
+
+def syntaxes() -> str:
+    """Transfer syntaxes that can be stored, and how they leave."""
+    return table(
+        ("transfer syntax", "name", "as stored it leaves as"),
+        ((t.uid, t.name, t.uid if t.may_leave else "1.2.840.10008.1.2.1") for t in transfer_syntaxes.TRANSFER_SYNTAXES),
+    )
+
+
+SECTIONS = (
+    ("Transactions", transactions, "Role: origin server, native (no DIMSE behind it). Every resource below `GANTRY_BASE_PATH`."),
+    ("Configuration", configuration, "Base URI, port and policies of the gateway; all services: [operations](operations.md)."),
+    (
+        "Search keys",
+        matching_keys,
+        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard to case and accents, "
+        "wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning.",
+    ),
+    ("Transfer syntaxes", syntaxes, "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte."),
+    (
+        "Store reasons",
+        store_reasons,
+        "Any storage SOP class is taken; private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`; classes that are no storage class are "
+        "refused with 0122H. No attribute is coerced.",
+    ),
+)
+
+
+def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
+    """Return the whole page.
+
+    Args:
+        rows: tests/requirements.md.
+        found: rows that the last run showed, with their tests.
+    """
+    parts = [
+        "# Conformance statement",
+        "Written by `make requirements` from the tables of the code and the last run of the tests. Section numbers are those of PS3.18.",
+    ]
+    for title, make, note in SECTIONS:
+        parts += [f"## {title}", note, make()]
+    parts += ["## Notifications", NOTIFICATIONS, "## Security", SECURITY, "## Requirements", _requirements(rows, found), "## Tests of each transaction"]
+    parts.append(table(("transaction", "status", "rows shown", "tests"), _tests(found)))
+    return "\n\n".join(parts) + "\n"
+
+
+NOTIFICATIONS = (
+    "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. One text frame holds one "
+    "DICOM JSON object. A report that was not seen to arrive (ping and pong) may come again after a broken connection with the same Message ID."
+)
+SECURITY = (
+    "The server has no access control of its own yet: it listens on the loopback address unless told otherwise, lets browser pages of local origins alone read its "
+    "answers, and belongs behind a proxy that authenticates and speaks TLS. Logs, metrics and error messages hold no patient attributes."
+)
+
+
+def _requirements(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
+    body = []
+    for section in dict.fromkeys(row.section for row in rows.values()):
+        ids = [row.id for row in rows.values() if row.section == section]
+        body.append((section, str(len(ids)), str(sum(row in found for row in ids)), " ".join(row for row in ids if row not in found)))
+    return table(("section", "rows", "shown", "not shown"), body)
+
+
+def _tests(found: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    lines = []
+    for kind in dict.fromkeys(_kind(route.transaction) for route in ROUTES if route.handler):
+        names = ", ".join(route.transaction for route in ROUTES if route.handler and _kind(route.transaction) == kind)
+        shown = [row for row in found if row.startswith(ROWS_OF.get(kind, ("-",)))]
+        files = sorted({test.split("::")[0] for row in shown for test in found[row]})
+        lines.append((names, "offered", " ".join(shown), ", ".join(files)))
+    return lines
+
+
+def _kind(transaction: str) -> str:
+    order = ("Workitem", "Search", "Store", "Retrieve", "Delete")
+    return next((word for word in order if word in transaction), "Workitem")

@@ -1,0 +1,166 @@
+"""The whole suite as a test runs it: `gantry up` on free ports, in a directory of its own, on one of the two sets of stores."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.support.nats_server import free_port
+
+SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
+READY_S = 60.0
+STORE_SETS = ("one-machine", "distributed")
+
+
+def one_machine() -> dict[str, str]:
+    """Return the settings of the default stores."""
+    return {"GANTRY_OBJECT_STORE": "directory", "GANTRY_INDEX_STORE": "sqlite"}
+
+
+def distributed(s3: Mapping[str, str], elasticsearch_url: str) -> dict[str, str]:
+    """Return the settings of S3 and Elasticsearch, with a bucket and a prefix of their own."""
+    name = f"gantry-test-{uuid.uuid4().hex[:12]}"
+    return {
+        **s3,
+        "GANTRY_OBJECT_STORE": "s3",
+        "GANTRY_S3_BUCKET": name,
+        "GANTRY_INDEX_STORE": "elasticsearch",
+        "GANTRY_ELASTICSEARCH_URL": elasticsearch_url,
+        "GANTRY_ELASTICSEARCH_PREFIX": name,
+    }
+
+
+class Suite:
+    """One running suite; a test that kills or stops a part of it starts it again."""
+
+    def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.settings = dict(settings)
+        self.port = free_port()
+        self.origin = f"http://127.0.0.1:{self.port}"
+        self.url = self.origin + settings.get("GANTRY_BASE_PATH", "/dicom-web")
+        """The DICOMweb root."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        """Start `gantry up` and wait until the suite is ready."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "gantry_suite.main",
+                    "up",
+                    "--port",
+                    str(self.port),
+                    "--data",
+                    str(self.data),
+                    "--no-samples",
+                    *options,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment(),
+            )
+        self.wait_ready()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the suite: no setting of ours from outside, those of this suite."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")} | self.settings
+
+    def wait_ready(self) -> None:
+        """Wait until every service of the suite is well, as /healthz/ready of each says."""
+        end = time.monotonic() + READY_S
+        with httpx.Client(trust_env=False, timeout=5) as http:
+            while not self._is_ready(http):
+                assert self.process is None or self.process.poll() is None, f"gantry up ended\n{self.output()}"
+                assert time.monotonic() < end, f"the suite is not ready after {READY_S} s\n{self.output()}\n{self.logs()}"
+                time.sleep(0.05)
+
+    def _is_ready(self, http: httpx.Client) -> bool:
+        try:
+            return (self.data / "run" / "url").exists() and all(
+                http.get(url).status_code == 200 for url in (f"{self.origin}/healthz/ready", f"{self.origin}/healthz/suite")
+            )
+        except httpx.HTTPError:
+            return False
+
+    def output(self) -> str:
+        """Return what `gantry up` has printed so far."""
+        return (self.directory / "up.log").read_text(encoding="utf-8", errors="replace")
+
+    def logs(self) -> str:
+        """Return the end of every service's log, for a failing test."""
+        return "\n".join(
+            f"== {path.stem}\n" + "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+            for path in sorted((self.data / "logs").glob("*.log"))
+        )
+
+    def pid(self, name: str) -> int:
+        """Return the process that runs a part now: nats, up, or a service; waits while it is being started again."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                pid = int((self.data / "run" / f"{name}.pid").read_text())
+            except (OSError, ValueError):
+                pid = 0
+            if pid and psutil.pid_exists(pid):
+                return pid
+            assert time.monotonic() < end, f"{name} is not running\n{self.output()}"
+            time.sleep(0.02)
+
+    def pids(self) -> dict[str, int]:
+        """Return every part's process."""
+        return {name: self.pid(name) for name in ("up", "nats", *SERVICES)}
+
+    def kill(self, name: str) -> int:
+        """Kill a part as a crash would; the supervisor starts it again. Returns the process that was killed."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_restarted(self, name: str, killed: int) -> None:
+        """Wait until a part that was killed runs again and the suite is ready."""
+        end = time.monotonic() + READY_S
+        while self.pid(name) == killed:
+            assert time.monotonic() < end, f"{name} was not started again"
+            time.sleep(0.02)
+        self.wait_ready()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Stop the suite in order; return the exit status of `gantry up`."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        status = self.process.wait(60)
+        self.process = None
+        return status
+
+    def restart(self) -> None:
+        """Stop the suite and start it again on the same directory."""
+        assert self.stop() == 0
+        self.start()
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a `gantry` command beside the suite."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gantry_suite.main", *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment() | {"GANTRY_URL": self.url},
+            cwd=self.directory,
+            timeout=120,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"gantry {' '.join(arguments)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
