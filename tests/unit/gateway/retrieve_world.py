@@ -112,6 +112,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         self.deleted: set[str] = set()
         self.asked: list[str] = []
         self.before_answer: asyncio.Event | None = None
+        self.moved_to = self.json_moved_to = ""
+        """Object that requests for single instances tell, while those for a series or study tell the old one."""
 
     def _in_scope(self, scope):
         found = [
@@ -133,6 +135,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         if self.before_answer is not None:
             await self.before_answer.wait()
         for record in found:
+            if self.moved_to and request.scope.sop_instance_uid:
+                record.stored.location.object = self.moved_to
             yield index_pb2.GetInstancesResponse(records=[record])
 
     async def GetMetadata(self, request, context):
@@ -141,6 +145,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
             fragment = index_pb2.MetadataFragment(sop_instance_uid=uid, version=record.version)
             if uid in self.json_places:
                 fragment.location.CopyFrom(self.json_places[uid])
+                if self.json_moved_to and request.scope.sop_instance_uid:
+                    fragment.location.object = self.json_moved_to
             else:
                 fragment.dicom_json = self.json.get(uid, b"{}")
             yield index_pb2.GetMetadataResponse(fragments=[fragment])
@@ -298,6 +304,7 @@ async def running(directory: Path, **settings: object) -> AsyncIterator[World]:
 
         services = await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1))
         channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{services}"))
+        await channel.channel_ready()
         gateway = Gateway(
             settings=GatewaySettings(**settings),
             blob=None,
