@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from nats.js import JetStreamContext
 
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import add_WorkflowServiceServicer_to_server
 from gantry_runtime import events, process, rpc, telemetry
 from gantry_standard import errors
@@ -16,6 +17,9 @@ from gantry_workflow.edge import WorkflowEdge
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.stream import Workitems
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
