@@ -28,6 +28,7 @@ PIXEL_TAGS = frozenset((PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA))
 FRAGMENT_HEAD_BYTES = 16
 """First bytes of each fragment that are looked at for the start of a codestream."""
 
+_BITS_ALLOCATED = 0x00280100
 _ITEM = 0xFFFEE000
 _ITEM_DELIMITER = 0xFFFEE00D
 _SEQUENCE_DELIMITER = 0xFFFEE0DD
@@ -456,7 +457,7 @@ class ElementReader:
 
     def _enter_bulk(self, data: bytes, header_at: int, value_at: int, current: _Container, tag: int, vr: bytes, length: int) -> int:
         if current.encoding.is_big_endian:
-            word = VALUE_REPRESENTATIONS[vr].word
+            word = self._swapped_word(tag, vr, current)
             header_offset = self._rendition.length
             self._rendition.write(encode_element_header(tag, vr, length + (length & 1)))
             current.elements[tag] = (vr, Bulk(Origin.RENDITION, header_offset, self._rendition.length, length), self.at + value_at)
@@ -466,6 +467,14 @@ class ElementReader:
         bulk = Bulk(self._origin, self.at + header_at, self.at + value_at, length)
         current.elements[tag] = (vr, bulk, self.at + value_at)
         return self._pass_over(data, value_at, length)
+
+    @staticmethod
+    def _swapped_word(tag: int, vr: bytes, current: _Container) -> int:
+        """Return what a change of byte order swaps; samples of 32 and 64 bits in OW are swapped as a whole, as all writers do."""
+        allocated = current.elements.get(_BITS_ALLOCATED)
+        if tag == PIXEL_DATA and vr == b"OW" and allocated is not None and allocated[1] in (b"\x20\0", b"\x40\0"):
+            return 4 if allocated[1] == b"\x20\0" else 8
+        return VALUE_REPRESENTATIONS[vr].word
 
     def _pass_over(self, data: bytes, value_at: int, length: int) -> int:
         available = min(length, len(data) - value_at)

@@ -100,7 +100,7 @@ def _decode_native(data: bytes, description: PixelDescription) -> Samples:
     if description.bits_allocated == 1:
         bits = np.frombuffer(data, np.uint8, needed)
         return _shaped(np.unpackbits(bits, bitorder="little", count=rows * columns * samples), description)
-    values = np.frombuffer(data, dtype_of(description), needed // dtype_of(description).itemsize)
+    values: Samples = np.frombuffer(data, dtype_of(description), needed // dtype_of(description).itemsize)
     values = _stored_bits(values, description)
     return _upsampled(values, description) if is_subsampled(description) else _shaped(values, description)
 
@@ -130,10 +130,12 @@ def _stored_bits(values: Samples, description: PixelDescription) -> Samples:
     unused_below = max(0, (description.high_bit or stored - 1) + 1 - stored)
     unused_above = max(0, allocated - stored - unused_below)
     if description.pixel_representation:
-        return np.right_shift(np.left_shift(values, unused_above), unused_above + unused_below)
+        signed: Samples = np.right_shift(np.left_shift(values, unused_above), unused_above + unused_below)
+        return signed
     if unused_below:
         values = np.right_shift(values, unused_below)
-    return np.bitwise_and(values, values.dtype.type((1 << stored) - 1))
+    masked: Samples = np.bitwise_and(values, values.dtype.type((1 << stored) - 1))
+    return masked
 
 
 def _encode_native(samples: Samples, description: PixelDescription) -> bytes:
@@ -237,8 +239,8 @@ def _conformed(samples: Samples, head: Head, description: PixelDescription) -> S
         unused = wanted.itemsize * 8 - stored
         return samples if head.is_signed or not unused else np.right_shift(np.left_shift(samples, unused), unused)
     if head.is_signed:
-        return np.bitwise_and(samples.astype(wanted, copy=False), wanted.type((1 << stored) - 1))
-    if stored < head.precision and not head.is_reversible:
+        samples = np.bitwise_and(samples.astype(wanted, copy=False), wanted.type((1 << stored) - 1))
+    elif stored < head.precision and not head.is_reversible:
         samples = np.minimum(samples, samples.dtype.type((1 << stored) - 1))
     return samples.astype(wanted, copy=False)
 

@@ -2,6 +2,7 @@
 
 import sys
 
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry_renderer import pool as pools
 from gantry_renderer.cache import ByteBoundedCache
@@ -18,11 +19,8 @@ from gantry_runtime.process import Process
 async def open_all(running: Process, settings: RendererSettings) -> None:
     """Open everything; ready when the workers are warm and the port answers."""
     stack = running.stack
-    reader: BlobReader
-    if settings.blob_directory is not None:
-        reader = MappedReader(settings.blob_directory)
-    else:
-        reader = StreamedReader(await stack.enter_async_context(rpc.channel(settings.blob_address)))
+    blob = BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address)))
+    reader: BlobReader = StreamedReader(blob) if settings.blob_directory is None else MappedReader(settings.blob_directory, blob)
     pool = await stack.enter_async_context(pools.opened(settings.renderer_workers, settings.render_timeout_s))
     service = make_service(reader, pool, settings)
 

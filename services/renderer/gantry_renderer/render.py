@@ -258,6 +258,7 @@ def _to_grey(
     values: Values, window: Window | None, voi_table: LookupTable | None, limits: tuple[float, float] | None, inverts: bool
 ) -> Picture:
     """Return uint8 greys of values after the modality LUT, rounded to the nearest."""
+    grey: Values
     if window is not None:
         grey = apply_window(values, window)
     elif voi_table is not None:
@@ -280,7 +281,9 @@ def apply_window(values: Values, window: Window) -> Values:
     center, width, top = window.center, window.width, GREATEST_GREY
     if window.function == "sigmoid":
         with np.errstate(over="ignore"):
-            return top / (1 + np.exp(-4 * (values - center) / width))
+            curve: Values = top / (1 + np.exp(-4 * (values - center) / width))
+            return curve
+    ramp: Values
     if window.function == "linear-exact":
         ramp = (values - center) / width + 0.5
         low, high = center - width / 2, center + width / 2

@@ -287,14 +287,18 @@ def _around_pixels(instance: Instance) -> tuple[list[tuple[int, int]], list[tupl
     Raises:
         CorruptInstance: the layout's wire form does not hold the pixel element.
     """
-    pixels = instance.stored.layout.pixel_element
+    layout = instance.stored.layout
+    begin, pixels_length = layout.pixel_element.offset, layout.pixel_element.length
+    if layout.HasField("pixel_element_header"):
+        # The header lies apart, directly before the value in the wire form
+        begin, pixels_length = layout.pixel_element_header.offset, layout.pixel_element_header.length + pixels_length
     before: list[tuple[int, int]] = []
     ranges = _wire(instance)
     while ranges:
         offset, length = ranges.pop(0)
-        if offset <= pixels.offset < offset + length:
-            before.append((offset, pixels.offset - offset))
-            after = _without_first([(pixels.offset, offset + length - pixels.offset), *ranges], pixels.length)
+        if offset <= begin < offset + length:
+            before.append((offset, begin - offset))
+            after = _without_first([(begin, offset + length - begin), *ranges], pixels_length)
             return [place for place in before if place[1]], after
         before.append((offset, length))
     raise errors.CorruptInstance(f"the layout of {instance.name} does not hold its pixel element")

@@ -158,6 +158,7 @@ class Layout(_message.Message):
     FRAMES_FIELD_NUMBER: _builtins.int
     BULK_FIELD_NUMBER: _builtins.int
     PIXEL_FIELD_NUMBER: _builtins.int
+    PIXEL_ELEMENT_HEADER_FIELD_NUMBER: _builtins.int
     wire_transfer_syntax_uid: _builtins.str
     """Transfer syntax of `wire` and `frames`: never Implicit VR LE, Explicit VR BE or Deflated, which PS3.18 §8.7.3 keeps off the wire."""
     @_builtins.property
@@ -176,6 +177,12 @@ class Layout(_message.Message):
 
     @_builtins.property
     def pixel(self) -> Global___PixelDescription: ...
+    @_builtins.property
+    def pixel_element_header(self) -> Global___Range:
+        """Set where the header of the pixel element lies apart (Implicit VR: made by us, before the untouched value): pixel_element is then
+        the value alone, and this comes directly before it in `wire`.
+        """
+
     def __init__(
         self,
         *,
@@ -185,10 +192,11 @@ class Layout(_message.Message):
         frames: Global___FrameTable | None = ...,
         bulk: _abc.Iterable[Global___BulkElement] | None = ...,
         pixel: Global___PixelDescription | None = ...,
+        pixel_element_header: Global___Range | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "pixel", b"pixel", "pixel_element", b"pixel_element"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames", "pixel", b"pixel", "pixel_element", b"pixel_element", "pixel_element_header", b"pixel_element_header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "frames", b"frames", "pixel", b"pixel", "pixel_element", b"pixel_element", "wire", b"wire", "wire_transfer_syntax_uid", b"wire_transfer_syntax_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "frames", b"frames", "pixel", b"pixel", "pixel_element", b"pixel_element", "pixel_element_header", b"pixel_element_header", "wire", b"wire", "wire_transfer_syntax_uid", b"wire_transfer_syntax_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
