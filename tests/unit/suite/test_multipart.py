@@ -55,9 +55,6 @@ def test_files_become_parts(tmp_path: Path) -> None:
     paths[1].write_bytes(b"")
     headers = {"content-type": "application/dicom"}
     assert parts(list(encode_files(paths, "B"))) == [(headers, b"one"), (headers, b"")]
-        ({"content-type": "application/dicom"}, b"one"),
-        ({"content-type": "application/dicom"}, b""),
-    ]
 
 
 def test_the_boundary_is_read_from_the_content_type() -> None:

@@ -16,16 +16,10 @@ from gantry_suite.data_directory import CannotStart, DataDirectory
 from gantry_suite.supervisor import Program, Supervisor, describe_status, ordinal
 from tests.support.nats_server import until
 
-RUN = "print('running', flush=True)
-while True: time.sleep(60)"
-FOR_EVER = f"import time
-{RUN}"
-STUBBORN = f"import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-{RUN}"
-WITH_CHILD = f"import subprocess, sys, time
-subprocess.Popen([sys.executable, '-c', {FOR_EVER!r}])
-{RUN}"
+RUN = "print('running', flush=True)\nwhile True: time.sleep(60)"
+FOR_EVER = f"import time\n{RUN}"
+STUBBORN = f"import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{RUN}"
+WITH_CHILD = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {FOR_EVER!r}])\n{RUN}"
 
 
 @pytest.fixture
