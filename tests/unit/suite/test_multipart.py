@@ -8,7 +8,7 @@ import pytest
 from gantry_suite.multipart import BrokenMultipart, PartHeaders, boundary_of, decode, encode_files
 
 BODY = (
-    b"--B\r\nContent-Type: application/dicom\r\nContent-Location: http://h/1\r\n\r\nfirst\r\n--Bad\r\n"
+    b"--B\r\nContent-Type: application/dicom\r\nContent-Location: http://h/1\r\n\r\nfirst\r\n--Cad\r\n"
     b"\r\n--B\r\nContent-Type: application/dicom\r\n\r\n"
     b"\r\n--B--\r\n"
 )
@@ -28,7 +28,7 @@ def parts(chunks: list[bytes]) -> list[tuple[dict[str, str], bytes]]:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 1000])
 def test_parts_are_the_same_whatever_the_pieces(size: int) -> None:
     assert parts([BODY[at : at + size] for at in range(0, len(BODY), size)]) == [
-        ({"content-type": "application/dicom", "content-location": "http://h/1"}, b"first\r\n--Bad\r\n"),
+        ({"content-type": "application/dicom", "content-location": "http://h/1"}, b"first\r\n--Cad\r\n"),
         ({"content-type": "application/dicom"}, b""),
     ]
 
