@@ -5,7 +5,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.support import instances
 from tests.support.dicomweb import JSON, DicomWeb, value
-from tests.support.worklist import GLOBAL, PROGRESS, READINESS, STATE, UPS_PUSH, Worklist, code, listening, new_ae_title
+from tests.support.workitems import GLOBAL, PROGRESS, READINESS, STATE, UPS_PUSH, Worklist, code, listening, new_ae_title
 
 STATE_REPORT, PROGRESS_REPORT, STATUS_CHANGE, ASSIGNED = 1, 3, 4, 5
 

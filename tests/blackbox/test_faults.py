@@ -16,7 +16,7 @@ import pytest
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, JSON, DicomWeb, items, related, value
 from tests.support.suite import Suite
-from tests.support.worklist import STATE, Worklist, listening, new_ae_title
+from tests.support.workitems import STATE, Worklist, listening, new_ae_title
 
 Starter = Callable[..., Suite]
 PARTS = ("gateway", "blob", "index", "renderer", "workflow", "nats")

@@ -17,7 +17,7 @@ from tests.support import instances
 from tests.support.dicomweb import DicomWeb, value
 from tests.support.nats_server import free_port
 from tests.support.suite import SERVICES, Suite, one_machine
-from tests.support.worklist import Worklist, listening, new_ae_title
+from tests.support.workitems import Worklist, listening, new_ae_title
 
 Starter = Callable[..., Suite]
 

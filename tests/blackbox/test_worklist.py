@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import instances
 from tests.support.dicomweb import JSON, DicomWeb, value
-from tests.support.worklist import PROGRESS, READINESS, STATE, TRANSACTION_UID, UPS_PUSH, Worklist, code, performed, workitem
+from tests.support.workitems import PROGRESS, READINESS, STATE, TRANSACTION_UID, UPS_PUSH, Worklist, code, performed, workitem
 
 INCONSISTENT = "The submitted request is inconsistent with the state of the UPS Instance."
 

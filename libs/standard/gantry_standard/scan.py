@@ -132,11 +132,14 @@ class Scanner:
         if syntax is not None and not (syntax.is_supported and is_valid_uid(syntax.uid)):
             raise ScanFailure(f"transfer syntax {syntax.uid[:64]} is not supported", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
         is_deflated = syntax is not None and syntax.is_deflated
-        encoding = EXPLICIT_LITTLE if is_deflated else find_encoding(rest[:8], syntax)
-        if encoding is None:
+        is_known = syntax is not None and syntax.uid in TRANSFER_SYNTAXES
+        encoding = EXPLICIT_LITTLE if is_deflated else find_encoding(rest[:8], syntax if is_known else None)
+        if encoding is None and syntax is None:
             raise ScanFailure("neither a PS3.10 file nor a data set", reasons.CANNOT_UNDERSTAND)
-        if syntax is not None and syntax.uid not in TRANSFER_SYNTAXES and encoding is not EXPLICIT_LITTLE:
-            raise ScanFailure(f"transfer syntax {syntax.uid} is not supported", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
+        if encoding is None or (syntax is not None and not is_known and encoding is not EXPLICIT_LITTLE):
+            raise ScanFailure(
+                "the transfer syntax is unknown and the data set is not Explicit VR Little Endian", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED
+            )
         if is_deflated:
             self._inflator = zlib.decompressobj(-zlib.MAX_WBITS)
         self._syntax, self._encoding = syntax, encoding

@@ -164,6 +164,11 @@ def _read(table: str) -> tuple[Attribute, ...]:
 ATTRIBUTES = _read(_TABLE)
 
 
+def is_valid_ae_title(text: str) -> bool:
+    """Say whether a text can name a subscriber: 1 to 16 printable ASCII characters, no backslash, not only blanks (PS3.5 §6.2)."""
+    return 0 < len(text) <= 16 and bool(text.strip()) and all(" " <= c <= "~" and c != "\\" for c in text)
+
+
 def below(parent: tuple[str, ...]) -> tuple[Attribute, ...]:
     """Return the rows directly under a sequence; () for the root."""
     return _BELOW.get(parent, ())

@@ -251,18 +251,18 @@ class S3Store:
             raise errors.Conflict(f"{key} exists with other bytes")
 
     def clean(self) -> int:
-        """Abort multipart uploads of ours that began more than a day ago: their writers are dead."""
-        limit = datetime.datetime.now(datetime.UTC) - ABANDONED
-        return self.clean_before(limit)
+        """Abort multipart uploads of packs that began more than a day ago: their writers are dead.
 
-    def clean_before(self, limit: datetime.datetime) -> int:
-        """Abort multipart uploads that began before `limit`; return how many."""
+        MinIO does not list uploads by a prefix; it forgets them itself after a day (`stale_uploads_expiry`).
+        """
+        return self.clean_before(datetime.datetime.now(datetime.UTC) - ABANDONED)
+
+    def clean_before(self, limit: datetime.datetime, prefix: str = "packs/") -> int:
+        """Abort multipart uploads of keys with a prefix that began before `limit`; return how many."""
         count, key_marker, id_marker = 0, None, None
         with _wrapped(f"bucket {self._bucket}"):
             while True:
-                found = self._made()._list_multipart_uploads(
-                    self._bucket, key_marker=key_marker, upload_id_marker=id_marker, prefix="packs/"
-                )
+                found = self._made()._list_multipart_uploads(self._bucket, key_marker=key_marker, upload_id_marker=id_marker, prefix=prefix)
                 for upload in found.uploads:
                     if upload.initiated_time is not None and upload.initiated_time < limit:
                         count += self.forget(upload.object_name, upload.upload_id)

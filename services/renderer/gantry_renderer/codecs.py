@@ -213,8 +213,8 @@ def _decode_jpeg_2000(data: bytes, description: PixelDescription) -> Samples:
 def _decode_htj2k(data: bytes, description: PixelDescription) -> Samples:
     head = _checked(read_jpeg_2000_head(data), description, "HTJ2K")
     # OpenJPH is fast, but wraps round where the 9-7 transform overshoots the range (0 becomes 255); OpenJPEG saturates.
-    decode = imagecodecs.htj2k_decode if head.is_reversible else imagecodecs.jpeg2k_decode
-    return _conformed(decode(data), head, description)
+    samples = imagecodecs.htj2k_decode(data, planar=False) if head.is_reversible else imagecodecs.jpeg2k_decode(data)
+    return _conformed(samples, head, description)
 
 
 def _decode_jpeg_xl(data: bytes, description: PixelDescription) -> Samples:
@@ -251,7 +251,7 @@ def _unsigned(samples: Samples) -> Samples:
 
 def _encode_jpeg_lossless(samples: Samples, description: PixelDescription) -> bytes:
     color: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples.ndim == 3 else {}
-    return bytes(imagecodecs.jpeg8_encode(_unsigned(samples), lossless=True, predictor=1, **color))
+    return bytes(imagecodecs.jpeg8_encode(_unsigned(samples), lossless=True, predictor=1, bitspersample=8 * samples.itemsize, **color))
 
 
 def _encode_jpeg_ls(samples: Samples, description: PixelDescription) -> bytes:
@@ -270,7 +270,7 @@ def _encode_jpeg_2000(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def _encode_htj2k(samples: Samples, description: PixelDescription) -> bytes:
-    return bytes(imagecodecs.htj2k_encode(samples, reversible=True, rgb=description.photometric_interpretation == "RGB"))
+    return bytes(imagecodecs.htj2k_encode(samples, reversible=True, rgb=description.photometric_interpretation == "RGB", planar=False))
 
 
 _YBR = frozenset(("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"))

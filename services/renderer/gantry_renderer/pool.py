@@ -151,6 +151,11 @@ class Pool:
         return sum(worker.is_alive() for worker in self._workers)
 
     @property
+    def waiting_jobs(self) -> int:
+        """Jobs that wait for a worker."""
+        return len(self._waiting)
+
+    @property
     def pids(self) -> list[int]:
         """Process ids of the workers."""
         return [worker.pid for worker in self._workers]

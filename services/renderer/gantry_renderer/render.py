@@ -263,7 +263,7 @@ def _to_grey(
         grey = apply_window(values, window)
     elif voi_table is not None:
         entries = lookup.entries_of(voi_table)
-        grey = _looked_up(values, voi_table) * (GREATEST_GREY / lookup.scale_of(voi_table, entries))
+        grey = _looked_up(values, voi_table).astype(np.float64) * (GREATEST_GREY / lookup.scale_of(voi_table, entries))
     else:
         low, high = limits or (0.0, 0.0)
         grey = np.clip((values - low) * (GREATEST_GREY / (high - low)), 0, GREATEST_GREY) if high > low else np.zeros_like(values)

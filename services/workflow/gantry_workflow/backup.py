@@ -8,12 +8,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from nats.js import JetStreamContext
 
 from gantry.blob.v1 import blob_pb2
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 from gantry.events.v1.events_pb2 import MessageCopy, SubscriptionState, WorkitemState
 from gantry_runtime import events, rpc_errors
 from gantry_runtime.events import WORKITEMS, Message
@@ -21,6 +21,9 @@ from gantry_standard import errors
 from gantry_workflow import workitem
 from gantry_workflow.report_writer import BUCKET
 from gantry_workflow.report_writer import CURSOR as REPORTED
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ def object_of(subject: str) -> str:
     return f"workitems/{rest}" if kind == "workitem" else f"subscriptions/{rest.split('.')[0]}"
 
 
-async def copy(js: JetStreamContext, blob: BlobServiceAsyncStub) -> None:
+async def copy(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
     """Follow the stream for ever and write the last message of each subject that changed.
 
     Raises:
@@ -59,7 +62,7 @@ async def copy(js: JetStreamContext, blob: BlobServiceAsyncStub) -> None:
             await asyncio.sleep(GATHER_S)
 
 
-async def _put_all(blob: BlobServiceAsyncStub, messages: list[Message]) -> None:
+async def _put_all(blob: "BlobServiceAsyncStub", messages: list[Message]) -> None:
     free = asyncio.Semaphore(CONCURRENCY)
 
     async def put(message: Message) -> None:
@@ -76,7 +79,7 @@ async def _put_all(blob: BlobServiceAsyncStub, messages: list[Message]) -> None:
         raise errors.Unavailable("blob does not take copies of workitems") from failure
 
 
-async def restore(js: JetStreamContext, blob: BlobServiceAsyncStub) -> int:
+async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
     """Make the streams, with the workitems and subscriptions of the object store where WORKITEMS was not there.
 
     It may be interrupted and called again. Restored states are no changes: they lead to no reports.
@@ -110,7 +113,7 @@ async def restore(js: JetStreamContext, blob: BlobServiceAsyncStub) -> int:
     return count
 
 
-async def _first_sequence(js: JetStreamContext, blob: BlobServiceAsyncStub) -> int:
+async def _first_sequence(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
     """Return where a new stream begins: above every sequence that a copy names. Not asked where the stream is there."""
     try:
         await events.stream_state(js, WORKITEMS)
@@ -135,7 +138,7 @@ def _settled(found: MessageCopy) -> bytes:
     return state.SerializeToString()
 
 
-async def _copies(blob: BlobServiceAsyncStub) -> AsyncGenerator[MessageCopy, None]:
+async def _copies(blob: "BlobServiceAsyncStub") -> AsyncGenerator[MessageCopy, None]:
     with rpc_errors.translated("blob"):
         for prefix in PREFIXES:
             async for page in blob.ListObjects(blob_pb2.ListObjectsRequest(prefix=prefix), timeout=600):

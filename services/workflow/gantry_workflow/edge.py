@@ -6,7 +6,8 @@ from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceServicer
 from gantry_standard import errors
-from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION
+from gantry_standard.uids import is_valid_uid
+from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
 from gantry_workflow import dataset, subscriptions, workitem
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
@@ -20,7 +21,7 @@ def check_uid(uid: str) -> None:
     Raises:
         errors.BadRequest: it is not 1 to 64 digits and dots without an empty component.
     """
-    if not 0 < len(uid) <= 64 or not all(part.isascii() and part.isdigit() for part in uid.split(".")):
+    if not is_valid_uid(uid):
         raise errors.BadRequest(f"{uid[:70]!r} is no UID: expected 1 to 64 digits and dots")
 
 
@@ -28,10 +29,10 @@ def check_ae_title(ae_title: str) -> None:
     """Check that an AE title can be one (PS3.5 §6.2).
 
     Raises:
-        errors.BadRequest: it is not 1 to 16 characters, or holds a backslash or control character.
+        errors.BadRequest: it cannot.
     """
-    if not 0 < len(ae_title.strip()) <= 16 or any(c == "\\" or not " " <= c <= "~" for c in ae_title):
-        raise errors.BadRequest("an AE title has 1 to 16 characters of ASCII without backslash")
+    if not is_valid_ae_title(ae_title):
+        raise errors.BadRequest("an AE title has 1 to 16 printable ASCII characters, no backslash")
 
 
 class WorkflowEdge(WorkflowServiceServicer):
@@ -145,6 +146,8 @@ class WorkflowEdge(WorkflowServiceServicer):
         """PS3.18 §11.12."""
         ae_title = request.ae_title
         check_ae_title(ae_title)
+        if request.workitem_uid == FILTERED_SUBSCRIPTION:
+            raise errors.Unsupported("filtered worklist subscriptions are not offered by this server")
         if request.workitem_uid != GLOBAL_SUBSCRIPTION:
             raise errors.BadRequest(f"only the subscription to the worklist, {GLOBAL_SUBSCRIPTION}, can be suspended")
         await self._workitems.change_subscription(ae_title, lambda state, sequence: subscriptions.suspend(state, sequence, ae_title))

@@ -5,22 +5,25 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from nats.js import JetStreamContext
 
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 from gantry_runtime import events
 from gantry_standard import errors
 from gantry_workflow import backup, history
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
 
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
 
-async def lead(js: JetStreamContext, blob: BlobServiceAsyncStub, reports: ReportWriter, settings: WorkflowSettings) -> None:
+async def lead(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, settings: WorkflowSettings) -> None:
     """Work whenever this process holds the lease, for ever."""
 
     async def work() -> None:

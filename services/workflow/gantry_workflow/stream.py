@@ -8,6 +8,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from nats.js import JetStreamContext
 
@@ -47,6 +48,8 @@ class Workitems:
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Within one process changes of one subject take turns: a crowd would only make each other lose the comparison."""
 
     async def read(self, uid: str) -> tuple[WorkitemState | None, int]:
         """Return the state of a workitem and its sequence; (None, 0) where it never was.
@@ -107,7 +110,7 @@ class Workitems:
     async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
         change_id = uuid.uuid4().hex
         try:
-            async with asyncio.timeout(CHANGE_S):
+            async with asyncio.timeout(CHANGE_S), self._turns.setdefault(subject, asyncio.Lock()):
                 for attempt in range(ATTEMPTS):
                     state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
                     made, result = decide(state, sequence)
