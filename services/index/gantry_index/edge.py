@@ -4,11 +4,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
-
+from typing import TYPE_CHECKING, Any
 
 from gantry.blob.v1.blob_pb2 import Location
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.events.v1.events_pb2 import Decision, DeletedInstance, InstancesDeleted
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
@@ -20,6 +18,9 @@ from gantry_runtime import events, telemetry
 from gantry_standard import errors
 from gantry_standard.levels import Level
 from gantry_standard.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class IndexEdge(IndexServiceServicer):
         self,
         following: Following,
         workitems: WorkitemReader,
-        blob: BlobServiceStub,
+        blob: "BlobServiceAsyncStub",
         client: events.Client,
         search_maximum: int,
         current_timeout_s: float,
@@ -60,33 +61,25 @@ class IndexEdge(IndexServiceServicer):
         page = await self._store.search(query_of(request, self._search_maximum))
         return index_pb2.SearchResponse(rows=page.rows, remaining=page.remaining)
 
-    async def SearchWorkitems(
-        self, request: index_pb2.SearchWorkitemsRequest, context: Any
-    ) -> index_pb2.SearchWorkitemsResponse:
+    async def SearchWorkitems(self, request: index_pb2.SearchWorkitemsRequest, context: Any) -> index_pb2.SearchWorkitemsResponse:
         """Search workitems, as of now when that is asked for."""
         if request.current:
             await self._workitems.wait_until_current(self._current_timeout_s)
         page = await self._workitems.store.search(workitem_query_of(request, self._search_maximum))
         return index_pb2.SearchWorkitemsResponse(rows=page.rows, remaining=page.remaining)
 
-    async def GetInstances(
-        self, request: index_pb2.GetInstancesRequest, context: Any
-    ) -> AsyncIterator[index_pb2.GetInstancesResponse]:
+    async def GetInstances(self, request: index_pb2.GetInstancesRequest, context: Any) -> AsyncIterator[index_pb2.GetInstancesResponse]:
         """Return the records of a scope."""
         async for records in self._store.records(scope_of(request.scope)):
             yield index_pb2.GetInstancesResponse(records=[index_pb2.InstanceRecord.FromString(record) for record in records])
 
-    async def GetMetadata(
-        self, request: index_pb2.GetMetadataRequest, context: Any
-    ) -> AsyncIterator[index_pb2.GetMetadataResponse]:
+    async def GetMetadata(self, request: index_pb2.GetMetadataRequest, context: Any) -> AsyncIterator[index_pb2.GetMetadataResponse]:
         """Return the metadata of a scope."""
         async for fragments in self._store.fragments(scope_of(request.scope)):
             for part in _bounded(fragments):
                 yield index_pb2.GetMetadataResponse(fragments=[_fragment(one) for one in part])
 
-    async def DeleteInstances(
-        self, request: index_pb2.DeleteInstancesRequest, context: Any
-    ) -> index_pb2.DeleteInstancesResponse:
+    async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
         """Make the decision durable, announce it, and wait until it is applied."""
         by_study: dict[str, list[DeletedInstance]] = {}
         async for records in self._store.records(scope_of(request.scope)):
@@ -136,9 +129,7 @@ class IndexEdge(IndexServiceServicer):
         finally:
             await subscription.unsubscribe()
 
-    async def FilterUnknownPacks(
-        self, request: index_pb2.FilterUnknownPacksRequest, context: Any
-    ) -> index_pb2.FilterUnknownPacksResponse:
+    async def FilterUnknownPacks(self, request: index_pb2.FilterUnknownPacksRequest, context: Any) -> index_pb2.FilterUnknownPacksResponse:
         """Return the packs that were not announced completely, as far as this index has come."""
         if not await self._store.generation():
             raise errors.Unavailable("the index is being built")

@@ -12,17 +12,20 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
 from gantry.blob.v1.blob_pb2 import PutObjectRequest, Range, ReadRequest, ReadTrailerRequest, StoredInstance
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.events.v1 import events_pb2
 from gantry.events.v1.events_pb2 import Decision, IndexLease, InstancesDeleted, InstancesStored, RecordsChanged
 from gantry_index.decide import Decisions, DeletedEvent, Event, OnDuplicate, StoredEvent, decide
 from gantry_index.store import Batch, IndexStore, PoisonEvent
 from gantry_runtime import events, rpc_errors, telemetry
 from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,9 @@ class Poison(Exception):
 class Reader:
     """Applies events of STORE. `lock` is held for each batch: who holds it pauses every reader of this process."""
 
-    def __init__(self, store: IndexStore, blob: BlobServiceStub, client: events.Client, on_duplicate: OnDuplicate = "reject") -> None:
+    def __init__(
+        self, store: IndexStore, blob: "BlobServiceAsyncStub", client: events.Client, on_duplicate: OnDuplicate = "reject"
+    ) -> None:
         self.store = store
         self.lock = asyncio.Lock()
         self.problem = "the stream has not been looked at yet"
@@ -115,7 +120,13 @@ class Reader:
         present, dead = await self.store.present(list(uids), list(places))
         decisions = decide(batch, present, dead, self._on_duplicate)
         await self._keep(decisions, messages[0])
-        await self.store.apply(Batch(reader, messages[-1].sequence, decisions.changes, decisions.dead, decisions.packs))
+        versions: dict[str, int] = {}
+        for known in present.values():
+            study = known.stored.study_instance_uid
+            versions[study] = max(versions.get(study, 0), known.version)
+        sequence = messages[-1].sequence
+        await self.store.apply(Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions))
+        self.applied = max(self.applied, sequence)
         await self._tell(decisions)
         telemetry.EVENTS_APPLIED.labels("store").inc(len(batch))
 
@@ -144,7 +155,13 @@ class Reader:
         for kind, locations in decisions.locations.items():
             for start in range(0, len(locations), LOCATIONS_PER_DECISION):
                 part = locations[start : start + LOCATIONS_PER_DECISION]
-                await keep_decision(self._blob, Decision(kind=kind, locations=part), KIND_NAMES[kind], message.sequence, datetime.fromtimestamp(message.time_s, UTC))
+                await keep_decision(
+                    self._blob,
+                    Decision(kind=kind, locations=part),
+                    KIND_NAMES[kind],
+                    message.sequence,
+                    datetime.fromtimestamp(message.time_s, UTC),
+                )
 
     async def _tell(self, decisions: Decisions) -> None:
         for subject, outcomes in decisions.outcomes:
@@ -178,7 +195,7 @@ class Reader:
             await asyncio.sleep(HEARTBEAT_S)
 
 
-async def read_trailer(blob: BlobServiceStub, key: str) -> list[StoredInstance]:
+async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:
     """Return the facts of a pack."""
     found: list[StoredInstance] = []
     with rpc_errors.translated("blob"):
@@ -187,7 +204,7 @@ async def read_trailer(blob: BlobServiceStub, key: str) -> list[StoredInstance]:
     return found
 
 
-async def read_json(blob: BlobServiceStub, instance: StoredInstance) -> bytes:
+async def read_json(blob: "BlobServiceAsyncStub", instance: StoredInstance) -> bytes:
     """Return the DICOM JSON of an instance that keeps it in its pack only."""
     place = instance.dicom_json_location
     if not place.object:
@@ -200,7 +217,7 @@ async def read_json(blob: BlobServiceStub, instance: StoredInstance) -> bytes:
     return bytes(pieces)
 
 
-async def keep_decision(blob: BlobServiceStub, decision: Decision, name: str, sequence: int, time: datetime) -> str:
+async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, name: str, sequence: int, time: datetime) -> str:
     """Write a decision as an object whose key says what is in it, so that a retry is the same object; return the key."""
     decision.decided = time.strftime("%Y-%m-%dT%H:%M:%SZ")
     data = decision.SerializeToString(deterministic=True)

@@ -8,15 +8,18 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from gantry.blob.v1.blob_pb2 import ListObjectsRequest, Location, ReadRequest, StoredInstance
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.events.v1.events_pb2 import Decision
 from gantry_index.decide import is_same
 from gantry_index.reader import BLOB_TIMEOUT_S, KIND_NAMES, keep_decision, read_json, read_trailer
 from gantry_index.store import Batch, IndexStore, Place, Put, Remove
 from gantry_runtime import rpc_errors
 from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 CHUNK = 500
@@ -35,7 +38,7 @@ class Progress:
 class Rebuild:
     """One run. `versions_from` is the store whose versions stay where a place is the same; None on a store that knows nothing."""
 
-    def __init__(self, built: IndexStore, blob: BlobServiceStub, versions_from: IndexStore | None, version: int) -> None:
+    def __init__(self, built: IndexStore, blob: "BlobServiceAsyncStub", versions_from: IndexStore | None, version: int) -> None:
         self._built = built
         self._blob = blob
         self._old = versions_from
@@ -116,9 +119,7 @@ class Rebuild:
             known[uid] = _without_json(instance)
             changes[uid] = Put(known[uid], dicom_json, version)
         for kind, locations in refused.items():
-            await keep_decision(
-                self._blob, Decision(kind=kind, locations=locations), KIND_NAMES[kind], self._version, datetime.now(UTC)
-            )
+            await keep_decision(self._blob, Decision(kind=kind, locations=locations), KIND_NAMES[kind], self._version, datetime.now(UTC))
         await self._built.apply(Batch("", 0, changes))
         self._instances += len(changes)
 

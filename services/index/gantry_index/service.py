@@ -5,14 +5,16 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry_index.reader import ALL, Partitions, Reader
 from gantry_index.reindex import Progress, Rebuild
-from gantry_index.store import Batch, IndexStore
+from gantry_index.store import Batch
 from gantry_runtime import events
 from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class Following:
     high-water mark. A stream of another generation, or one that ends before the cursor, is an error that a person must look at.
     """
 
-    def __init__(self, reader: Reader, blob: BlobServiceStub, client: events.Client) -> None:
+    def __init__(self, reader: Reader, blob: "BlobServiceAsyncStub", client: events.Client) -> None:
         self.reader = reader
         self.store = reader.store
         self._blob = blob
@@ -63,18 +65,18 @@ class Following:
         keeping = asyncio.create_task(Partitions(self.reader, self._client).keep(), name="partitions")
         try:
             self.reader.problem = ""
-            while await self._stream_is_there():
-                await asyncio.sleep(1)
+            await self._until_stream_is_lost()
         finally:
             keeping.cancel()
             with suppress(asyncio.CancelledError):
                 await keeping
 
-    async def _stream_is_there(self) -> bool:
-        try:
-            return await events.describe_stream(self._js, events.STORE) is not None
-        except errors.Unavailable:
-            return True
+    async def _until_stream_is_lost(self) -> None:
+        while True:
+            with suppress(errors.Unavailable):
+                if await events.describe_stream(self._js, events.STORE) is None:
+                    return
+            await asyncio.sleep(1)
 
     async def join(self) -> None:
         """See to it that the stream is there and the store's cursors belong to it.

@@ -52,13 +52,14 @@ from gantry_index.summary import (
     decoded,
     level_terms,
     sort_number,
+    start_of,
     tabulated,
+    workitem_terms,
 )
 from gantry_runtime import telemetry
 from gantry_standard import errors, terms
 from gantry_standard.levels import Level
 from gantry_standard.matching import MatchKey, Operation, Query, group_keys
-from gantry_standard.query_attributes import tag_of
 from gantry_standard.terms import Term
 
 T = TypeVar("T")
@@ -107,7 +108,6 @@ CREATE TABLE terms (
 CREATE INDEX terms_of_owner ON terms (owner);
 """
 UID_COLUMN = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
-START_DATE_TIME = tag_of("ScheduledProcedureStepStartDateTime")
 
 
 class _Database:
@@ -776,19 +776,3 @@ class SqliteWorkitemStore:
     async def close(self) -> None:
         """See WorkitemStore."""
         await asyncio.to_thread(self._database.close)
-
-
-def start_of(workitem: Attributes) -> str:
-    """Return Scheduled Procedure Step Start DateTime to sort by, "" where it has none."""
-    values = workitem.get(START_DATE_TIME, {}).get("Value") or [""]
-    try:
-        return terms.date_time(str(values[0]))
-    except ValueError:
-        return ""
-
-
-def workitem_terms(document: WorkitemDocument, dataset: Attributes) -> list[Term]:
-    """Return what of a workitem can be matched, its UID included."""
-    if document.deleted:
-        return []
-    return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID})).terms]

@@ -88,6 +88,8 @@ class Batch:
         changes: by SOP Instance UID, the last change of each.
         dead: places that are not to be found any more, and why.
         packs: objects of which every instance has been announced.
+        versions: by Study Instance UID, the greatest version that `present` gave for an instance of the batch: where a store's
+            study has not applied that, a crash came between.
     """
 
     reader: str
@@ -95,6 +97,7 @@ class Batch:
     changes: Mapping[str, Put | Remove] = field(default_factory=dict)
     dead: Mapping[Place, "Decision.Kind.ValueType"] = field(default_factory=dict)
     packs: Sequence[str] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
     poison: Sequence[PoisonEvent] = ()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from gantry_index.store import WorkitemDocument
 from gantry_standard import terms
 from gantry_standard.levels import Level
 from gantry_standard.query_attributes import COMPUTED, RETURNED, tag_of
@@ -28,6 +29,7 @@ SERIES_NUMBER, INSTANCE_NUMBER = tag_of("SeriesNumber"), tag_of("InstanceNumber"
 MODALITIES, SOP_CLASSES = tag_of("ModalitiesInStudy"), tag_of("SOPClassesInStudy")
 SERIES_IN_STUDY, INSTANCES_IN_STUDY = tag_of("NumberOfStudyRelatedSeries"), tag_of("NumberOfStudyRelatedInstances")
 INSTANCES_IN_SERIES = tag_of("NumberOfSeriesRelatedInstances")
+START_DATE_TIME = tag_of("ScheduledProcedureStepStartDateTime")
 
 KEPT = {level: frozenset(rows) - COMPUTED for level, rows in RETURNED.items()}
 ABOVE_INSTANCE = KEPT[Level.STUDY] | KEPT[Level.SERIES]
@@ -50,7 +52,7 @@ def encoded(dataset: Mapping[str, Any]) -> bytes:
 def tabulated(dataset: Attributes) -> Attributes:
     """Return those attributes that a search returns without reading the metadata, where they have a value."""
     every = ABOVE_INSTANCE | KEPT[Level.INSTANCE]
-    return {tag: element for tag, element in dataset.items() if tag in every and ("Value" in element and element["Value"])}
+    return {tag: element for tag, element in dataset.items() if tag in every and (element.get("Value"))}
 
 
 def first(attributes: Attributes, tag: str) -> str:
@@ -183,3 +185,18 @@ def level_terms(attributes: Attributes) -> list[Term]:
     for tag in (MODALITIES, SOP_CLASSES, SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES):
         found += [Term(tag, str(value)) for value in attributes.get(tag, {}).get("Value", ())]
     return found
+
+
+def start_of(workitem: Attributes) -> str:
+    """Return Scheduled Procedure Step Start DateTime to sort by, "" where it has none."""
+    try:
+        return terms.date_time(first(workitem, START_DATE_TIME))
+    except ValueError:
+        return ""
+
+
+def workitem_terms(document: WorkitemDocument, dataset: Attributes) -> list[Term]:
+    """Return what of a workitem can be matched, its UID included."""
+    if document.deleted:
+        return []
+    return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID})).terms]

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gantry_gateway import websocket_protocol
 from tests.support.nats_server import until
-from tests.support.workitem_stories import GLOBAL, Http, Worklist, own_nats, state, uid, v, worklist
+from tests.support.worklist import GLOBAL, Http, Worklist, own_nats, state, uid, v, worklist
 
 SCP_STATUS_CHANGE = 4
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gantry.index.v1 import index_pb2
-from tests.support.workitem_stories import GLOBAL, JSON, PERFORMED, Http, Worklist, own_nats, state, uid, v, workitem, worklist
+from tests.support.worklist import GLOBAL, JSON, PERFORMED, Http, Worklist, own_nats, state, uid, v, workitem, worklist
 
 
 @pytest.fixture(scope="module")

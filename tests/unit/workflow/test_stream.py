@@ -19,8 +19,8 @@ from gantry_workflow import history, workitem
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.stream import Workitems
 from tests.support.nats_server import NatsServer, until
-from tests.support.workitem_stories import GLOBAL, Worklist, own_nats, state, uid, v, worklist
-from tests.support.workitem_stories import workitem as template
+from tests.support.worklist import GLOBAL, Worklist, own_nats, state, uid, v, worklist
+from tests.support.worklist import workitem as template
 
 
 @pytest.fixture

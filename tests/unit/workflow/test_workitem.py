@@ -10,8 +10,8 @@ from gantry_standard import errors
 from gantry_standard.workitems import ATTRIBUTES, below
 from gantry_workflow import dataset, workitem
 from gantry_workflow.workitem import Decision, StateRequest
-from tests.support.workitem_stories import PERFORMED, PROCEDURE, code, v
-from tests.support.workitem_stories import workitem as template
+from tests.support.worklist import PERFORMED, PROCEDURE, code, v
+from tests.support.worklist import workitem as template
 
 UID, LOCK = "1.2.3", "2.25.7"
 
