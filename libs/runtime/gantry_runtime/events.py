@@ -390,7 +390,7 @@ async def read_from(
                 while True:
                     try:
                         fetched = await subscription.fetch(batch, timeout=wait_s)
-                    except nats.errors.TimeoutError:
+                    except TimeoutError:
                         await js.consumer_info(stream.name, consumer.name)
                         yield []
                         continue

@@ -6,7 +6,8 @@ comparison, or hears nothing, looks whether its own change is on the stream befo
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -22,7 +23,9 @@ from gantry_workflow.workitem import Decision
 PUBLISH_S = 1.5
 """Seconds that one attempt waits for NATS."""
 CHANGE_S = 4.5
-"""Seconds for a change with all its attempts; below the deadline of the call."""
+"""Seconds for a change with all its attempts; with the turn below the deadline of the call."""
+TURN_S = 10.0
+"""Seconds that a change waits for others of the same workitem in this process."""
 ATTEMPTS = 100
 """Most comparisons that one change may lose."""
 
@@ -110,7 +113,7 @@ class Workitems:
     async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
         change_id = uuid.uuid4().hex
         try:
-            async with asyncio.timeout(CHANGE_S), self._turns.setdefault(subject, asyncio.Lock()):
+            async with self._turn(subject), asyncio.timeout(CHANGE_S):
                 for attempt in range(ATTEMPTS):
                     state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
                     made, result = decide(state, sequence)
@@ -122,6 +125,16 @@ class Workitems:
         except TimeoutError:
             raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
         raise errors.Overloaded(f"{subject.split('.', 1)[0]} is changed by too many at once")
+
+    @asynccontextmanager
+    async def _turn(self, subject: str) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(subject, asyncio.Lock())
+        async with asyncio.timeout(TURN_S):
+            await turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
 
     async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int) -> bool:
         """Write a state that follows `sequence`; return whether it is there."""
