@@ -35,12 +35,12 @@ async def test_it_begins_without_nats_and_is_ready_when_nats_is_there(tmp_path: 
     }
     process = subprocess.Popen([sys.executable, "-m", "gantry_blob.main"], env=environment)
     try:
-        await until(lambda: health(admin)[0] == 503)
+        await until(lambda: health(admin)[0] == 503, 60)
         assert "NATS" in health(admin)[1]
         server.start()
-        await until(lambda: health(admin)[0] == 200)
+        await until(lambda: health(admin)[0] == 200, 60)
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
