@@ -502,7 +502,7 @@ class _Writing:
             else:
                 follow_up += await self._increased(study, studies.get(study))
         await self._cluster.bulk(follow_up, refresh=False)
-        changed = [self._cluster.index(kind) for kind in ("instances", "series", "studies")]
+        changed = [self._cluster.index(kind) for kind in MAPPINGS]
         await _answered(self._cluster.client.indices.refresh(index=changed))
 
     def _facts(self) -> list[dict[str, Any]]:
