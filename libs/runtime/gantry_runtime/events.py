@@ -395,8 +395,8 @@ async def read_from(
                         yield []
                         continue
                     messages = [_message(m) for m in fetched]
-                    if messages and messages[0].sequence <= after:
-                        raise nats.errors.Error("the consumer went back")
+                    if not messages or messages[0].sequence <= after:
+                        raise nats.errors.Error("the consumer is gone, or went back")
                     after = messages[-1].sequence
                     yield messages
             finally:
