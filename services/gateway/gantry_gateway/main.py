@@ -13,12 +13,13 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceStub
-from gantry_gateway import health, records, retrieval, server
+from gantry_gateway import health, notifications, records, retrieval, server
 from gantry_gateway.app import Application, Router
 from gantry_gateway.records import Records
 from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
+from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.process import Process, run
@@ -42,9 +43,9 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
         reader = MappedReader(settings.blob_directory, gateway.blob)
     kept = retrieval.install(gateway, reader)
     await stack.enter_async_context(_following_nats(process, gateway, connected, kept))
-    app = Application(gateway, router)
+    app = Application(gateway, router, websocket=notifications.serve_websocket)
     await stack.enter_async_context(telemetry.admin(settings.gateway_admin_listen, lambda: health.what_is_missing(gateway)))
-    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s))
+    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol))
 
 
 @asynccontextmanager
@@ -56,6 +57,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
         async with AsyncExitStack() as stack:
             gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
             await stack.enter_async_context(records.listening(kept, gateway.nats))
+            await stack.enter_async_context(notifications.running(gateway))
             await asyncio.Event().wait()
 
     async def guard(following: "asyncio.Task[None]") -> None:
