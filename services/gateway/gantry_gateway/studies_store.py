@@ -43,7 +43,7 @@ OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
 
 MESSAGE_BYTES = 512 << 10
-"""Piece of an instance in one message to blob. Measured: 2 ms each; pieces of 1 MiB stall in HTTP/2 flow control, 20 ms each."""
+"""Piece of an instance in one message to blob."""
 
 MOST_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
