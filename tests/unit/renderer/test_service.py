@@ -102,7 +102,7 @@ async def test_every_sample_that_decodes_becomes_explicit_vr_little_endian(serve
         expected_length = read.Rows * read.Columns * read.SamplesPerPixel * read.BitsAllocated * int(read.get("NumberOfFrames") or 1)
         length = (expected_length + 7) // 8
         changed = {0x00280004, 0x00280006, 0x00880200}
-        same = {tag: value for tag, value in without_pixels(read).items() if tag not in changed}
+        same = {tag: value for tag, value in without_pixels(read).items() if tag not in changed and tag & 0xFFFF}
         kept = {tag: value for tag, value in without_pixels(stored).items() if tag not in changed and tag & 0xFFFF}
         if len(read.PixelData) != length + length % 2 or read.file_meta.TransferSyntaxUID != NATIVE or same.keys() != kept.keys():
             wrong.append(path.name)
