@@ -12,7 +12,7 @@ from tests.support import instances
 from tests.support.dicomweb import JSON, OCTETS, DicomWeb, Object, parts_of, walk
 
 INLINE_VRS = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
-BULK_VRS = INLINE_VRS | set(["DS", "FL", "FD", "IS", "LT", "SL", "SS", "ST", "SV", "UC", "UL", "US", "UT", "UV"])
+BULK_VRS = INLINE_VRS | {"DS", "FL", "FD", "IS", "LT", "SL", "SS", "ST", "SV", "UC", "UL", "US", "UT", "UV"}
 
 
 def of_everything() -> Dataset:
@@ -27,7 +27,7 @@ def of_everything() -> Dataset:
     data_set.add_new(0x00186016, "UL", 4_000_000_000)
     data_set.add_new(0x00720082, "SV", -(2**62))
     data_set.add_new(0x00720083, "UV", 2**63)
-    data_set.add_new(0x00204000, "LT", "one\\two, not split ")
+    data_set.add_new(0x00324000, "LT", "one\\two, not split ")
     data_set.add_new(0x00400280, "ST", "a\\b")
     data_set.add_new(0x00080119, "UC", ["first", "second"])
     data_set.add_new(0x0040A160, "UT", "text \\ text")
@@ -142,7 +142,7 @@ def test_padding_is_not_shown_and_stays_in_the_file(dicomweb: DicomWeb) -> None:
 def test_a_backslash_divides_the_values_of_some_vrs_and_is_text_in_others(dicomweb: DicomWeb) -> None:
     found = metadata(dicomweb, of_everything())
     assert found["00080119"] == {"vr": "UC", "Value": ["first", "second"]}
-    assert found["00204000"] == {"vr": "LT", "Value": ["one\\two, not split"]}
+    assert found["00324000"] == {"vr": "LT", "Value": ["one\\two, not split"]}
     assert found["00400280"] == {"vr": "ST", "Value": ["a\\b"]}
     assert found["0040A160"] == {"vr": "UT", "Value": ["text \\ text"]}
     assert found["00081190"] == {"vr": "UR", "Value": ["http://example.org/a?b=c"]}

@@ -31,7 +31,7 @@ def test_a_range_of_a_type_selects_its_default(dicomweb: DicomWeb, path: str) ->
 
 
 @pytest.mark.requirement("A-017")
-@pytest.mark.parametrize("accept", [f"foo, {JSON}", f"{JSON}, text/x-unknown;q=0.9", f";;, {JSON}", f"/, {JSON};q=0.1"])
+@pytest.mark.parametrize("accept", [f"foo, {JSON}", f"{JSON}, application/x-unknown;q=0.9", f";;, {JSON}", f"/, {JSON};q=0.1"])
 def test_entries_that_are_unknown_or_no_media_types_are_ignored(dicomweb: DicomWeb, path: str, accept: str) -> None:
     response = dicomweb.get(f"{path}/metadata", accept)
     assert response.status_code == 200
@@ -44,6 +44,9 @@ def test_nothing_acceptable_is_406_and_the_body_says_what_there_is(dicomweb: Dic
         response = dicomweb.get(f"{path}/metadata", accept)
         assert response.status_code == 406
         assert JSON in response.text
+    assert (
+        dicomweb.get(f"{path}/frames/1/rendered", "image/jpeg;q=0, image/*").headers["content-type"].startswith(("image/png", "image/gif"))
+    )
     response = dicomweb.get(f"{path}/rendered", "application/zip")
     assert response.status_code == 406
     assert "image/jpeg" in response.text

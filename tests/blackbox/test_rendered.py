@@ -39,7 +39,7 @@ def linear_exact(values: NDArray[np.float64], center: float, width: float) -> ND
 
 def sigmoid(values: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
     """PS3.3 C.11.2.1.3.1."""
-    return 255 / (1 + np.exp(-4 * (values - center) / width))
+    return 255 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
 
 
 def hounsfield() -> NDArray[np.float64]:

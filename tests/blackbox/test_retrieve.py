@@ -10,9 +10,7 @@ from pydicom.dataset import Dataset
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, DICOM, EXPLICIT_LE, JSON, OCTETS, OCTETS_AS_STORED, DicomWeb, parts_of, value, walk
 
-BULK_VRS = set(
-    ["DS", "FL", "FD", "IS", "LT", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "ST", "SV", "UC", "UL", "UN", "US", "UT", "UV"]
-)
+BULK_VRS = {"DS", "FL", "FD", "IS", "LT", "OB", "OD", "OF", "OL", "OV", "OW", "SL", "SS", "ST", "SV", "UC", "UL", "UN", "US", "UT", "UV"}
 
 
 def a_study(dicomweb: DicomWeb) -> list[Dataset]:

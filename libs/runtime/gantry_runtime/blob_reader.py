@@ -13,16 +13,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import grpc.aio
-
 from gantry.blob.v1 import blob_pb2
 from gantry_runtime import rpc_errors
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors
 
 if TYPE_CHECKING:
-    # The async stub exists for type checkers only.
-    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub, BlobServiceStub
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
 
 Ranges = Sequence[tuple[int, int]]
 """(offset, length) pairs in bytes."""
@@ -118,7 +115,7 @@ def cut(ranges: Ranges, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, in
 class StreamedReader:
     """Reads from blob over gRPC, in messages of at most 1 MiB."""
 
-    def __init__(self, stub: "BlobServiceStub | BlobServiceAsyncStub") -> None:
+    def __init__(self, stub: "BlobServiceAsyncStub") -> None:
         self._stub = stub
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
@@ -139,7 +136,7 @@ class StreamedReader:
                         message = await asyncio.wait_for(call.read(), MESSAGE_S)
                     except TimeoutError as error:
                         raise errors.Unavailable("blob does not answer") from error
-                    if message is grpc.aio.EOF:
+                    if not isinstance(message, blob_pb2.ReadResponse):  # grpc.aio.EOF
                         break
                     yield message.data
             finally:
@@ -182,7 +179,7 @@ class MappedReader:
         most_maps: objects kept mapped, two file descriptors each; the least recently used one goes.
     """
 
-    def __init__(self, directory: Path, stub: "BlobServiceStub | BlobServiceAsyncStub", most_maps: int = 256) -> None:
+    def __init__(self, directory: Path, stub: "BlobServiceAsyncStub", most_maps: int = 256) -> None:
         self._directory = directory
         self._streamed = StreamedReader(stub)
         self._most_maps = most_maps

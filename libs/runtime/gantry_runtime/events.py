@@ -7,7 +7,7 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 import asyncio
 import logging
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for tho
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
+from nats.js.kv import KeyValue
 
 from gantry_standard import errors
 
@@ -63,6 +64,96 @@ def partition_of(study_instance_uid: str) -> int:
 
 
 @dataclass(frozen=True)
+class StreamState:
+    """What a stream says of itself: its metadata, its first kept and its last sequence."""
+
+    metadata: dict[str, str]
+    first_sequence: int
+    last_sequence: int
+
+
+async def describe_stream(js: JetStreamContext, stream: Stream) -> StreamState | None:
+    """Return the state of a stream; None when it is not there.
+
+    Raises:
+        errors.Unavailable: no answer in time.
+    """
+    try:
+        info = await js.stream_info(stream.name)
+    except nats.js.errors.NotFoundError:
+        return None
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+    return StreamState(info.config.metadata or {}, info.state.first_seq, info.state.last_seq)
+
+
+async def last_sequence(js: JetStreamContext, stream: Stream, subject: str) -> int:
+    """Return the sequence of the last message on matching subjects; 0 when there is none, or no stream.
+
+    Raises:
+        errors.Unavailable: no answer in time.
+    """
+    try:
+        return (await js.get_last_msg(stream.name, subject)).seq or 0
+    except nats.js.errors.NotFoundError:
+        return 0
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
+LEASE_TTL_S = 2.0
+"""Seconds after the last renewal at which a lease ends by itself."""
+
+
+class Lease:
+    """One key of the bucket `lease`: at most one holder, who must `renew` well within LEASE_TTL_S seconds."""
+
+    def __init__(self, js: JetStreamContext, key: str, holder: str) -> None:
+        self.key = key
+        self._js = js
+        self._holder = holder.encode()
+        self._revision = 0
+
+    async def acquire(self) -> bool:
+        """Take the lease if nobody holds it."""
+        try:
+            self._revision = await (await _lease_bucket(self._js)).create(self.key, self._holder)
+            return True
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            return False
+
+    async def renew(self) -> bool:
+        """Prolong the lease; False when it was lost, or nobody knows."""
+        try:
+            self._revision = await (await _lease_bucket(self._js)).update(self.key, self._holder, last=self._revision)
+            return True
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            return False
+
+    async def release(self) -> None:
+        """Give the lease back, so that another has it at once."""
+        with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
+            await (await _lease_bucket(self._js)).delete(self.key, last=self._revision)
+
+
+async def leases_held(js: JetStreamContext) -> list[str]:
+    """Return the keys of all leases that somebody holds."""
+    try:
+        return list(await (await _lease_bucket(js)).keys())
+    except nats.js.errors.NoKeysError:
+        return []
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
+async def _lease_bucket(js: JetStreamContext) -> KeyValue:
+    try:
+        return await js.key_value("lease")
+    except nats.js.errors.NotFoundError:
+        return await js.create_key_value(config=api.KeyValueConfig(bucket="lease", ttl=LEASE_TTL_S))
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a stream."""
 
@@ -70,6 +161,8 @@ class Message:
     subject: str
     headers: dict[str, str]
     data: bytes
+    time_s: float = 0.0
+    """When it was stored, seconds since 1970; 0 where it was not asked for."""
 
 
 async def _ignore(error: Exception) -> None:
@@ -197,24 +290,40 @@ async def inbox(client: Client, prefix: str) -> AsyncIterator[Inbox]:
             await subscription.unsubscribe()
 
 
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Translate what a question to NATS may raise."""
+    try:
+        yield
+    except nats.js.errors.NotFoundError as error:
+        raise errors.NotFound("NATS has no such stream or message") from error
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise errors.Unavailable("NATS does not answer") from error
+
+
 async def ensure_stream(
     js: JetStreamContext, stream: Stream, first_sequence: int = 1, metadata: dict[str, str] | None = None
 ) -> api.StreamInfo:
-    """Return the stream, created with its first sequence when it is not there. Called by its owner only."""
-    try:
-        return await js.stream_info(stream.name)
-    except nats.js.errors.NotFoundError:
-        return await js.add_stream(
-            name=stream.name,
-            subjects=list(stream.subjects),
-            storage=api.StorageType.FILE,
-            allow_direct=True,
-            max_age=stream.max_age_s,
-            max_msgs=stream.max_messages,
-            first_seq=first_sequence,
-            duplicate_window=120,
-            metadata=metadata,
-        )
+    """Return the stream, created with its first sequence when it is not there. Called by its owner only.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        try:
+            return await js.stream_info(stream.name)
+        except nats.js.errors.NotFoundError:
+            return await js.add_stream(
+                name=stream.name,
+                subjects=list(stream.subjects),
+                storage=api.StorageType.FILE,
+                allow_direct=True,
+                max_age=stream.max_age_s,
+                max_msgs=stream.max_messages,
+                first_seq=first_sequence,
+                duplicate_window=120,
+                metadata=metadata,
+            )
 
 
 async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = 5) -> int:
@@ -240,9 +349,13 @@ async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict
         raise errors.Unavailable("NATS does not answer") from error
 
 
+def _message(m: Msg) -> Message:
+    return Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data, m.metadata.timestamp.timestamp())
+
+
 async def read_from(
     js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1
-) -> AsyncIterator[list[Message]]:
+) -> AsyncGenerator[list[Message], None]:
     """Read a stream in order from a cursor, for ever, without acknowledgements.
 
     Each batch holds what was there when it was asked for (at most `batch`), so that a slow consumer gets larger ones.
@@ -277,13 +390,13 @@ async def read_from(
                 while True:
                     try:
                         fetched = await subscription.fetch(batch, timeout=wait_s)
-                    except nats.errors.TimeoutError:
+                    except TimeoutError:
                         await js.consumer_info(stream.name, consumer.name)
                         yield []
                         continue
-                    messages = [Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data) for m in fetched]
-                    if messages and messages[0].sequence <= after:
-                        raise nats.errors.Error("the consumer went back")
+                    messages = [_message(m) for m in fetched]
+                    if not messages or messages[0].sequence <= after:
+                        raise nats.errors.Error("the consumer is gone, or went back")
                     after = messages[-1].sequence
                     yield messages
             finally:
@@ -293,3 +406,214 @@ async def read_from(
             log.warning("stream reading interrupted", extra={"stream": stream.name, "after": after, "error": type(error).__name__})
             yield []
             await asyncio.sleep(0.1)
+
+
+class Publisher:
+    """Publishes facts through a client that may not be connected yet (`connecting`)."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._js = client.jetstream()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server is there now."""
+        return bool(self._client.is_connected)
+
+    async def publish(self, subject: str, data: bytes, message_id: str) -> int:
+        """Publish a fact and wait until it is on disk; a retry with the same id within two minutes is dropped.
+
+        Raises:
+            errors.Unavailable: never connected, no stream, or no answer in time; the fact may or may not be there.
+        """
+        if not (self._client.is_connected or self._client.is_reconnecting):
+            raise errors.Unavailable("NATS is not connected")
+        return await publish(self._js, subject, data, {"Nats-Msg-Id": message_id})
+
+
+async def stream_state(js: JetStreamContext, stream: Stream) -> tuple[int, int]:
+    """Return the first and the last sequence of a stream; of an empty one the first is last + 1.
+
+    Raises:
+        errors.NotFound: there is no such stream.
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        state = (await js.stream_info(stream.name)).state
+        return state.first_seq if state.messages else state.last_seq + 1, state.last_seq
+
+
+async def last_message(js: JetStreamContext, stream: Stream, subject: str) -> Message:
+    """Return the last message of a subject; it may hold `*` or `>`.
+
+    Raises:
+        errors.NotFound: there is none.
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        m = await js.get_last_msg(stream.name, subject, direct=True)
+        return Message(m.seq or 0, m.subject or "", m.headers or {}, m.data or b"")
+
+
+async def next_message(js: JetStreamContext, stream: Stream, subject: str, after: int) -> Message:
+    """Return the first message of a subject after a sequence.
+
+    Raises:
+        errors.NotFound: there is none.
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        m = await js.get_msg(stream.name, seq=after + 1, subject=subject, direct=True, next=True)
+        return Message(m.seq or 0, m.subject or "", m.headers or {}, m.data or b"")
+
+
+async def last_messages(js: JetStreamContext, stream: Stream, subjects: Sequence[str], batch: int = 500) -> AsyncGenerator[Message, None]:
+    """Yield the last message of every subject that matches, in stream order, then end.
+
+    Raises:
+        errors.NotFound: there is no such stream.
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        consumer = await js.add_consumer(
+            stream.name,
+            api.ConsumerConfig(
+                deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
+                ack_policy=api.AckPolicy.NONE,
+                filter_subjects=list(subjects),
+                inactive_threshold=60,
+                mem_storage=True,
+            ),
+        )
+        remaining = consumer.num_pending or 0
+        subscription = await js.pull_subscribe_bind(consumer.name, stream=stream.name)
+    try:
+        while remaining > 0:
+            with _asking():
+                fetched = await subscription.fetch(min(batch, remaining), timeout=5)
+            remaining -= len(fetched)
+            for m in fetched:
+                yield _message(m)
+    finally:
+        with suppress(Exception):
+            await subscription.unsubscribe()
+
+
+async def purge_before(js: JetStreamContext, stream: Stream, subject: str, sequence: int) -> None:
+    """Remove the messages of a subject that come before a sequence.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        await js.purge_stream(stream.name, subject=subject, seq=sequence)
+
+
+class Bucket:
+    """Small values under keys, each with a revision. Keys: letters, digits, `-`, `_`, `.`.
+
+    Every method raises `errors.Unavailable` when NATS does not answer.
+    """
+
+    def __init__(self, store: KeyValue) -> None:
+        self._store = store
+
+    async def get(self, key: str) -> tuple[bytes, int]:
+        """Return value and revision; (b"", 0) where there is none."""
+        try:
+            with _asking():
+                entry = await self._store.get(key)
+        except errors.NotFound:
+            return b"", 0
+        return entry.value or b"", entry.revision or 0
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Set a value whatever it was; return its revision."""
+        with _asking():
+            return int(await self._store.put(key, value))
+
+    async def replace(self, key: str, value: bytes, revision: int) -> int:
+        """Set a value that still has the revision given (0: that is not there); return its revision.
+
+        Raises:
+            errors.Conflict: it has another one.
+        """
+        with _asking():
+            try:
+                return int(await (self._store.update(key, value, last=revision) if revision else self._store.create(key, value)))
+            except nats.js.errors.KeyWrongLastSequenceError as error:
+                raise errors.Conflict(f"{key} is no longer at revision {revision}") from error
+
+
+async def open_bucket(js: JetStreamContext, name: str, ttl_s: float = 0) -> Bucket:
+    """Return a bucket, made when it is not there. Values of a bucket with `ttl_s` go so many seconds after they were set.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    with _asking():
+        try:
+            return Bucket(await js.key_value(name))
+        except nats.js.errors.NotFoundError:
+            return Bucket(await js.create_key_value(config=api.KeyValueConfig(bucket=name, ttl=ttl_s or None, direct=True)))
+
+
+LEASE_S = 2.0
+"""Seconds after which a lease that is not renewed is free for others."""
+
+
+async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do `work` whenever this process holds the lease `key`, for ever: one process of all does it at a time.
+
+    `work` is cancelled when the lease is lost, and begun again when it is held again. Two may do it for a moment (a process that
+    was frozen), so what it writes must be compared and set. What `work` raises is raised; a Conflict or Unavailable begins it again.
+
+    Args:
+        holder: who this is, unique to the process.
+    """
+    while True:
+        try:
+            bucket = await open_bucket(js, "lease", LEASE_S)
+            value, revision = await bucket.get(key)
+            revision = await bucket.replace(key, holder.encode(), revision if value == holder.encode() else 0)
+        except (errors.Conflict, errors.Unavailable):
+            await asyncio.sleep(LEASE_S / 4)
+            continue
+        log.info("lease taken", extra={"lease": key})
+        working = asyncio.ensure_future(work())
+        try:
+            await _renew(bucket, key, holder, revision, working)
+            working.result()
+        except (errors.Conflict, errors.Unavailable) as error:
+            log.warning("lease ended", extra={"lease": key, "reason": error.message})
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+
+async def _renew(bucket: Bucket, key: str, holder: str, revision: int, working: asyncio.Future[None]) -> None:
+    """Renew until the work ends.
+
+    Raises:
+        errors.Conflict: another one holds the lease.
+        errors.Unavailable: it could not be renewed in time.
+    """
+    loop = asyncio.get_running_loop()
+    renewed = loop.time()
+    while True:
+        done, _ = await asyncio.wait({working}, timeout=LEASE_S / 4)
+        if done:
+            return
+        try:
+            async with asyncio.timeout(LEASE_S / 4):
+                revision = await bucket.replace(key, holder.encode(), revision)
+            renewed = loop.time()
+        except (errors.Unavailable, TimeoutError):
+            if loop.time() - renewed > LEASE_S:
+                raise errors.Unavailable(f"the lease {key} could not be renewed") from None
+        except errors.Conflict:
+            value, found = await bucket.get(key)
+            if value != holder.encode():
+                raise
+            revision = found

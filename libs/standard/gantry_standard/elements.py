@@ -28,6 +28,7 @@ PIXEL_TAGS = frozenset((PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA))
 FRAGMENT_HEAD_BYTES = 16
 """First bytes of each fragment that are looked at for the start of a codestream."""
 
+_BITS_ALLOCATED = 0x00280100
 _ITEM = 0xFFFEE000
 _ITEM_DELIMITER = 0xFFFEE00D
 _SEQUENCE_DELIMITER = 0xFFFEE0DD
@@ -111,7 +112,7 @@ _ITEM_HEADERS: dict[bool, Callable[[bytes, int], tuple[int, int, int]]] = {
 _LONG = {False: struct.Struct("<I").unpack_from, True: struct.Struct(">I").unpack_from}
 # Explicit VR: word size where the length has 16 bits, 0 where it has 32.
 _SHORT = {name: 0 if row.is_long else row.word for name, row in VALUE_REPRESENTATIONS.items()}
-_ITEM_TAGS = {False: b"\xfe\xff\x00\xe0", True: b"\xff\xfe\xe0\x00"}
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
 # Implicit VR: what needs no second thought.
 _IMPLICIT_SHORT = frozenset(
     [name for name, row in VALUE_REPRESENTATIONS.items() if row.kind not in (Kind.BINARY, Kind.SEQUENCE, Kind.NUMBER)]
@@ -318,8 +319,10 @@ class ElementReader:
                 return self._read_long(data, position, current, tag, b"UN")
             length = int.from_bytes(data[position + 6 : position + 8], "big" if current.encoding.is_big_endian else "little")
             return self._read_value(data, position, position + 8, current, tag, b"UN", length)
+        if current.encoding.is_big_endian:
+            raise self._corrupt(f"({tag:08X}) has no VR", self.at + position)
         self.is_mixed = True
-        (length,) = _LONG[current.encoding.is_big_endian](data, position + 4)
+        (length,) = _LONG[False](data, position + 4)
         return self._read_value(data, position, position + 8, current, tag, self._implicit_vr(tag, current), length)
 
     def _read_implicit(self, data: bytes, position: int, current: _Container) -> int:
@@ -392,8 +395,9 @@ class ElementReader:
             if length and value_at + 4 > len(data):
                 self._count -= 1
                 return self._starve(value_at + 4 - header_at, header_at)
-            is_big_endian = current.encoding.is_big_endian and not is_unknown
-            if not length or data[value_at : value_at + 4] == _ITEM_TAGS[is_big_endian]:
+            # Where the dictionary says SQ, not the file, the bytes must agree.
+            is_guess = is_unknown or (tag >> 16 & 1 and not current.encoding.is_explicit)
+            if not length or not is_guess or data[value_at : value_at + 4] == _ITEM_TAG:
                 self._enter_sequence(tag, at, at + length, IMPLICIT_LITTLE if is_unknown else current.encoding)
                 return value_at
             vr = b"UN"
@@ -456,7 +460,7 @@ class ElementReader:
 
     def _enter_bulk(self, data: bytes, header_at: int, value_at: int, current: _Container, tag: int, vr: bytes, length: int) -> int:
         if current.encoding.is_big_endian:
-            word = VALUE_REPRESENTATIONS[vr].word
+            word = self._swapped_word(tag, vr, current)
             header_offset = self._rendition.length
             self._rendition.write(encode_element_header(tag, vr, length + (length & 1)))
             current.elements[tag] = (vr, Bulk(Origin.RENDITION, header_offset, self._rendition.length, length), self.at + value_at)
@@ -466,6 +470,14 @@ class ElementReader:
         bulk = Bulk(self._origin, self.at + header_at, self.at + value_at, length)
         current.elements[tag] = (vr, bulk, self.at + value_at)
         return self._pass_over(data, value_at, length)
+
+    @staticmethod
+    def _swapped_word(tag: int, vr: bytes, current: _Container) -> int:
+        """Return what a change of byte order swaps; samples of 32 and 64 bits in OW are swapped as a whole, as all writers do."""
+        allocated = current.elements.get(_BITS_ALLOCATED)
+        if tag == PIXEL_DATA and vr == b"OW" and allocated is not None and allocated[1] in (b"\x20\0", b"\x40\0"):
+            return 4 if allocated[1] == b"\x20\0" else 8
+        return VALUE_REPRESENTATIONS[vr].word
 
     def _pass_over(self, data: bytes, value_at: int, length: int) -> int:
         available = min(length, len(data) - value_at)

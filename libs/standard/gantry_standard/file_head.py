@@ -11,7 +11,7 @@ from gantry_standard.dictionary import standard_vr
 from gantry_standard.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, Encoding
 from gantry_standard.limits import ScanFailure
 from gantry_standard.part10 import PREAMBLE, PREFIX
-from gantry_standard.transfer_syntaxes import TransferSyntax
+from gantry_standard.transfer_syntaxes import TransferSyntax, transfer_syntax
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS
 
 _GROUP_2 = b"\2\0"
@@ -79,7 +79,9 @@ class FileHead:
         if len(rest) == 2 and rest != _GROUP_2:
             self._note_length()
             return True
-        return self._note_length() and "1.99" in self.transfer_syntax_uid  # a deflated data set may begin with the same two bytes
+        return (
+            self._note_length() and transfer_syntax(self.transfer_syntax_uid).is_deflated
+        )  # a deflated data set may begin with the same two bytes
 
     def _note_length(self) -> bool:
         value = self._values.get(_GROUP_LENGTH, b"")
@@ -123,8 +125,12 @@ def find_encoding(first_bytes: bytes, syntax: TransferSyntax | None) -> Encoding
     if syntax is None:
         return found
     said = EXPLICIT_BIG if syntax.is_big_endian else EXPLICIT_LITTLE if syntax.is_explicit else IMPLICIT_LITTLE
-    if len(first_bytes) < 8 or found is None:
+    if found is None:
         return said
+    if said.is_explicit and first_bytes[4:6].isalpha() and first_bytes[4:6].isupper():
+        # The other byte order only where it makes the group that data sets begin with.
+        is_other_order = found.is_explicit and int.from_bytes(first_bytes[:2], "big" if found.is_big_endian else "little") == 8
+        return found if is_other_order else said
     return found
 
 

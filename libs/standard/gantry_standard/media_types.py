@@ -139,7 +139,8 @@ SINGLE_MEANS_MULTIPART = frozenset({Resource.RENDERED_INSTANCE_FRAMES})
 # Resources without a default media type: for */* whatever costs least is taken (§8.7.7).
 NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA})
 
-# Application/json is what tools send that do not know application/dicom+json.
+# application/json is what tools send that do not know application/dicom+json.
 JSON_NAMES = frozenset({DICOM_JSON, "application/json"})
+JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE})
 
 RENDERED_RESOURCES = frozenset({Resource.RENDERED, Resource.RENDERED_FRAMES, Resource.RENDERED_INSTANCE_FRAMES})

@@ -19,6 +19,7 @@ from gantry_standard.media_types import (
     DICOM_JSON,
     EXPLICIT_VR_LE,
     JSON_NAMES,
+    JSON_RESOURCES,
     NEVER_SENT,
     NO_DEFAULT,
     OCTET_STREAM,
@@ -273,6 +274,8 @@ def _usable(ranges: tuple[Range, ...], resource: Resource) -> tuple[Range, ...]:
     if resource in RENDERED_RESOURCES:
         # transfer-syntax is not permitted on a rendered media type: such a range is invalid (§8.7.4).
         ranges = tuple(r for r in ranges if not r.transfer_syntaxes)
+    if resource in JSON_RESOURCES:
+        ranges = tuple(Range(DICOM_JSON, r.multipart, (), (), r.quality) if r.media_type in JSON_NAMES else r for r in ranges)
     if resource in SINGLE_MEANS_MULTIPART:
         ranges = tuple(Range(r.media_type, None, (), r.parameters, r.quality) for r in ranges)
     return ranges
@@ -320,10 +323,6 @@ def select_json(resource: Resource, accept: str, query_accept: str | None = None
         errors.BadRequest: DICOM and rendered media types are mixed; a wildcard in the parameter.
         errors.NotAcceptable: it does not.
     """
-    for name in JSON_NAMES - {DICOM_JSON}:
-        accept = re.sub(rf"(?<![\w/+.-]){re.escape(name)}(?![\w+.-])", DICOM_JSON, accept, flags=re.IGNORECASE)
-        if query_accept is not None:
-            query_accept = re.sub(rf"(?<![\w/+.-]){re.escape(name)}(?![\w+.-])", DICOM_JSON, query_accept, flags=re.IGNORECASE)
     negotiate(resource, accept, query_accept, strict)
 
 

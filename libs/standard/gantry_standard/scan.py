@@ -132,11 +132,14 @@ class Scanner:
         if syntax is not None and not (syntax.is_supported and is_valid_uid(syntax.uid)):
             raise ScanFailure(f"transfer syntax {syntax.uid[:64]} is not supported", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
         is_deflated = syntax is not None and syntax.is_deflated
-        encoding = EXPLICIT_LITTLE if is_deflated else find_encoding(rest[:8], syntax)
-        if encoding is None:
+        is_known = syntax is not None and syntax.uid in TRANSFER_SYNTAXES
+        encoding = EXPLICIT_LITTLE if is_deflated else find_encoding(rest[:8], syntax if is_known else None)
+        if encoding is None and syntax is None:
             raise ScanFailure("neither a PS3.10 file nor a data set", reasons.CANNOT_UNDERSTAND)
-        if syntax is not None and syntax.uid not in TRANSFER_SYNTAXES and encoding is not EXPLICIT_LITTLE:
-            raise ScanFailure(f"transfer syntax {syntax.uid} is not supported", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
+        if encoding is None or (syntax is not None and not is_known and encoding is not EXPLICIT_LITTLE):
+            raise ScanFailure(
+                "the transfer syntax is unknown and the data set is not Explicit VR Little Endian", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED
+            )
         if is_deflated:
             self._inflator = zlib.decompressobj(-zlib.MAX_WBITS)
         self._syntax, self._encoding = syntax, encoding
@@ -308,18 +311,18 @@ class Scanner:
         if tag is None:
             return pixel, None, True
         value = root[tag][1]
-        number_of_frames = _number_of_frames(root)
+        number_of_frames, is_right = _number_of_frames(root)
         if isinstance(value, Bulk):
             if self._syntax is not None and self._syntax.is_encapsulated and self._syntax.uid in TRANSFER_SYNTAXES:
                 return pixel, None, False  # native bytes under the name of a compressed syntax
             span = Span(value.origin, value.offset, value.length)
             frames = locate_native_frames(span, pixel, number_of_frames)
-            return pixel, frames, frames is not None and frames.number_of_frames == number_of_frames
+            return pixel, frames, is_right and frames is not None and frames.number_of_frames == number_of_frames
         assert isinstance(value, Fragments)
         is_video = self._syntax is not None and self._syntax.is_video
         table = _fragment_table(root, value)
         frames = locate_encapsulated_frames(table, number_of_frames, is_video=is_video)
-        return pixel, frames, frames is not None and (is_video or frames.number_of_frames == number_of_frames)
+        return pixel, frames, frames is not None and (is_video or (is_right and frames.number_of_frames == number_of_frames))
 
     def _with_uids(self, failure: ScanFailure) -> ScanFailure:
         root = self._reader.root if self._reader is not None else {}
@@ -348,9 +351,11 @@ def _unsigned_of(root: Elements, tag: int) -> int:
     return int.from_bytes(element[1][:2], "little") if element is not None and isinstance(element[1], bytes) else 0
 
 
-def _number_of_frames(root: Elements) -> int:
+def _number_of_frames(root: Elements) -> tuple[int, bool]:
+    """Return Number of Frames, 1 where it is absent or wrong, and whether it is right."""
     text = _text_of(root, _NUMBER_OF_FRAMES)
-    return max(int(text), 1) if re.fullmatch(r"\+?[0-9]{1,10}", text) else 1
+    is_number = re.fullmatch(r"\+?[0-9]{1,10}", text) is not None and int(text) > 0
+    return int(text) if is_number else 1, is_number or not text
 
 
 def _pixel_tag(root: Elements) -> int | None:

@@ -89,8 +89,8 @@ class DataDirectory:
         """Return a free loopback port per name, the same as last time where that one is still free."""
         path = self.run / "ports.json"
         known: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError):
-            known = {str(name): int(port) for name, port in json.loads(path.read_text(encoding="utf-8")).items()}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = {str(name): int(port) for name, port in dict(json.loads(path.read_text(encoding="utf-8"))).items()}
         chosen: dict[str, int] = {}
         for name in names:
             port = known.get(name, 0)

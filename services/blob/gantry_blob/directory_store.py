@@ -1,8 +1,8 @@
 """Objects as files of a directory, key = path. The default on one machine.
 
-A writer writes to a temporary name below `.incoming` in the same file system and holds a lock on it as long as it lives. `commit` is: fsync of
-the file, rename, fsync of the directory; those who wait for an fsync of the same directory share one. Keys never begin with a dot, so
-temporary names are never listed.
+A writer writes to a temporary name below `.incoming` in the same file system and holds a lock on it as long as it lives. `commit` is:
+fsync of the file, rename, fsync of the directory; those who wait for an fsync of the same directory share one. Keys never begin with a
+dot, so temporary names are never listed.
 """
 
 import errno

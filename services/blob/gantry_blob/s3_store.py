@@ -1,8 +1,8 @@
 """Objects in a bucket of an S3 server, through the `minio` client (its only import).
 
-A writer sends what it was given as parts of a multipart upload, the last one at `commit`, so an upload whose last piece is known but which is
-not committed yet holds neither a thread nor memory. That needs the client's calls for single parts, which it marks as private: its
-`put_object` completes an object as soon as its input ends, and holds a thread until then. What fits in one part is one PUT.
+A writer sends what it was given as parts of a multipart upload, the last one at `commit`, so that a pack which has to wait for the end of
+its request holds no thread. That needs the client's calls for single parts, which it marks as private: its `put_object` completes an
+object as soon as its input ends, and holds a thread until then. What fits in one part is one PUT.
 """
 
 import datetime
@@ -28,7 +28,7 @@ GAP_BYTES = 64 << 10
 
 MOST_PARTS = 10_000
 ABANDONED = datetime.timedelta(days=1)
-OUT_OF_ROOM = {"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "EntityTooLarge"}
+OUT_OF_ROOM = {"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def _wrapped(what: str) -> Iterator[None]:
         if error.code in OUT_OF_ROOM:
             raise errors.OutOfResources(f"{what}: the S3 server has no room left", retry_after_s=60) from error
         raise errors.Unavailable(f"{what}: the S3 server answered {error.code}") from error
-    except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
         raise errors.Unavailable(f"{what}: the S3 server does not answer ({type(error).__name__})") from error
 
 
@@ -184,7 +184,7 @@ class S3Store:
         """Abort a multipart upload; return whether the server did."""
         try:
             self._client._abort_multipart_upload(self._bucket, key, upload_id)
-        except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError):
+        except (MinioException, urllib3.exceptions.HTTPError, OSError):
             return False
         return True
 
@@ -251,16 +251,18 @@ class S3Store:
             raise errors.Conflict(f"{key} exists with other bytes")
 
     def clean(self) -> int:
-        """Abort multipart uploads of ours that began more than a day ago: their writers are dead."""
-        limit = datetime.datetime.now(datetime.UTC) - ABANDONED
-        return self.clean_before(limit)
+        """Abort multipart uploads of packs that began more than a day ago: their writers are dead.
 
-    def clean_before(self, limit: datetime.datetime) -> int:
-        """Abort multipart uploads that began before `limit`; return how many."""
+        MinIO does not list uploads by a prefix; it forgets them itself after a day (`stale_uploads_expiry`).
+        """
+        return self.clean_before(datetime.datetime.now(datetime.UTC) - ABANDONED)
+
+    def clean_before(self, limit: datetime.datetime, prefix: str = "packs/") -> int:
+        """Abort multipart uploads of keys with a prefix that began before `limit`; return how many."""
         count, key_marker, id_marker = 0, None, None
         with _wrapped(f"bucket {self._bucket}"):
             while True:
-                found = self._made()._list_multipart_uploads(self._bucket, key_marker=key_marker, upload_id_marker=id_marker, prefix="packs/")
+                found = self._made()._list_multipart_uploads(self._bucket, key_marker=key_marker, upload_id_marker=id_marker, prefix=prefix)
                 for upload in found.uploads:
                     if upload.initiated_time is not None and upload.initiated_time < limit:
                         count += self.forget(upload.object_name, upload.upload_id)

@@ -1,6 +1,7 @@
 """What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_gateway import urls
@@ -61,7 +62,13 @@ def target(request: Request) -> Target:
     Raises:
         errors.BadRequest: a UID is none.
     """
-    return Target(urls.uid(request.params, "study"), urls.uid(request.params, "series"), urls.uid(request.params, "instance"))
+    return _target(*[request.params.get(name, "") for name in ("study", "series", "instance")])
+
+
+@lru_cache(4096)
+def _target(study: str, series: str, instance: str) -> Target:
+    named = {"study": study, "series": series, "instance": instance}
+    return Target(*[urls.uid(named, name) for name in named])
 
 
 async def record_of(request: Request) -> InstanceRecord:

@@ -35,6 +35,7 @@ class GatewaySettings(ProcessSettings):
     upload_idle_s: float = setting(60.0, "Seconds without a byte after which a payload is given up.")
     store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
+    websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
     search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
     request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
     drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")

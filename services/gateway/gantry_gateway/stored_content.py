@@ -204,14 +204,18 @@ async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGener
     dealer = _Dealer(contents)
     shifters = [Shifter(content.shift, content.bits) if content.bits else None for content in contents]
     current = 0
-    async with _closing(reader.read(contents[0].object_key, ranges)) as pieces:
-        async for piece in pieces:
-            for index, taken in dealer.deal(piece):
-                if index != current and (last := shifters[current]) is not None:
-                    yield current, last.end()
-                current = index
-                shifter = shifters[index]
-                yield index, taken if shifter is None else shifter.push(taken)
+    try:
+        async with _closing(reader.read(contents[0].object_key, ranges)) as pieces:
+            async for piece in pieces:
+                for index, taken in dealer.deal(piece):
+                    if index != current and (last := shifters[current]) is not None:
+                        yield current, last.end()
+                    current = index
+                    shifter = shifters[index]
+                    yield index, taken if shifter is None else shifter.push(taken)
+    except errors.BadRequest as error:
+        # A range that the object does not have is our fault, not the client's.
+        raise errors.GantryError(f"the index and the objects disagree: {error.message}") from error
     if (last := shifters[current]) is not None:
         yield current, last.end()
 

@@ -30,6 +30,9 @@ FORM = 1
 AHEAD = 4
 """Frames of one answer that are rendered at the same time."""
 
+PAUSES_S = (0.1, 0.2, 0.5, 1, 1, 2, 2, 5, 5)
+"""Pauses before an overloaded renderer is asked again for a frame that is not the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
@@ -116,7 +119,14 @@ async def _parts(renditions: Renditions, source: Source, job: _Job, media_type: 
     waiting = iter(job.numbers)
 
     async def image_of(number: int) -> bytes:
-        return (await renditions.render(_render_request(source, number, media_type, job.rendering))).image
+        request = _render_request(source, number, media_type, job.rendering)
+        for pause_s in () if number == job.numbers[0] else PAUSES_S:
+            # The status line may be out already: a renderer that is busy with others is waited for, not told to the client.
+            try:
+                return (await renditions.render(request)).image
+            except errors.Overloaded:
+                await asyncio.sleep(pause_s)
+        return (await renditions.render(request)).image
 
     def start_next() -> None:
         if (number := next(waiting, None)) is not None:

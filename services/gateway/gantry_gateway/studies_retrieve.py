@@ -42,6 +42,9 @@ GZIPPED = payload.headers(content_encoding="gzip")
 METADATA_S = 20 * INDEX_S
 """Seconds that the metadata of a study may take, the client's pace included."""
 
+FRAME_GATHER_BYTES = 16 << 20
+"""Bytes of a transcoded frame that are gathered for the Content-Length of its part."""
+
 _FRAME_LIST = re.compile(r"[1-9][0-9]{0,9}(?:,[1-9][0-9]{0,9})*")
 _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(?:/[1-9][0-9]{0,9}/[0-9A-Fa-f]{8})*")
 
@@ -333,15 +336,24 @@ async def _whole_frames(tools: Retrieval, frames: _FrameSet, plan: Plan) -> Asyn
 
 
 async def _frame_parts(tools: Retrieval, frames: _FrameSet, plan: Plan, boundary: str) -> AsyncGenerator[Piece, None]:
-    """Yield one part per frame. A frame in one message carries its Content-Length."""
-    index, begun = 0, False
+    """Yield one part per frame, with its Content-Length where the frame has at most `FRAME_GATHER_BYTES`."""
+    index, size, begun = 0, 0, False
+    waiting: list[bytes] = []
+
+    def head(length: int | None) -> bytes:
+        return multipart_writer.part_head(boundary, _content_type(plan), frames.url(frames.numbers[index]), length, first=index == 0)
+
     async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:
         async for message in messages:
+            waiting.append(message.data)
+            size += len(message.data)
+            if not message.last and size < FRAME_GATHER_BYTES:
+                continue
             if not begun:
-                length = len(message.data) if message.last else None
-                yield multipart_writer.part_head(boundary, _content_type(plan), frames.url(frames.numbers[index]), length, first=index == 0)
-            yield message.data
-            begun = not message.last
+                yield head(size if message.last else None)
+            for data in waiting:
+                yield data
+            waiting, size, begun = [], 0, not message.last
             index += message.last
     if index != len(frames.numbers):
         raise errors.GantryError(f"renderer sent {index} frames, expected {len(frames.numbers)}")

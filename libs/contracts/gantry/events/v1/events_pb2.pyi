@@ -321,6 +321,7 @@ class WorkitemState(_message.Message):
     DELETED_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
     CHANGE_FIELD_NUMBER: _builtins.int
+    CREATED_SEQUENCE_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
     dicom_json: _builtins.bytes
     """DICOM JSON object, Transaction UID left out."""
@@ -332,6 +333,8 @@ class WorkitemState(_message.Message):
     """Deleted: tombstone."""
     change_id: _builtins.str
     """Of the change that made this state; the same on retry."""
+    created_sequence: _builtins.int
+    """Sequence on WORKITEMS of the message that created it; 0: this one."""
     @_builtins.property
     def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemSubscription]: ...
     @_builtins.property
@@ -347,10 +350,11 @@ class WorkitemState(_message.Message):
         deleted: _builtins.bool = ...,
         change_id: _builtins.str = ...,
         change: Global___WorkitemChange | None = ...,
+        created_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "change_id", b"change_id", "deleted", b"deleted", "dicom_json", b"dicom_json", "procedure_step_state", b"procedure_step_state", "subscriptions", b"subscriptions", "transaction_uid", b"transaction_uid", "workitem_uid", b"workitem_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "change_id", b"change_id", "created_sequence", b"created_sequence", "deleted", b"deleted", "dicom_json", b"dicom_json", "procedure_step_state", b"procedure_step_state", "subscriptions", b"subscriptions", "transaction_uid", b"transaction_uid", "workitem_uid", b"workitem_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -358,21 +362,31 @@ Global___WorkitemState: _TypeAlias = WorkitemState  # noqa: Y015
 
 @_typing.final
 class ItemSubscription(_message.Message):
+    """What an AE title last asked for this one workitem. Later changes of its global subscription may end or renew it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AE_TITLE_FIELD_NUMBER: _builtins.int
     DELETION_LOCK_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    UNSUBSCRIBED_FIELD_NUMBER: _builtins.int
     ae_title: _builtins.str
     deletion_lock: _builtins.bool
+    sequence: _builtins.int
+    """Sequence on WORKITEMS of the message that made it so; 0: this one."""
+    unsubscribed: _builtins.bool
+    """It asked to hear no more."""
     def __init__(
         self,
         *,
         ae_title: _builtins.str = ...,
         deletion_lock: _builtins.bool = ...,
+        sequence: _builtins.int = ...,
+        unsubscribed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "deletion_lock", b"deletion_lock"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "deletion_lock", b"deletion_lock", "sequence", b"sequence", "unsubscribed", b"unsubscribed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +407,7 @@ class WorkitemChange(_message.Message):
     CANCEL_REQUEST_JSON_FIELD_NUMBER: _builtins.int
     SUBSCRIBED_FIELD_NUMBER: _builtins.int
     UNSUBSCRIBED_FIELD_NUMBER: _builtins.int
+    CANCELED_THROUGH_IN_PROGRESS_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     state_changed: _builtins.bool
     input_readiness_changed: _builtins.bool
@@ -401,6 +416,8 @@ class WorkitemChange(_message.Message):
     cancel_requested: _builtins.bool
     cancel_request_json: _builtins.bytes
     """DICOM JSON of what a cancel request brought: reason, discontinuation reason, contact."""
+    canceled_through_in_progress: _builtins.bool
+    """A cancel request made it CANCELED by way of IN PROGRESS: two state reports (PS3.4 CC.2.2.3)."""
     @_builtins.property
     def subscribed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """AE titles that get an initial state report because of this change."""
@@ -419,10 +436,11 @@ class WorkitemChange(_message.Message):
         cancel_request_json: _builtins.bytes = ...,
         subscribed: _abc.Iterable[_builtins.str] | None = ...,
         unsubscribed: _abc.Iterable[_builtins.str] | None = ...,
+        canceled_through_in_progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "cancel_request_json", b"cancel_request_json", "cancel_requested", b"cancel_requested", "created", b"created", "input_readiness_changed", b"input_readiness_changed", "progress_changed", b"progress_changed", "state_changed", b"state_changed", "subscribed", b"subscribed", "unsubscribed", b"unsubscribed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "cancel_request_json", b"cancel_request_json", "cancel_requested", b"cancel_requested", "canceled_through_in_progress", b"canceled_through_in_progress", "created", b"created", "input_readiness_changed", b"input_readiness_changed", "progress_changed", b"progress_changed", "state_changed", b"state_changed", "subscribed", b"subscribed", "unsubscribed", b"unsubscribed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,12 +476,20 @@ class SubscriptionState(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     DELETION_LOCK_FIELD_NUMBER: _builtins.int
     CHANGE_ID_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     ae_title: _builtins.str
     filter: _builtins.str
     """Empty: the global worklist (1.2.840.10008.5.1.4.34.5). Else the normalised filter of 1.2.840.10008.5.1.4.34.5.1."""
     state: Global___SubscriptionState.State.ValueType
     deletion_lock: _builtins.bool
     change_id: _builtins.str
+    sequence: _builtins.int
+    """Sequence on WORKITEMS of the message that made it so; 0: this one."""
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionEpoch]:
+        """What it was before, oldest first, so that the last message alone tells which workitems it covers."""
+
     def __init__(
         self,
         *,
@@ -472,14 +498,70 @@ class SubscriptionState(_message.Message):
         state: Global___SubscriptionState.State.ValueType = ...,
         deletion_lock: _builtins.bool = ...,
         change_id: _builtins.str = ...,
+        earlier: _abc.Iterable[Global___SubscriptionEpoch] | None = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "change_id", b"change_id", "deletion_lock", b"deletion_lock", "filter", b"filter", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "change_id", b"change_id", "deletion_lock", b"deletion_lock", "earlier", b"earlier", "filter", b"filter", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscriptionState: _TypeAlias = SubscriptionState  # noqa: Y015
+
+@_typing.final
+class SubscriptionEpoch(_message.Message):
+    """One earlier state of a global or filtered subscription."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DELETION_LOCK_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    state: Global___SubscriptionState.State.ValueType
+    deletion_lock: _builtins.bool
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        state: Global___SubscriptionState.State.ValueType = ...,
+        deletion_lock: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deletion_lock", b"deletion_lock", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionEpoch: _TypeAlias = SubscriptionEpoch  # noqa: Y015
+
+@_typing.final
+class MessageCopy(_message.Message):
+    """In the object store, workitems/{uid} and subscriptions/{AE title in hex}: the last message of a subject of WORKITEMS."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    sequence: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sequence", b"sequence", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageCopy: _TypeAlias = MessageCopy  # noqa: Y015
 
 @_typing.final
 class EventReport(_message.Message):
@@ -505,7 +587,9 @@ class EventReport(_message.Message):
     more: _builtins.bool
     """More reports of the same change follow."""
     @_builtins.property
-    def ae_titles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def ae_titles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty with event type 4: every AE title."""
+
     def __init__(
         self,
         *,

@@ -1,0 +1,268 @@
+"""Which attributes are searched and returned at which level.
+
+To make an attribute searchable at study or series level, or to return it, add a row. VR and VM come from pydicom's dictionary.
+An attribute that has no row is an attribute of the instance.
+
+Source: PS3.18 §10.6 (Tables 10.6.1-5, 10.6.3-3 to 10.6.3-5); PS3.4 §C.6.1.1; for workitems PS3.4 Table CC.2.5-3.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from pydicom._dicom_dict import DicomDictionary
+from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
+
+from gantry_standard.levels import Level
+
+
+class Entity(Enum):
+    """Information entities; attributes of the patient are kept with the study."""
+
+    PATIENT = 0
+    STUDY = 1
+    SERIES = 2
+    INSTANCE = 3
+
+    @property
+    def level(self) -> Level:
+        """The level whose document holds attributes of this entity."""
+        return Level(max(self.value, 1))
+
+
+class Returned(Enum):
+    """When an attribute is in an answer."""
+
+    REQUIRED = 1
+    """Always; with only `vr` where it has no value."""
+    KNOWN = 2
+    """When it has a value."""
+    OPTIONAL = 3
+    """When it is a matching key, or asked for by includefield."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One row: an attribute of an entity and when it is returned."""
+
+    keyword: str
+    entity: Entity
+    returned: Returned
+
+    @property
+    def tag(self) -> str:
+        """8 upper-case hex digits."""
+        return tag_of(self.keyword)
+
+
+def tag_of(keyword: str) -> str:
+    """Return the tag of a keyword as 8 upper-case hex digits."""
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise KeyError(keyword)
+    return f"{tag:08X}"
+
+
+def _rows(entity: Entity, returned: Returned, keywords: str) -> tuple[Attribute, ...]:
+    return tuple(Attribute(keyword, entity, returned) for keyword in keywords.split())
+
+
+ATTRIBUTES: tuple[Attribute, ...] = (
+    # PS3.4 §C.6.1.1.2, C.6.1.1.3; PS3.18 Table 10.6.3-3.
+    *_rows(Entity.PATIENT, Returned.REQUIRED, "PatientName PatientID PatientBirthDate PatientSex"),
+    *_rows(
+        Entity.PATIENT,
+        Returned.OPTIONAL,
+        """IssuerOfPatientID IssuerOfPatientIDQualifiersSequence OtherPatientIDs OtherPatientIDsSequence OtherPatientNames
+        PatientBirthTime EthnicGroup PatientComments PatientSpeciesDescription PatientBreedDescription ResponsiblePerson
+        ResponsibleOrganization ReferencedPatientSequence PatientIdentityRemoved QualityControlSubject""",
+    ),
+    *_rows(
+        Entity.STUDY,
+        Returned.REQUIRED,
+        """StudyDate StudyTime AccessionNumber ModalitiesInStudy ReferringPhysicianName StudyInstanceUID StudyID
+        NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances""",
+    ),
+    *_rows(Entity.STUDY, Returned.KNOWN, "InstanceAvailability TimezoneOffsetFromUTC RetrieveURL"),
+    *_rows(
+        Entity.STUDY,
+        Returned.OPTIONAL,
+        """StudyDescription ProcedureCodeSequence NameOfPhysiciansReadingStudy PhysiciansOfRecord SOPClassesInStudy
+        AnatomicRegionsInStudyCodeSequence AdmittingDiagnosesDescription AdmittingDiagnosesCodeSequence PatientAge PatientSize PatientWeight
+        Occupation AdditionalPatientHistory IssuerOfAccessionNumberSequence ReferencedStudySequence StudyUpdateDateTime
+        ReasonForPerformedProcedureCodeSequence RequestingService AdmissionID MedicalAlerts Allergies PregnancyStatus SmokingStatus
+        LastMenstrualDate PatientState""",
+    ),
+    # PS3.4 §C.6.1.1.4; PS3.18 Table 10.6.3-4.
+    *_rows(Entity.SERIES, Returned.REQUIRED, "Modality SeriesInstanceUID SeriesNumber NumberOfSeriesRelatedInstances"),
+    *_rows(
+        Entity.SERIES,
+        Returned.KNOWN,
+        """TimezoneOffsetFromUTC SeriesDescription RetrieveURL PerformedProcedureStepStartDate PerformedProcedureStepStartTime
+        RequestAttributesSequence""",
+    ),
+    *_rows(
+        Entity.SERIES,
+        Returned.OPTIONAL,
+        """SeriesDate SeriesTime SeriesDescriptionCodeSequence BodyPartExamined Laterality PatientPosition ProtocolName
+        PerformingPhysicianName OperatorsName InstitutionName InstitutionalDepartmentName InstitutionAddress StationName Manufacturer
+        ManufacturerModelName DeviceSerialNumber SoftwareVersions FrameOfReferenceUID PerformedProcedureStepID
+        PerformedProcedureStepDescription PerformedProcedureStepEndDate PerformedProcedureStepEndTime PerformedProtocolCodeSequence
+        PerformedStationAETitle ReferencedPerformedProcedureStepSequence SynchronizationFrameOfReferenceUID PresentationIntentType""",
+    ),
+    # PS3.4 §C.6.1.1.5; PS3.18 Table 10.6.3-5.
+    *_rows(Entity.INSTANCE, Returned.REQUIRED, "SOPClassUID SOPInstanceUID InstanceNumber"),
+    *_rows(
+        Entity.INSTANCE,
+        Returned.KNOWN,
+        "InstanceAvailability TimezoneOffsetFromUTC RetrieveURL Rows Columns BitsAllocated NumberOfFrames",
+    ),
+    *_rows(
+        Entity.INSTANCE,
+        Returned.OPTIONAL,
+        """AvailableTransferSyntaxUID RelatedGeneralSOPClassUID ConceptNameCodeSequence ContentTemplateSequence ContainerIdentifier
+        SpecimenDescriptionSequence ContentDate ContentTime AcquisitionDate AcquisitionTime AcquisitionDateTime AcquisitionNumber ImageType
+        ContentLabel ContentDescription ContentCreatorName DocumentTitle CompletionFlag VerificationFlag PhotometricInterpretation
+        SamplesPerPixel BitsStored ImageComments LossyImageCompression""",
+    ),
+)
+
+RETURNED: dict[Level, dict[str, Attribute]] = {
+    level: {row.tag: row for row in sorted(ATTRIBUTES, key=lambda row: row.tag) if row.entity.level is level} for level in Level
+}
+"""Per level and tag, the row."""
+
+ENTITY: dict[str, Entity] = {row.tag: row.entity for row in sorted(ATTRIBUTES, key=lambda row: -row.entity.value)}
+"""The highest entity of each tabulated tag."""
+
+COMPUTED = frozenset(
+    row.tag
+    for row in ATTRIBUTES
+    if row.keyword.startswith("NumberOfStudyRelated")
+    or row.keyword
+    in (
+        "ModalitiesInStudy",
+        "SOPClassesInStudy",
+        "NumberOfSeriesRelatedInstances",
+        "InstanceAvailability",
+        "RetrieveURL",
+        "StudyUpdateDateTime",
+        "AvailableTransferSyntaxUID",
+    )
+)
+"""Tags whose values index makes; those in data sets are not looked at."""
+
+DATE_TIME_PAIRS: dict[str, str] = {
+    tag_of(date): tag_of(time)
+    for date, time in (
+        ("StudyDate", "StudyTime"),
+        ("SeriesDate", "SeriesTime"),
+        ("AcquisitionDate", "AcquisitionTime"),
+        ("ContentDate", "ContentTime"),
+        ("PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime"),
+        ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime"),
+    )
+}
+"""Date and time that make one range together (PS3.18 §8.3.4.1.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkitemAttribute:
+    """One row of PS3.4 Table CC.2.5-3: matching key type (U, R, O or -) and return key type."""
+
+    keyword: str
+    match: str
+    returned: str
+
+    @property
+    def tag(self) -> str:
+        """8 upper-case hex digits."""
+        return tag_of(self.keyword)
+
+
+WORKITEM_ATTRIBUTES: tuple[WorkitemAttribute, ...] = tuple(
+    WorkitemAttribute(*line.split())
+    for line in """SpecificCharacterSet - 1C
+        SOPClassUID O 1
+        SOPInstanceUID U 1
+        ScheduledProcedureStepPriority R 1
+        ScheduledProcedureStepModificationDateTime O 3
+        ProcedureStepLabel R 1
+        WorklistLabel R 1
+        ScheduledProcessingParametersSequence - 2
+        ScheduledStationNameCodeSequence R 2
+        ScheduledStationClassCodeSequence R 2
+        ScheduledStationGeographicLocationCodeSequence R 2
+        ScheduledHumanPerformersSequence R 2
+        ScheduledProcedureStepStartDateTime R 1
+        ExpectedCompletionDateTime R 3
+        ScheduledProcedureStepExpirationDateTime O 3
+        ScheduledWorkitemCodeSequence R 2
+        CommentsOnTheScheduledProcedureStep O 3
+        InputReadinessState R 1
+        InputInformationSequence O 2
+        StudyInstanceUID O 2
+        OutputDestinationSequence O 3
+        PatientName R 2
+        PatientID R 2
+        IssuerOfPatientID R 2
+        IssuerOfPatientIDQualifiersSequence O 2
+        OtherPatientIDsSequence O 2
+        PatientBirthDate R 2
+        PatientSex R 2
+        ReferencedPatientPhotoSequence - 3
+        AdmissionID R 2
+        IssuerOfAdmissionIDSequence R 2
+        AdmittingDiagnosesDescription O 2
+        AdmittingDiagnosesCodeSequence O 2
+        ReferencedRequestSequence R 2
+        ReplacedProcedureStepSequence R 3
+        MedicalAlerts O 2C
+        PregnancyStatus O 2C
+        SpecialNeeds O 2C
+        ProcedureStepState R 1
+        ProcedureStepProgressInformationSequence - 2
+        UnifiedProcedureStepPerformedProcedureSequence O 3""".splitlines()
+)
+WORKITEM: dict[str, WorkitemAttribute] = {row.tag: row for row in WORKITEM_ATTRIBUTES}
+
+TAG = re.compile(r"[0-9A-Fa-f]{8}")
+KEYWORDS = frozenset(entry[4] for entry in DicomDictionary.values() if entry[4])
+
+
+def resolve(name: str) -> str:
+    """Return the tag of a tag or keyword, as 8 upper-case hex digits; "" when it is neither."""
+    if TAG.fullmatch(name):
+        return name.upper()
+    return tag_of(name) if name in KEYWORDS else ""
+
+
+def is_private(tag: str) -> bool:
+    """Whether the group number is odd."""
+    return int(tag[:4], 16) % 2 == 1
+
+
+def is_private_creator(tag: str) -> bool:
+    """Whether a tag is (gggg,0010-00FF) of an odd group (PS3.5 §7.8.1)."""
+    return is_private(tag) and 0x10 <= int(tag[4:], 16) <= 0xFF
+
+
+def vr_of(tag: str) -> str:
+    """Return the first VR that the dictionary gives; "UN" for what it does not have."""
+    try:
+        return "LO" if is_private_creator(tag) else dictionary_VR(int(tag, 16))[:2]
+    except KeyError:
+        return "UN"
+
+
+def is_multi_valued(tag: str) -> bool:
+    """Whether the value multiplicity may be above 1."""
+    try:
+        return dictionary_VM(int(tag, 16)) != "1"
+    except KeyError:
+        return True
+
+
+def keyword_of(tag: str) -> str:
+    """Return the keyword, or the tag where it has none."""
+    return keyword_for_tag(int(tag, 16)) or tag

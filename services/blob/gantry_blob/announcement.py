@@ -1,0 +1,83 @@
+"""The events that announce a pack: one per study, split where one would pass 256 KiB.
+
+The same pack gives the same events, whoever makes them: blob after a commit, or later again from the trailer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gantry.blob.v1 import blob_pb2
+from gantry.events.v1 import events_pb2
+from gantry_runtime.events import SUBJECTS, partition_of
+
+EVENT_BYTES = 256 << 10
+
+
+@dataclass(frozen=True)
+class Event:
+    """An InstancesStored as it is published."""
+
+    subject: str
+    message_id: str
+    data: bytes
+
+
+@dataclass
+class _Study:
+    """The instances of one study. Facts are kept while all of them fit into one event."""
+
+    facts: list[blob_pb2.StoredInstance] = field(default_factory=list)
+    facts_bytes: int = 0
+    places: list[blob_pb2.StoredInstance] = field(default_factory=list)
+
+    def add(self, instance: blob_pb2.StoredInstance) -> None:
+        self.places.append(blob_pb2.StoredInstance(part_number=instance.part_number, location=instance.location))
+        self.facts_bytes += instance.ByteSize() + 8
+        if self.facts_bytes <= EVENT_BYTES:
+            self.facts.append(instance)
+        else:
+            self.facts.clear()
+
+    def pieces(self) -> Iterable[list[blob_pb2.StoredInstance]]:
+        if self.facts:
+            return [self.facts]
+        each = max(1, EVENT_BYTES // max(place.ByteSize() + 8 for place in self.places))
+        return [self.places[begin : begin + each] for begin in range(0, len(self.places), each)]
+
+
+class PackEvents:
+    """Collects the instances of a pack, in their order."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._studies: dict[str, _Study] = {}
+
+    def add(self, instance: blob_pb2.StoredInstance) -> None:
+        """Take the next instance."""
+        self._studies.setdefault(instance.study_instance_uid, _Study()).add(instance)
+
+    def events(self, request_id: str, reply_subject: str = "") -> list[Event]:
+        """Return the events. The last one may be published only when the others are acknowledged (`last_of_pack`)."""
+        messages = [
+            events_pb2.InstancesStored(
+                object=self.key,
+                study_instance_uid=uid,
+                request_id=request_id,
+                reply_subject=reply_subject,
+                piece=piece,
+                instances=instances,
+                facts_in_pack=not study.facts,
+            )
+            for uid, study in self._studies.items()
+            for piece, instances in enumerate(study.pieces())
+        ]
+        if messages:
+            messages[-1].last_of_pack = True
+        return [
+            Event(
+                SUBJECTS["InstancesStored"].format(partition=partition_of(message.study_instance_uid)),
+                f"{self.key} {message.study_instance_uid} {message.piece}",
+                message.SerializeToString(),
+            )
+            for message in messages
+        ]

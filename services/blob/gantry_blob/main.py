@@ -1,0 +1,117 @@
+"""gantry-blob: opens the object store, serves BlobService, announces packs."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from gantry.blob.v1.blob_pb2_grpc import add_BlobServiceServicer_to_server
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub
+from gantry_blob.announcer import Announcer, AnnouncerTimes
+from gantry_blob.directory_store import INCOMING, DirectoryStore
+from gantry_blob.edge import BlobEdge, Pools
+from gantry_blob.object_store import ObjectStore
+from gantry_blob.pack import PackLimits
+from gantry_blob.s3_store import S3Store
+from gantry_blob.settings import BlobSettings
+from gantry_blob.store import StoreRules
+from gantry_blob.threads import in_thread
+from gantry_runtime import events, rpc, telemetry
+from gantry_runtime.process import Process, run
+from gantry_standard import errors
+from gantry_standard.limits import Limits
+
+log = logging.getLogger(__name__)
+
+CLEAN_EVERY_S = 6 * 3600.0
+STATUS_S = 5.0
+
+
+@contextmanager
+def _store(settings: BlobSettings) -> Iterator[ObjectStore]:
+    store: ObjectStore
+    if settings.object_store == "s3":
+        store = S3Store(
+            settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key, settings.s3_bucket, part_bytes=settings.s3_part_bytes
+        )
+    else:
+        store = DirectoryStore(settings.blob_directory, settings.disk_reserve_percent)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _pools(settings: BlobSettings) -> Iterator[Pools]:
+    with (
+        ThreadPoolExecutor(settings.concurrent_uploads, "upload") as uploads,
+        ThreadPoolExecutor(settings.blob_read_threads, "read") as reads,
+        ThreadPoolExecutor(8, "other") as others,
+    ):
+        yield Pools(uploads, reads, others)
+
+
+def _rules(settings: BlobSettings) -> StoreRules:
+    return StoreRules(
+        pack=PackLimits(settings.pack_max_bytes, settings.pack_max_instances, settings.pack_max_trailer_bytes),
+        scan=Limits(
+            elements=settings.scan_max_elements,
+            depth=settings.scan_max_depth,
+            value_bytes=settings.scan_max_value_bytes,
+            inflated_bytes=settings.scan_max_inflated_bytes,
+        ),
+        accept_private_sop_classes=settings.accept_private_sop_classes,
+        most_parts=settings.store_max_parts,
+        spool_directory=settings.blob_directory / INCOMING if settings.object_store == "directory" else None,
+    )
+
+
+async def _clean(store: ObjectStore, pools: Pools) -> None:
+    while True:
+        try:
+            if count := await in_thread(pools.others, store.clean):
+                log.info("remains of unfinished uploads removed", extra={"count": count})
+            await asyncio.sleep(CLEAN_EVERY_S)
+        except errors.GantryError as error:
+            log.info("remains of unfinished uploads could not be looked for", extra={"reason": error.message})
+            await asyncio.sleep(60)
+
+
+async def opens(process: Process, settings: BlobSettings) -> None:
+    """Open everything. Neither NATS nor S3 needs to be there: until they are, blob is not ready."""
+    enter = process.stack.enter_async_context
+    store = process.stack.enter_context(_store(settings))
+    pools = process.stack.enter_context(_pools(settings))
+    client, _ = await enter(events.connecting(settings.nats_url, "gantry-blob"))
+    publisher = events.Publisher(client)
+    index = IndexServiceStub(await enter(rpc.channel(settings.index_address)))
+    announcer = Announcer(store, publisher, index, pools.others, AnnouncerTimes(every_s=settings.announce_every_s))
+    edge = BlobEdge(
+        store, announcer, _rules(settings), pools, lambda: publisher.is_connected, settings.concurrent_uploads, settings.concurrent_reads
+    )
+
+    async def missing() -> str:
+        if not publisher.is_connected:
+            return "NATS is not connected"
+        try:
+            status = await asyncio.wait_for(in_thread(pools.others, store.status), STATUS_S)
+        except TimeoutError:
+            return "the object store does not answer"
+        return "" if status.ready else status.explanation
+
+    await enter(rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen))
+    await enter(telemetry.admin(settings.blob_admin_listen, missing))
+    process.watch(announcer.run(), "announcer")
+    process.watch(_clean(store, pools), "cleaner")
+
+
+def main() -> int:
+    """Run gantry-blob."""
+    return run("blob", BlobSettings, opens)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What blob can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gantry_runtime.process import ProcessSettings
+from gantry_runtime.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobSettings(ProcessSettings):
+    """Settings of gantry-blob."""
+
+    blob_listen: str = setting("127.0.0.1:7001", "HOST:PORT that blob listens on.")
+    blob_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of blob's metrics and health.")
+    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index.")
+    object_store: Literal["directory", "s3"] = setting("directory", "Where objects are kept: directory or s3.")
+    blob_directory: Path = setting(Path(".gantry/objects"), "Directory of the objects (object store directory).")
+    s3_endpoint: str = setting("http://127.0.0.1:9000", "URL of the S3 server.")
+    s3_access_key: str = setting("", "Access key of the S3 server.")
+    s3_secret_key: str = setting("", "Secret key of the S3 server.")
+    s3_bucket: str = setting("gantry", "Bucket of the objects; made when it is not there.")
+    s3_part_bytes: int = setting(8 << 20, "Bytes of one part of an upload to S3, at least 5 MiB; two are held in memory per upload.")
+    accept_private_sop_classes: bool = setting(True, "Store instances of private and of not yet known SOP classes.")
+    disk_reserve_percent: float = setting(2.0, "Part of the disk that Store leaves free, in percent; then it answers 503 with A700.")
+    pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
+    pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
+    pack_max_trailer_bytes: int = setting(16 << 20, "A pack with a trailer of so many bytes closes.")
+    store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
+    scan_max_elements: int = setting(2_000_000, "Most elements, items and fragments of an instance; more is failure reason 0110.")
+    scan_max_depth: int = setting(64, "Most sequences within sequences; more is failure reason 0110.")
+    scan_max_value_bytes: int = setting(64 << 20, "Most bytes of values of an instance that are not bulk; more is failure reason 0110.")
+    scan_max_inflated_bytes: int = setting(4 << 30, "Most bytes of a deflated data set, inflated; more is failure reason 0110.")
+    concurrent_uploads: int = setting(64, "Store requests at once; more are answered 503.")
+    concurrent_reads: int = setting(512, "Read calls at once; more are answered 503.")
+    blob_read_threads: int = setting(16, "Threads that read objects.")
+    announce_every_s: float = setting(60.0, "Seconds between looks for packs that index does not know.")
+
+    def __post_init__(self) -> None:
+        """Check what belongs together.
+
+        Raises:
+            ValueError: naming each setting that is wrong.
+        """
+        problems = []
+        if self.object_store == "s3" and not (self.s3_access_key and self.s3_secret_key):
+            problems.append("GANTRY_OBJECT_STORE=s3: GANTRY_S3_ACCESS_KEY and GANTRY_S3_SECRET_KEY are missing")
+        if self.object_store == "s3" and not self.s3_endpoint.startswith(("http://", "https://")):
+            problems.append(f"GANTRY_S3_ENDPOINT={self.s3_endpoint}: expected a URL that begins with http:// or https://")
+        if not 5 << 20 <= self.s3_part_bytes <= 1 << 30:
+            problems.append(f"GANTRY_S3_PART_BYTES={self.s3_part_bytes}: expected 5 MiB to 1 GiB")
+        if not 0 <= self.disk_reserve_percent < 100:
+            problems.append(f"GANTRY_DISK_RESERVE_PERCENT={self.disk_reserve_percent}: expected 0 to 100")
+        for name in ("concurrent_uploads", "concurrent_reads", "blob_read_threads", "pack_max_instances", "announce_every_s"):
+            if getattr(self, name) <= 0:
+                problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected more than 0")
+        if problems:
+            raise ValueError("\n".join(problems))

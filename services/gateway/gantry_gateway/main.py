@@ -1,0 +1,82 @@
+"""Run the gateway: open what it needs, serve HTTP.
+
+It starts whatever else is running: requests that need a part which does not answer get 503 until it does.
+"""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub
+from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceStub
+from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceStub
+from gantry_gateway import health, notifications, records, retrieval, server
+from gantry_gateway.app import Application, Router
+from gantry_gateway.records import Records
+from gantry_gateway.request import Gateway
+from gantry_gateway.routes import ROUTES
+from gantry_gateway.settings import GatewaySettings
+from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
+from gantry_runtime import events, rpc, telemetry
+from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
+from gantry_runtime.process import Process, run
+
+
+async def open_gateway(process: Process, settings: GatewaySettings) -> None:
+    """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
+    stack = process.stack
+    router = Router(ROUTES)
+    client, connected = await stack.enter_async_context(events.connecting(settings.nats_url, "gantry-gateway"))
+    gateway = Gateway(
+        settings=settings,
+        blob=BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address))),
+        index=IndexServiceStub(await stack.enter_async_context(rpc.channel(settings.index_address))),
+        renderer=RendererServiceStub(await stack.enter_async_context(rpc.channel(settings.renderer_address))),
+        workflow=WorkflowServiceStub(await stack.enter_async_context(rpc.channel(settings.workflow_address))),
+        nats=client,
+    )
+    reader: BlobReader = StreamedReader(gateway.blob)
+    if settings.blob_directory is not None:
+        reader = MappedReader(settings.blob_directory, gateway.blob)
+    kept = retrieval.install(gateway, reader)
+    await stack.enter_async_context(_following_nats(process, gateway, connected, kept))
+    app = Application(gateway, router, websocket=notifications.serve_websocket)
+    await stack.enter_async_context(telemetry.admin(settings.gateway_admin_listen, lambda: health.what_is_missing(gateway)))
+    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol))
+
+
+@asynccontextmanager
+async def _following_nats(process: Process, gateway: Gateway, connected: "asyncio.Task[None]", kept: Records) -> AsyncIterator[None]:
+    """Open what needs NATS as soon as it answers, and close it with the context."""
+
+    async def follow() -> None:
+        await connected
+        async with AsyncExitStack() as stack:
+            gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
+            await stack.enter_async_context(records.listening(kept, gateway.nats))
+            await stack.enter_async_context(notifications.running(gateway))
+            await asyncio.Event().wait()
+
+    async def guard(following: "asyncio.Task[None]") -> None:
+        # The process's tasks are cancelled first of all when it stops; running requests need this one to the end.
+        await asyncio.shield(following)
+
+    task = asyncio.create_task(follow(), name="follow NATS")
+    process.watch(guard(task), "guard NATS")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def main() -> None:
+    """Run until told to stop."""
+    sys.exit(run("gateway", GatewaySettings, open_gateway))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The gRPC edge of index: translate, call, translate."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from gantry.blob.v1.blob_pb2 import Location
+from gantry.events.v1.events_pb2 import Decision, DeletedInstance, InstancesDeleted
+from gantry.index.v1 import index_pb2
+from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
+from gantry_index.reader import keep_decision
+from gantry_index.service import Following
+from gantry_index.store import Fragment, IndexStore, Scope
+from gantry_index.workitems import WorkitemReader
+from gantry_runtime import events, telemetry
+from gantry_standard import errors
+from gantry_standard.levels import Level
+from gantry_standard.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 4 << 20
+"""Metadata in one message."""
+DELETIONS_PER_EVENT = 500
+"""Keeps an InstancesDeleted below 256 KiB."""
+DELETIONS_PER_DECISION = 10_000
+APPLY_TIMEOUT_S = 10.0
+
+
+class IndexEdge(IndexServiceServicer):
+    """IndexService."""
+
+    def __init__(
+        self,
+        following: Following,
+        workitems: WorkitemReader,
+        blob: "BlobServiceAsyncStub",
+        client: events.Client,
+        search_maximum: int,
+        current_timeout_s: float,
+    ) -> None:
+        self._following = following
+        self._workitems = workitems
+        self._blob = blob
+        self._client = client
+        self._js = client.jetstream()
+        self._search_maximum = search_maximum
+        self._current_timeout_s = current_timeout_s
+
+    @property
+    def _store(self) -> IndexStore:
+        return self._following.store
+
+    async def Search(self, request: index_pb2.SearchRequest, context: Any) -> index_pb2.SearchResponse:
+        """Search studies, series or instances."""
+        page = await self._store.search(query_of(request, self._search_maximum))
+        return index_pb2.SearchResponse(rows=page.rows, remaining=page.remaining)
+
+    async def SearchWorkitems(self, request: index_pb2.SearchWorkitemsRequest, context: Any) -> index_pb2.SearchWorkitemsResponse:
+        """Search workitems, as of now when that is asked for."""
+        if request.current:
+            await self._workitems.wait_until_current(self._current_timeout_s)
+        page = await self._workitems.store.search(workitem_query_of(request, self._search_maximum))
+        return index_pb2.SearchWorkitemsResponse(rows=page.rows, remaining=page.remaining)
+
+    async def GetInstances(self, request: index_pb2.GetInstancesRequest, context: Any) -> AsyncIterator[index_pb2.GetInstancesResponse]:
+        """Return the records of a scope."""
+        async for records in self._store.records(scope_of(request.scope)):
+            yield index_pb2.GetInstancesResponse(records=[index_pb2.InstanceRecord.FromString(record) for record in records])
+
+    async def GetMetadata(self, request: index_pb2.GetMetadataRequest, context: Any) -> AsyncIterator[index_pb2.GetMetadataResponse]:
+        """Return the metadata of a scope."""
+        async for fragments in self._store.fragments(scope_of(request.scope)):
+            for part in _bounded(fragments):
+                yield index_pb2.GetMetadataResponse(fragments=[_fragment(one) for one in part])
+
+    async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
+        """Make the decision durable, announce it, and wait until it is applied."""
+        by_study: dict[str, list[DeletedInstance]] = {}
+        async for records in self._store.records(scope_of(request.scope)):
+            for record in records:
+                stored = index_pb2.InstanceRecord.FromString(record).stored
+                by_study.setdefault(stored.study_instance_uid, []).append(
+                    DeletedInstance(
+                        series_instance_uid=stored.series_instance_uid,
+                        sop_instance_uid=stored.sop_instance_uid,
+                        location=stored.location,
+                    )
+                )
+        for study_instance_uid, instances in by_study.items():
+            await self._delete(study_instance_uid, instances)
+        return index_pb2.DeleteInstancesResponse(deleted=sum(len(instances) for instances in by_study.values()))
+
+    async def _delete(self, study_instance_uid: str, instances: Sequence[DeletedInstance]) -> None:
+        now = datetime.now(UTC)
+        for start in range(0, len(instances), DELETIONS_PER_DECISION):
+            part = instances[start : start + DELETIONS_PER_DECISION]
+            decision = Decision(kind=Decision.KIND_DELETED, locations=[one.location for one in part])
+            key = await keep_decision(self._blob, decision, "deleted", int(now.timestamp() * 1e6), now)
+            for first in range(0, len(part), DELETIONS_PER_EVENT):
+                event = InstancesDeleted(
+                    decision_object=key,
+                    study_instance_uid=study_instance_uid,
+                    instances=part[first : first + DELETIONS_PER_EVENT],
+                    reply_subject=self._client.new_inbox(),
+                )
+                await self._announce(event, f"{key} {first}")
+
+    async def _announce(self, event: InstancesDeleted, message_id: str) -> None:
+        applied = asyncio.get_running_loop().create_future()
+
+        async def heard(message: Any) -> None:
+            if not applied.done():
+                applied.set_result(None)
+
+        subscription = await self._client.subscribe(event.reply_subject, cb=heard)
+        try:
+            subject = events.SUBJECTS["InstancesDeleted"].format(partition=events.partition_of(event.study_instance_uid))
+            await events.publish(self._js, subject, event.SerializeToString(), {"Nats-Msg-Id": message_id})
+            async with asyncio.timeout(APPLY_TIMEOUT_S):
+                await applied
+        except TimeoutError as error:
+            raise errors.Unavailable("the deletion is durable and announced, but not applied yet") from error
+        finally:
+            await subscription.unsubscribe()
+
+    async def FilterUnknownPacks(self, request: index_pb2.FilterUnknownPacksRequest, context: Any) -> index_pb2.FilterUnknownPacksResponse:
+        """Return the packs that were not announced completely, as far as this index has come."""
+        if not await self._store.generation():
+            raise errors.Unavailable("the index is being built")
+        return index_pb2.FilterUnknownPacksResponse(objects=await self._store.unknown_packs(list(request.objects)))
+
+    async def Reindex(self, request: index_pb2.ReindexRequest, context: Any) -> AsyncIterator[index_pb2.ReindexResponse]:
+        """Build a new generation from the object store and swap it in."""
+        read = total = instances = 0
+        async for progress in self._following.reindex():
+            read, total, instances = progress.packs_read, progress.packs_total, progress.instances
+            yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances)
+        yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances, done=True)
+
+    async def GetStatus(self, request: index_pb2.GetStatusRequest, context: Any) -> index_pb2.GetStatusResponse:
+        """Return how far index is, and what is wrong."""
+        status = index_pb2.GetStatusResponse(index_store=self._store.name, applied_sequence=self._following.reader.applied)
+        try:
+            counts = await self._store.counts()
+            status.studies, status.series, status.instances = counts.studies, counts.series, counts.instances
+            status.poison_events = counts.poison
+            status.generation = await self._store.generation()
+            state = await events.describe_stream(self._js, events.STORE)
+            status.stream_sequence = state.last_sequence if state else 0
+            telemetry.INDEX_LAG.set(max(0, status.stream_sequence - status.applied_sequence))
+            status.explanation = self._following.reader.problem
+        except errors.RetryLater as error:
+            status.explanation = error.message
+        status.ready = not status.explanation
+        return status
+
+
+LEVELS = {level.value: level for level in Level}
+
+
+def query_of(request: index_pb2.SearchRequest, maximum: int) -> Query:
+    """Return a request's query. Raises errors.BadRequest where it has no level or asks beyond the limits."""
+    if request.level not in LEVELS:
+        raise errors.BadRequest("a search needs a level")
+    if request.offset > MAXIMUM_OFFSET:
+        raise errors.PayloadTooLarge(f"offset is {request.offset}, at most {MAXIMUM_OFFSET} is possible")
+    return Query(
+        level=LEVELS[request.level],
+        study_instance_uid=request.scope.study_instance_uid,
+        series_instance_uid=request.scope.series_instance_uid,
+        keys=tuple(key_of(key) for key in request.keys),
+        include_fields=tuple(request.include_fields),
+        include_all=request.include_all,
+        include_levels=tuple(LEVELS[level] for level in request.include_levels),
+        offset=request.offset,
+        limit=min(request.limit or maximum, maximum),
+    )
+
+
+def workitem_query_of(request: index_pb2.SearchWorkitemsRequest, maximum: int) -> Query:
+    """Return a request's query."""
+    if request.offset > MAXIMUM_OFFSET:
+        raise errors.PayloadTooLarge(f"offset is {request.offset}, at most {MAXIMUM_OFFSET} is possible")
+    return Query(
+        level=Level.INSTANCE,
+        keys=tuple(key_of(key) for key in request.keys),
+        include_fields=tuple(request.include_fields),
+        include_all=request.include_all,
+        offset=request.offset,
+        limit=min(request.limit or maximum, maximum),
+    )
+
+
+def key_of(key: index_pb2.MatchKey) -> MatchKey:
+    """Return a key. Raises errors.BadRequest where it cannot be compared."""
+    if not key.path or not key.operation or (key.operation == index_pb2.MatchKey.OPERATION_PATTERN and not _is_pattern(key.values)):
+        raise errors.BadRequest("a matching key needs a path, an operation and its values")
+    return MatchKey(
+        path=tuple(key.path),
+        operation=Operation(key.operation),
+        values=tuple(key.values),
+        low=key.low,
+        high=key.high,
+        private_creator=key.private_creator,
+        level=LEVELS.get(key.level),
+    )
+
+
+def _is_pattern(values: Sequence[str]) -> bool:
+    return len(values) == 1 and ("*" in values[0] or "?" in values[0])
+
+
+def scope_of(scope: index_pb2.Scope) -> Scope:
+    """Return a scope. Raises errors.BadRequest where nothing restricts it, or a series stands without its study."""
+    if not scope.study_instance_uid and not scope.sop_instance_uid:
+        raise errors.BadRequest("a scope names a study or an instance")
+    return Scope(scope.study_instance_uid, scope.series_instance_uid, scope.sop_instance_uid)
+
+
+def _bounded(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
+    parts: list[list[Fragment]] = [[]]
+    size = 0
+    for fragment in fragments:
+        if size > MESSAGE_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(fragment)
+        size += len(fragment.dicom_json)
+    return parts
+
+
+def _fragment(fragment: Fragment) -> index_pb2.MetadataFragment:
+    answer = index_pb2.MetadataFragment(
+        dicom_json=fragment.dicom_json, sop_instance_uid=fragment.sop_instance_uid, version=fragment.version
+    )
+    if fragment.location:
+        answer.location.CopyFrom(Location.FromString(fragment.location))
+    return answer

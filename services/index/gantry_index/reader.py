@@ -1,0 +1,280 @@
+"""Follows the stream STORE into the index store: parse, decide, apply, tell.
+
+What is there when it looks is one batch: one group commit. A store or blob that is down is waited for. An event that cannot be applied
+is recorded and passed.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from gantry.blob.v1.blob_pb2 import PutObjectRequest, Range, ReadRequest, ReadTrailerRequest, StoredInstance
+from gantry.events.v1 import events_pb2
+from gantry.events.v1.events_pb2 import Decision, IndexLease, InstancesDeleted, InstancesStored, RecordsChanged
+from gantry_index.decide import Decisions, DeletedEvent, Event, OnDuplicate, StoredEvent, decide
+from gantry_index.store import Batch, IndexStore, PoisonEvent
+from gantry_runtime import events, rpc_errors, telemetry
+from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+"""The one reader of every partition."""
+BLOB_TIMEOUT_S = 10.0
+HEARTBEAT_S = 0.5
+LOCATIONS_PER_DECISION = 10_000
+
+KIND_NAMES = {Decision.KIND_REFUSED: "refused", Decision.KIND_REDUNDANT: "redundant", Decision.KIND_REPLACED: "replaced"}
+OUTCOME_NAMES = {
+    events_pb2.OUTCOME_NEW: "new",
+    events_pb2.OUTCOME_SAME: "same",
+    events_pb2.OUTCOME_DUPLICATE: "duplicate",
+    events_pb2.OUTCOME_REPLACED: "replaced",
+}
+
+
+class Poison(Exception):
+    """An event that can never be applied."""
+
+
+class Reader:
+    """Applies events of STORE. `lock` is held for each batch: who holds it pauses every reader of this process."""
+
+    def __init__(
+        self, store: IndexStore, blob: "BlobServiceAsyncStub", client: events.Client, on_duplicate: OnDuplicate = "reject"
+    ) -> None:
+        self.store = store
+        self.lock = asyncio.Lock()
+        self.problem = "the stream has not been looked at yet"
+        self.applied = 0
+        self._blob = blob
+        self._client = client
+        self._js = client.jetstream()
+        self._on_duplicate = on_duplicate
+
+    async def follow(self, reader: str, subjects: Sequence[str]) -> None:
+        """Apply the stream from the reader's cursor on, for ever."""
+        while True:
+            try:
+                cursor = await self.store.cursor(reader)
+                self.applied = max(self.applied, cursor)
+                self.problem = ""
+                async for messages in events.read_from(self._js, events.STORE, cursor, subjects):
+                    if messages:
+                        await self.apply(reader, messages)
+                    elif await events.describe_stream(self._js, events.STORE) is None:
+                        raise errors.Unavailable("the stream STORE is not there")
+            except errors.Conflict as error:
+                self.problem = error.message
+                log.error("stream does not fit the index", extra={"reason": error.message})
+                await asyncio.sleep(1)
+            except errors.RetryLater as error:
+                self.problem = error.message
+                await asyncio.sleep(0.1)
+                if reader == ALL:
+                    return
+
+    async def apply(self, reader: str, messages: Sequence[events.Message]) -> None:
+        """Apply one batch; event by event when it cannot be applied as a whole."""
+        try:
+            await self._apply_when_possible(reader, messages)
+        except Exception as error:
+            if len(messages) > 1:
+                for message in messages:
+                    await self.apply(reader, [message])
+                return
+            await self._pass(reader, messages[0], error)
+        self.applied = max(self.applied, messages[-1].sequence)
+
+    async def _apply_when_possible(self, reader: str, messages: Sequence[events.Message]) -> None:
+        while True:
+            try:
+                async with self.lock:
+                    await self._apply(reader, messages)
+                self.problem = ""
+                return
+            except errors.RetryLater as error:
+                self.problem = error.message
+                log.warning("batch waits", extra={"reason": error.message, "sequence": messages[0].sequence})
+                await asyncio.sleep(0.2)
+
+    async def _apply(self, reader: str, messages: Sequence[events.Message]) -> None:
+        batch = [await self._event(message) for message in messages]
+        uids: dict[str, None] = {}
+        places: dict[tuple[str, int], None] = {}
+        for event in batch:
+            for instance in event.instances if isinstance(event, StoredEvent) else event.event.instances:
+                uids[instance.sop_instance_uid] = None
+                places[instance.location.object, instance.location.offset] = None
+        present, dead = await self.store.present(list(uids), list(places))
+        decisions = decide(batch, present, dead, self._on_duplicate)
+        await self._keep(decisions, messages[0])
+        versions: dict[str, int] = {}
+        for known in present.values():
+            study = known.stored.study_instance_uid
+            versions[study] = max(versions.get(study, 0), known.version)
+        sequence = messages[-1].sequence
+        await self.store.apply(Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions))
+        self.applied = max(self.applied, sequence)
+        await self._tell(decisions)
+        telemetry.EVENTS_APPLIED.labels("store").inc(len(batch))
+
+    async def _event(self, message: events.Message) -> Event:
+        try:
+            if message.subject.endswith(".stored"):
+                return await self._stored(message.sequence, InstancesStored.FromString(message.data))
+            if message.subject.endswith(".deleted"):
+                return DeletedEvent(message.sequence, InstancesDeleted.FromString(message.data))
+        except DecodeError as error:
+            raise Poison("not a message of its kind") from error
+        raise Poison(f"unknown subject {message.subject}")
+
+    async def _stored(self, sequence: int, event: InstancesStored) -> StoredEvent:
+        instances: Sequence[StoredInstance] = event.instances
+        if event.facts_in_pack:
+            wanted = {instance.location.offset for instance in event.instances}
+            instances = [one for one in await read_trailer(self._blob, event.object) if one.location.offset in wanted]
+            if len(instances) != len(wanted):
+                raise Poison(f"{event.object} has {len(instances)} of {len(wanted)} instances announced")
+        large = {one.part_number: await read_json(self._blob, one) for one in instances if not one.dicom_json}
+        return StoredEvent(sequence, event, instances, large)
+
+    async def _keep(self, decisions: Decisions, message: events.Message) -> None:
+        """Make decisions durable; a retry writes the same objects again."""
+        for kind, locations in decisions.locations.items():
+            for start in range(0, len(locations), LOCATIONS_PER_DECISION):
+                part = locations[start : start + LOCATIONS_PER_DECISION]
+                await keep_decision(
+                    self._blob,
+                    Decision(kind=kind, locations=part),
+                    KIND_NAMES[kind],
+                    message.sequence,
+                    datetime.fromtimestamp(message.time_s, UTC),
+                )
+
+    async def _tell(self, decisions: Decisions) -> None:
+        for subject, outcomes in decisions.outcomes:
+            await self._client.publish(subject, outcomes.SerializeToString())
+            for outcome in outcomes.outcomes:
+                telemetry.INSTANCES_STORED.labels(OUTCOME_NAMES[outcome.outcome]).inc()
+        for study_instance_uid, uids in decisions.changed.items():
+            for start in range(0, len(uids), 1000):
+                changed = RecordsChanged(study_instance_uid=study_instance_uid, sop_instance_uids=uids[start : start + 1000])
+                await self._client.publish(events.SUBJECTS["RecordsChanged"], changed.SerializeToString())
+        for subject in decisions.applied:
+            await self._client.publish(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
+
+    async def _pass(self, reader: str, message: events.Message, error: Exception) -> None:
+        log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject}, exc_info=error)
+        telemetry.EVENTS_POISON.labels("store").inc()
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, (Poison, errors.GantryError)) else type(error).__name__
+        while True:
+            with suppress(errors.RetryLater):
+                await self.store.apply(Batch(reader, message.sequence, poison=[PoisonEvent(message.sequence, reason)]))
+                return
+            await asyncio.sleep(0.2)
+
+    async def heartbeat(self) -> None:
+        """Say that index is alive, every HEARTBEAT_S seconds, while it is."""
+        while True:
+            if not self.problem and self._client.is_connected:
+                lease = IndexLease(applied_sequence=self.applied).SerializeToString()
+                with suppress(Exception):
+                    await self._client.publish(events.SUBJECTS["IndexLease"], lease)
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:
+    """Return the facts of a pack."""
+    found: list[StoredInstance] = []
+    with rpc_errors.translated("blob"):
+        async for answer in blob.ReadTrailer(ReadTrailerRequest(object=key), timeout=BLOB_TIMEOUT_S):
+            found += answer.instances
+    return found
+
+
+async def read_json(blob: "BlobServiceAsyncStub", instance: StoredInstance) -> bytes:
+    """Return the DICOM JSON of an instance that keeps it in its pack only."""
+    place = instance.dicom_json_location
+    if not place.object:
+        raise Poison(f"{instance.sop_instance_uid} is announced without DICOM JSON")
+    request = ReadRequest(object=place.object, ranges=[Range(offset=place.offset, length=place.length)])
+    pieces = bytearray()
+    with rpc_errors.translated("blob"):
+        async for answer in blob.Read(request, timeout=BLOB_TIMEOUT_S):
+            pieces += answer.data
+    return bytes(pieces)
+
+
+async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, name: str, sequence: int, time: datetime) -> str:
+    """Write a decision as an object whose key says what is in it, so that a retry is the same object; return the key."""
+    decision.decided = time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    data = decision.SerializeToString(deterministic=True)
+    key = f"decisions/{time:%Y/%m/%d}/{name}-{sequence:020d}-{hashlib.sha256(data).hexdigest()[:16]}"
+    with rpc_errors.translated("blob"):
+        await blob.PutObject(PutObjectRequest(object=key, data=data), timeout=BLOB_TIMEOUT_S)
+    return key
+
+
+class Partitions:
+    """Spreads the partitions of STORE over the index processes: a lease each, shared out evenly."""
+
+    def __init__(self, reader: Reader, client: events.Client) -> None:
+        self._reader = reader
+        self._js = client.jetstream()
+        self._me = uuid.uuid4().hex
+        self._member = events.Lease(self._js, f"index.member.{self._me}", self._me)
+        self._is_member = False
+        self._held: dict[int, tuple[events.Lease, asyncio.Task[None]]] = {}
+
+    async def keep(self) -> None:
+        """Take, renew and give back leases, for ever."""
+        try:
+            while True:
+                with suppress(errors.RetryLater):
+                    await self._look()
+                await asyncio.sleep(events.LEASE_TTL_S / 4)
+        finally:
+            for partition in list(self._held):
+                await self._drop(partition)
+            await self._member.release()
+
+    async def _look(self) -> None:
+        for partition, (lease, _) in list(self._held.items()):
+            if not await lease.renew():
+                await self._drop(partition)
+        self._is_member = await (self._member.renew() if self._is_member else self._member.acquire())
+        held = await events.leases_held(self._js)
+        members = max(1, sum(key.startswith("index.member.") for key in held))
+        share = math.ceil(events.PARTITIONS / members)
+        for partition in range(events.PARTITIONS):
+            if len(self._held) >= share:
+                break
+            if partition not in self._held and f"index.partition.{partition}" not in held:
+                await self._take(partition)
+        for partition in list(self._held)[share:]:
+            await self._drop(partition)
+
+    async def _take(self, partition: int) -> None:
+        lease = events.Lease(self._js, f"index.partition.{partition}", self._me)
+        if await lease.acquire():
+            follow = self._reader.follow(str(partition), [f"store.{partition}.>"])
+            self._held[partition] = (lease, asyncio.create_task(follow, name=f"partition {partition}"))
+
+    async def _drop(self, partition: int) -> None:
+        lease, task = self._held.pop(partition)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await lease.release()

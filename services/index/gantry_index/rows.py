@@ -1,0 +1,131 @@
+"""Search rows: which attributes of which level are in the answer, as DICOM JSON ready to join.
+
+Source: PS3.18 §10.6.3.3, Tables 10.6.3-3 to 10.6.3-5; for workitems §11.9.3 and PS3.4 Table CC.2.5-3.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gantry_index.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
+from gantry_standard.levels import Level
+from gantry_standard.matching import Query
+from gantry_standard.query_attributes import ENTITY, RETURNED, WORKITEM, WORKITEM_ATTRIBUTES, Entity, Returned, tag_of, vr_of
+
+RETRIEVE_URL = tag_of("RetrieveURL")
+AVAILABILITY = tag_of("InstanceAvailability")
+SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")
+ONLINE: Element = {"vr": "CS", "Value": ["ONLINE"]}
+UTF_8: Element = {"vr": "CS", "Value": ["ISO_IR 192"]}
+
+REQUIRED = {
+    level: tuple((tag, {"vr": vr_of(tag)}) for tag, row in rows.items() if row.returned is Returned.REQUIRED)
+    for level, rows in RETURNED.items()
+}
+KNOWN = {level: tuple(tag for tag, row in rows.items() if row.returned is Returned.KNOWN) for level, rows in RETURNED.items()}
+ALL = {level: tuple(tag for tag, row in rows.items() if row.returned is not Returned.REQUIRED) for level, rows in RETURNED.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """UIDs of a match; below its level they are empty."""
+
+    study_instance_uid: str
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+
+    @property
+    def path(self) -> str:
+        """Path below the base URL."""
+        path = f"/studies/{self.study_instance_uid}"
+        if self.series_instance_uid:
+            path += f"/series/{self.series_instance_uid}"
+        return path + (f"/instances/{self.sop_instance_uid}" if self.sop_instance_uid else "")
+
+
+def levels_needed(query: Query) -> set[Level]:
+    """Return the levels whose attributes are in the rows."""
+    needed = {query.level, *query.include_levels}
+    for path in query.include_fields:
+        needed.add(ENTITY.get(path[:8], Entity.INSTANCE).level)
+    return {level for level in needed if level.value <= query.level.value}
+
+
+def needs_metadata(query: Query) -> bool:
+    """Whether a row shows attributes of instances that are not tabulated."""
+    return query.level is Level.INSTANCE and any(path[:8] not in ENTITY for path in query.include_fields)
+
+
+def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes], metadata: Attributes | None = None) -> bytes:
+    """Return one row.
+
+    Args:
+        attributes: of each level in `levels_needed`.
+        metadata: the whole data set when `needs_metadata` and it is at hand.
+    """
+    answer: dict[str, Element] = {}
+    for level in (*query.include_levels, query.level):
+        own = attributes[level]
+        for tag, empty in REQUIRED[level]:
+            answer[tag] = own.get(tag, empty)
+        for tag in ALL[level] if query.include_all else KNOWN[level]:
+            if tag in own:
+                answer[tag] = own[tag]
+    for path in query.include_fields:
+        _include(answer, path, query.level, attributes, metadata or {})
+    answer[STUDY_UID] = {"vr": "UI", "Value": [identity.study_instance_uid]}
+    if identity.series_instance_uid:
+        answer[SERIES_UID] = {"vr": "UI", "Value": [identity.series_instance_uid]}
+    if identity.sop_instance_uid:
+        answer[SOP_UID] = {"vr": "UI", "Value": [identity.sop_instance_uid]}
+    answer[AVAILABILITY] = ONLINE
+    answer[RETRIEVE_URL] = {"vr": "UR", "Value": [BASE_MARK + identity.path]}
+    return _finished(answer)
+
+
+def _include(answer: dict[str, Element], path: str, level: Level, attributes: Mapping[Level, Attributes], metadata: Attributes) -> None:
+    tag = path[:8]
+    entity = ENTITY.get(tag)
+    if entity is not None and entity.level.value <= level.value:
+        _add(answer, path, attributes[entity.level].get(tag))
+    elif entity is None and level is Level.INSTANCE:
+        _add(answer, path, metadata.get(tag))
+
+
+def _add(answer: dict[str, Element], path: str, element: Element | None) -> None:
+    """Add an attribute, or of a sequence that is not there as a whole only what the path names."""
+    tag, _, rest = path.partition(".")
+    if element is None:
+        answer.setdefault(tag, {"vr": vr_of(tag)})
+    elif not rest:
+        answer[tag] = element
+    else:
+        present = answer.get(tag, {"vr": "SQ"})
+        items = present.get("Value") or [{} for _ in element.get("Value", ())]
+        for item, source in zip(items, element.get("Value", ()), strict=False):
+            if rest.partition(".")[0] in source:
+                _add(item, rest, source[rest.partition(".")[0]])
+        answer[tag] = {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
+
+
+def _finished(answer: dict[str, Element]) -> bytes:
+    text = encoded(answer)
+    if text.isascii():
+        return text
+    answer[SPECIFIC_CHARACTER_SET] = UTF_8
+    return encoded(answer)
+
+
+WORKITEM_EMPTY = tuple((row.tag, {"vr": vr_of(row.tag)}) for row in WORKITEM_ATTRIBUTES if row.returned in ("1", "2"))
+
+
+def workitem_row(query: Query, workitem: Mapping[str, Any]) -> bytes:
+    """Return the row of a workitem: return keys 1 and 2 always, others where they have a value or are asked for."""
+    answer: dict[str, Element] = {tag: workitem.get(tag, empty) for tag, empty in WORKITEM_EMPTY}
+    for tag, element in workitem.items():
+        known = WORKITEM.get(tag)
+        if known is not None and (known.returned in ("1C", "2C") or query.include_all):
+            answer[tag] = element
+    for path in query.include_fields:
+        _add(answer, path, workitem.get(path[:8]))
+    return _finished(answer)

@@ -1,0 +1,136 @@
+"""What runs in an index process beside its gRPC edge: the stream's owner, its readers, and reindexing."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gantry_index.reader import ALL, Partitions, Reader
+from gantry_index.reindex import Progress, Rebuild
+from gantry_index.store import Batch
+from gantry_runtime import events
+from gantry_standard import errors
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+UNNAMED = "unnamed"
+"""Generation of a stream whose metadata has none."""
+
+
+class Following:
+    """Owns the stream STORE and keeps the store's cursors to it.
+
+    A store that never followed a stream is built from the object store first. A stream that was lost is created again above the
+    high-water mark. A stream of another generation, or one that ends before the cursor, is an error that a person must look at.
+    """
+
+    def __init__(self, reader: Reader, blob: "BlobServiceAsyncStub", client: events.Client) -> None:
+        self.reader = reader
+        self.store = reader.store
+        self._blob = blob
+        self._client = client
+        self._js = client.jetstream()
+        self._reindexing = asyncio.Lock()
+
+    @property
+    def readers(self) -> list[str]:
+        """Names of the cursors: one for SQLite, one a partition for Elasticsearch."""
+        return [ALL] if self.store.name == "sqlite" else [str(number) for number in range(events.PARTITIONS)]
+
+    async def run(self) -> None:
+        """Follow the stream for ever."""
+        while True:
+            try:
+                await self.join()
+            except errors.Conflict as error:
+                self.reader.problem = error.message
+                log.error("stream does not fit the index", extra={"reason": error.message})
+                await asyncio.sleep(1)
+                continue
+            except errors.GantryError as error:
+                self.reader.problem = error.message
+                await asyncio.sleep(0.2)
+                continue
+            await self._follow()
+
+    async def _follow(self) -> None:
+        if self.store.name == "sqlite":
+            await self.reader.follow(ALL, ["store.>"])
+            return
+        keeping = asyncio.create_task(Partitions(self.reader, self._client).keep(), name="partitions")
+        try:
+            self.reader.problem = ""
+            await self._until_stream_is_lost()
+        finally:
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
+
+    async def _until_stream_is_lost(self) -> None:
+        while True:
+            with suppress(errors.Unavailable):
+                if await events.describe_stream(self._js, events.STORE) is None:
+                    return
+            await asyncio.sleep(1)
+
+    async def join(self) -> None:
+        """See to it that the stream is there and the store's cursors belong to it.
+
+        Raises:
+            errors.Conflict: the stream is not the one that this index follows.
+            errors.Unavailable: NATS, blob or the store does not answer.
+        """
+        known = await self.store.generation()
+        high_water = await self.store.high_water()
+        state = await events.describe_stream(self._js, events.STORE)
+        if state is None:
+            metadata = {"generation": uuid.uuid4().hex, "after": known}
+            try:
+                await events.ensure_stream(self._js, events.STORE, high_water + 1, metadata)
+            except Exception as error:
+                raise errors.Unavailable("the stream STORE could not be created") from error
+            log.info("stream created", extra={"stream": "STORE", "first_sequence": high_water + 1})
+            state = await events.describe_stream(self._js, events.STORE)
+            if state is None:
+                raise errors.Unavailable("the stream STORE is not there")
+        generation = state.metadata.get("generation", UNNAMED)
+        if generation == known:
+            if state.last_sequence < high_water:
+                raise errors.Conflict(f"STORE ends at {state.last_sequence}, before the cursor {high_water}")
+        elif known == "":
+            await self._begin(generation, state.last_sequence)
+        elif state.metadata.get("after") == known and state.last_sequence >= high_water:
+            await self.store.follow(generation, max(high_water, state.first_sequence - 1))
+        else:
+            raise errors.Conflict(f"STORE is of generation {generation}, the index follows {known}: reindex into an empty index store")
+
+    async def _begin(self, generation: str, last_sequence: int) -> None:
+        """Fill a store that knows nothing from what lies in the object store; events up to `last_sequence` are in it."""
+        async with self.reader.lock:
+            built = await self.store.build()
+            async for progress in Rebuild(built, self._blob, None, last_sequence).run():
+                log.info("index is built from packs", extra={"packs_read": progress.packs_read, "packs_total": progress.packs_total})
+            await built.follow(generation, last_sequence)
+            await self.store.swap(built)
+
+    async def reindex(self) -> AsyncIterator[Progress]:
+        """Build a new generation on the live system and swap it in. Readers of this process pause; events wait on the stream."""
+        if self._reindexing.locked():
+            raise errors.Conflict("a reindex is running")
+        async with self._reindexing, self.reader.lock:
+            generation = await self.store.generation()
+            if not generation:
+                raise errors.Unavailable("the index follows no stream yet")
+            cursors = {reader: await self.store.cursor(reader) for reader in self.readers}
+            built = await self.store.build()
+            async for progress in Rebuild(built, self._blob, self.store, max(cursors.values())).run():
+                yield progress
+            await built.follow(generation, min(cursors.values()))
+            for reader, sequence in cursors.items():
+                await built.apply(Batch(reader, sequence))
+            await self.store.swap(built)

@@ -1,0 +1,778 @@
+"""The index store on one machine: SQLite in WAL mode.
+
+One writer connection in a thread of its own, a small pool of readers in others. A batch is one transaction, its cursor in it, so that
+nothing is ever half-applied. `synchronous=FULL`: a commit is on disk when it returns.
+
+Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
+an instance that is gone stay until the next generation: their owner is not live any more, and row ids are never used again.
+"""
+
+import asyncio
+import itertools
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from gantry.events.v1.events_pb2 import Decision
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_index.rows import Identity, levels_needed, needs_metadata, row, workitem_row
+from gantry_index.store import (
+    INLINE_JSON_BYTES,
+    NUMBER_ABSENT,
+    PAGE,
+    Batch,
+    Counts,
+    Fragment,
+    IndexStore,
+    Page,
+    Place,
+    Present,
+    Put,
+    Remove,
+    Scope,
+    WorkitemDocument,
+)
+from gantry_index.summary import (
+    INSTANCE_NUMBER,
+    NOT_TERMS_OF_INSTANCE,
+    SERIES_NUMBER,
+    SERIES_UID,
+    SOP_UID,
+    STUDY_UID,
+    Attributes,
+    SeriesSummary,
+    StudySummary,
+    decoded,
+    level_terms,
+    sort_number,
+    start_of,
+    tabulated,
+    workitem_terms,
+)
+from gantry_runtime import telemetry
+from gantry_standard import errors, terms
+from gantry_standard.levels import Level
+from gantry_standard.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.terms import Term
+
+T = TypeVar("T")
+FORMAT = "1"
+CHUNK = 500
+"""Parameters in one statement."""
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE studies (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL,
+    summary BLOB NOT NULL, attributes BLOB NOT NULL
+);
+CREATE INDEX studies_in_order ON studies (sort_key DESC, study);
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
+    summary BLOB NOT NULL, attributes BLOB NOT NULL, UNIQUE (study, series)
+);
+CREATE INDEX series_in_order ON series (number, series);
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
+    version INTEGER NOT NULL, deleted INTEGER NOT NULL, record BLOB NOT NULL, attributes BLOB NOT NULL, fragment BLOB NOT NULL
+);
+CREATE INDEX instances_of_series ON instances (study, series, deleted, number, sop);
+CREATE INDEX instances_in_order ON instances (number, sop) WHERE deleted = 0;
+CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE terms (
+    path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (path, value, owner, item)
+) WITHOUT ROWID;
+CREATE TABLE dead (object TEXT NOT NULL, offset INTEGER NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (object, offset)) WITHOUT ROWID;
+CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
+"""
+WORKITEM_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE workitems (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL, version INTEGER NOT NULL,
+    deleted INTEGER NOT NULL, dicom_json BLOB NOT NULL
+);
+CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE terms (
+    path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (path, value, owner, item)
+) WITHOUT ROWID;
+CREATE INDEX terms_of_owner ON terms (owner);
+"""
+UID_COLUMN = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
+
+
+class _Database:
+    """One database file: a writer connection in its thread, reader connections in theirs."""
+
+    def __init__(self, path: Path, schema: str, readers: int) -> None:
+        self.path = path
+        self._closing: list[sqlite3.Connection] = []
+        self._local = threading.local()
+        self._writer_thread = ThreadPoolExecutor(1, "index-writer")
+        self._reader_threads = ThreadPoolExecutor(readers, "index-reader")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = self._connected()
+        if not self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            self.writer.executescript(f"BEGIN; {schema} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;")
+            _fsync_directory(path.parent)
+        found = self.writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()[0]
+        if found != FORMAT:
+            raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
+        self.path_ids: dict[str, int] = dict(self.writer.execute("SELECT path, id FROM paths"))
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)
+        self._closing.append(connection)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536", "mmap_size=268435456", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read in a reader thread."""
+        return await self._run(self._reader_threads, lambda: work(self._reader()))
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run one transaction in the writer thread; durable when it returns."""
+        return await self._run(self._writer_thread, lambda: self._transaction(work))
+
+    async def read_latest(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read between transactions in the writer thread."""
+        return await self._run(self._writer_thread, lambda: work(self.writer))
+
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, work)
+        except sqlite3.Error as error:
+            raise errors.Unavailable(f"the index store failed: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self._connected()
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self.writer.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self.writer)
+            self.writer.execute("COMMIT")
+            return result
+        except BaseException:
+            if self.writer.in_transaction:
+                self.writer.execute("ROLLBACK")
+            self.path_ids = dict(self.writer.execute("SELECT path, id FROM paths"))
+            raise
+
+    def path_id(self, path: str) -> int:
+        """Return the number of a path, made when it is new; in a transaction only."""
+        found = self.path_ids.get(path)
+        if found is None:
+            cursor = self.writer.execute("INSERT INTO paths (path) VALUES (?)", (path,))
+            found = self.path_ids[path] = int(cursor.lastrowid or 0)
+        return found
+
+    def add_terms(self, owner: int, found: Iterable[Term]) -> None:
+        """Write terms; in a transaction only."""
+        self.writer.executemany(
+            "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)",
+            [(self.path_id(term.path), term.value, owner, term.item, term.root) for term in found],
+        )
+
+    def remove_terms(self, owner: int, found: Iterable[Term]) -> None:
+        """Delete terms; in a transaction only."""
+        self.writer.executemany(
+            "DELETE FROM terms WHERE path = ? AND value = ? AND owner = ? AND item = ?",
+            [(self.path_id(term.path), term.value, owner, term.item) for term in found],
+        )
+
+    def close(self) -> None:
+        """Wait for what runs and close every connection."""
+        self._writer_thread.shutdown()
+        self._reader_threads.shutdown()
+        for connection in self._closing:
+            connection.close()
+
+
+def _fsync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class _Condition:
+    """SQL text with its parameters."""
+
+    def __init__(self, path_ids: dict[str, int]) -> None:
+        self.path_ids = path_ids
+        self.clauses: list[str] = []
+        self.parameters: list[Any] = []
+
+    def add(self, clause: str, *parameters: Any) -> None:
+        self.clauses.append(clause)
+        self.parameters += parameters
+
+    @property
+    def text(self) -> str:
+        return " AND ".join(self.clauses) or "1"
+
+    def owners(self, group: Sequence[MatchKey], level: int) -> tuple[str, list[Any]]:
+        """Return a subquery for the row ids of owners that match all keys of a group, in the same item."""
+        tables, clauses, parameters = [], ["(t0.owner & 3) = ?"], [level]
+        same_path = len({key.path[:-1] for key in group}) == 1
+        for number, key in enumerate(_split_all(group)):
+            tables.append(f"terms t{number}")
+            if number:
+                column = "item" if same_path else "root"
+                clauses.append(f"t{number}.owner = t0.owner")
+                if len(key.path) > 1:
+                    clauses.append(f"t{number}.{column} = t0.{column}")
+            clause, more = self._comparison(f"t{number}", key)
+            clauses.append(clause)
+            parameters += more
+        return f"SELECT t0.owner >> 2 FROM {', '.join(tables)} WHERE {' AND '.join(clauses)}", parameters
+
+    def _comparison(self, table: str, key: MatchKey) -> tuple[str, list[Any]]:
+        path: list[Any] = [self.path_ids.get(key.term_path, -1)]
+        if key.operation is Operation.EQUAL:
+            return f"{table}.path = ? AND {table}.value IN ({_marks(key.values)})", path + list(key.values)
+        if key.operation is Operation.PATTERN:
+            prefix = key.values[0][: min(key.values[0].find(mark) for mark in "*?" if mark in key.values[0])]
+            glob = key.values[0].replace("[", "[[]")
+            clause = f"{table}.path = ? AND {table}.value GLOB ?"
+            if prefix:
+                return f"{clause} AND {table}.value >= ? AND {table}.value < ?", [*path, glob, prefix, prefix + "\U0010ffff"]
+            return clause, [*path, glob]
+        clause, parameters = f"{table}.path = ?", path
+        if key.low:
+            clause, parameters = f"{clause} AND {table}.value >= ?", [*parameters, key.low]
+        if key.high:
+            clause, parameters = f"{clause} AND {table}.value <= ?", [*parameters, key.high]
+        return clause, parameters
+
+
+def _split_all(group: Sequence[MatchKey]) -> list[MatchKey]:
+    """ALL is an EQUAL for each value."""
+    split: list[MatchKey] = []
+    for key in group:
+        if key.operation is Operation.ALL:
+            split += [MatchKey(key.path, Operation.EQUAL, (value,), private_creator=key.private_creator) for value in key.values]
+        else:
+            split.append(key)
+    return split
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _chunks(values: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
+
+
+class SqliteStore:
+    """IndexStore in one directory: `current` names the database file of this generation."""
+
+    name = "sqlite"
+
+    def __init__(self, directory: Path, readers: int = 4, file_name: str = "") -> None:
+        self._directory = directory
+        self._readers = readers
+        directory.mkdir(parents=True, exist_ok=True)
+        current = directory / "current"
+        if not file_name and current.exists():
+            file_name = current.read_text().strip()
+        self._database = _Database(directory / (file_name or f"index-{uuid.uuid4().hex[:12]}.sqlite"), SCHEMA, readers)
+        self._retired: list[_Database] = []
+        if not current.exists():
+            self._point_to(self._database.path.name)
+
+    def _point_to(self, file_name: str) -> None:
+        temporary = self._directory / "current.new"
+        with temporary.open("w") as file:
+            file.write(file_name)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._directory / "current")
+        _fsync_directory(self._directory)
+
+    async def generation(self) -> str:
+        """See IndexStore."""
+        return await self._database.read(lambda connection: _meta(connection, "generation"))
+
+    async def follow(self, generation: str, sequence: int) -> None:
+        """See IndexStore."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM meta WHERE name LIKE 'cursor %'")
+            _set_meta(connection, "generation", generation)
+            _set_meta(connection, "followed", str(sequence))
+
+        await self._database.write(work)
+
+    async def cursor(self, reader: str) -> int:
+        """See IndexStore."""
+        return await self._database.read(
+            lambda connection: int(_meta(connection, f"cursor {reader}") or _meta(connection, "followed") or "0")
+        )
+
+    async def high_water(self) -> int:
+        """See IndexStore."""
+        return await self._database.read(_high_water)
+
+    async def present(
+        self, sop_instance_uids: Sequence[str], places: Sequence[Place]
+    ) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+        """See IndexStore."""
+
+        def work(connection: sqlite3.Connection) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+            found: dict[str, Present] = {}
+            for uids in _chunks(sop_instance_uids):
+                statement = f"SELECT sop, version, deleted, record FROM instances WHERE sop IN ({_marks(uids)})"
+                for sop, version, deleted, record in connection.execute(statement, uids):
+                    found[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
+            dead: dict[Place, Decision.Kind.ValueType] = {}
+            for place in places:
+                kind = connection.execute("SELECT kind FROM dead WHERE object = ? AND offset = ?", place).fetchone()
+                if kind:
+                    dead[place] = kind[0]
+            return found, dead
+
+        return await self._database.read_latest(work)
+
+    async def apply(self, batch: Batch) -> None:
+        """See IndexStore."""
+        await self._database.write(lambda connection: _Writing(self._database, connection).apply(batch))
+
+    async def search(self, query: Query) -> Page:
+        """See IndexStore."""
+        return await self._database.read(lambda connection: _Searching(self._database, connection, query).page())
+
+    async def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
+        """See IndexStore."""
+        async for rows in self._rows(scope, "record"):
+            yield [record for _, record in rows]
+
+    async def fragments(self, scope: Scope) -> AsyncIterator[list[Fragment]]:
+        """See IndexStore."""
+        async for rows in self._rows(scope, "version, fragment, CASE WHEN fragment = x'' THEN record END"):
+            yield [_fragment(*values) for values in rows]
+
+    async def _rows(self, scope: Scope, columns: str) -> AsyncIterator[list[Any]]:
+        database = self._database
+        if scope.sop_instance_uid:
+            yield await database.read(lambda connection: _one_row(connection, scope, columns))
+            return
+        for series in await database.read(lambda connection: _series_in_order(connection, scope)):
+            after: tuple[int, str] | None = (-NUMBER_ABSENT - 1, "")
+            while after:
+                rows, after = await database.read(
+                    lambda connection, series=series, after=after: _page_of_series(connection, series, columns, after)  # type: ignore[misc]
+                )
+                if rows:
+                    yield rows
+
+    async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
+        """See IndexStore."""
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            known: set[str] = set()
+            for chunk in _chunks(objects):
+                known.update(key for (key,) in connection.execute(f"SELECT object FROM packs WHERE object IN ({_marks(chunk)})", chunk))
+            return [key for key in objects if key not in known]
+
+        return await self._database.read(work)
+
+    async def counts(self) -> Counts:
+        """See IndexStore."""
+
+        def work(connection: sqlite3.Connection) -> Counts:
+            statements = (
+                "SELECT count(*) FROM studies",
+                "SELECT count(*) FROM series",
+                "SELECT count(*) FROM instances WHERE deleted = 0",
+                "SELECT count(*) FROM poison",
+            )
+            return Counts(*(connection.execute(statement).fetchone()[0] for statement in statements))
+
+        return await self._database.read(work)
+
+    async def build(self) -> "SqliteStore":
+        """See IndexStore."""
+        return await asyncio.to_thread(SqliteStore, self._directory, self._readers, f"index-{uuid.uuid4().hex[:12]}.sqlite")
+
+    async def swap(self, built: IndexStore) -> None:
+        """See IndexStore. Reads that run go on in the old file, which is deleted when this store closes."""
+        if not isinstance(built, SqliteStore):
+            raise TypeError("a SQLite store takes over what a SQLite store built")
+        await asyncio.to_thread(self._point_to, built._database.path.name)
+        self._retired.append(self._database)
+        self._database = built._database
+        for path in self._directory.glob("index-*.sqlite*"):
+            if not path.name.startswith(self._database.path.name):
+                path.unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """See IndexStore."""
+        for database in (self._database, *self._retired):
+            await asyncio.to_thread(database.close)
+
+
+def _meta(connection: sqlite3.Connection, name: str) -> str:
+    found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return found[0] if found else ""
+
+
+def _set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def _high_water(connection: sqlite3.Connection) -> int:
+    values = connection.execute("SELECT value FROM meta WHERE name LIKE 'cursor %' OR name = 'followed'")
+    return max((int(value) for (value,) in values), default=0)
+
+
+def _fragment(sop: str, version: int, fragment: bytes, record: bytes | None) -> Fragment:
+    location = InstanceRecord.FromString(record).stored.dicom_json_location.SerializeToString() if record else b""
+    return Fragment(sop, version, fragment, location)
+
+
+def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list[Any]:
+    found = connection.execute(f"SELECT deleted, study, series, sop, {columns} FROM instances WHERE sop = ?", (scope.sop_instance_uid,))
+    values = found.fetchone()
+    if (
+        values is None
+        or (scope.study_instance_uid and scope.study_instance_uid != values[1])
+        or (scope.series_instance_uid and scope.series_instance_uid != values[2])
+    ):
+        raise errors.NotFound(f"instance {scope.sop_instance_uid} is not here")
+    if values[0]:
+        raise errors.Gone(f"instance {scope.sop_instance_uid} was deleted")
+    return [values[3:]]
+
+
+def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple[str, str]]:
+    condition, parameters = "study = ?", [scope.study_instance_uid]
+    if scope.series_instance_uid:
+        condition, parameters = condition + " AND series = ?", [*parameters, scope.series_instance_uid]
+    statement = f"SELECT study, series FROM series WHERE {condition} ORDER BY number, series"
+    if found := connection.execute(statement, parameters).fetchall():
+        return found
+    what = f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
+    if connection.execute(f"SELECT 1 FROM instances WHERE {condition} LIMIT 1", parameters).fetchone():
+        raise errors.Gone(f"{what} was deleted")
+    raise errors.NotFound(f"{what} is not here")
+
+
+def _page_of_series(
+    connection: sqlite3.Connection, series: tuple[str, str], columns: str, after: tuple[int, str]
+) -> tuple[list[Any], tuple[int, str] | None]:
+    found = connection.execute(
+        f"SELECT number, sop, {columns} FROM instances"
+        " WHERE study = ? AND series = ? AND deleted = 0 AND (number, sop) > (?, ?) ORDER BY number, sop LIMIT ?",
+        (*series, *after, PAGE),
+    ).fetchall()
+    return [values[1:] for values in found], (found[-1][0], found[-1][1]) if len(found) == PAGE else None
+
+
+class _Writing:
+    """Applies one batch, inside one transaction."""
+
+    def __init__(self, database: _Database, connection: sqlite3.Connection) -> None:
+        self._database = database
+        self._connection = connection
+        self._added: dict[str, list[tuple[str, str, Attributes]]] = {}
+        self._recount: set[str] = set()
+
+    def apply(self, batch: Batch) -> None:
+        connection = self._connection
+        for sop, change in batch.changes.items():
+            if isinstance(change, Put):
+                self._put(sop, change)
+            else:
+                self._remove(sop, change)
+        for study, added in self._added.items():
+            if study not in self._recount:
+                self._add_to_study(study, added)
+        for study in self._recount:
+            self._recount_study(study)
+        connection.executemany("INSERT OR REPLACE INTO dead VALUES (?, ?, ?)", [(*place, int(kind)) for place, kind in batch.dead.items()])
+        connection.executemany("INSERT OR IGNORE INTO packs VALUES (?)", [(key,) for key in batch.packs])
+        connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
+        if batch.reader:
+            _set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
+
+    def _put(self, sop: str, put: Put) -> None:
+        before = self._connection.execute("SELECT id, study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
+        if before:
+            if before[2] >= put.version:
+                return
+            if not before[3]:
+                self._recount |= {before[1], put.stored.study_instance_uid}
+            self._connection.execute("DELETE FROM instances WHERE id = ?", (before[0],))
+        dataset = decoded(put.dicom_json)
+        attributes = tabulated(dataset)
+        stored = put.stored
+        record = InstanceRecord(stored=stored, version=put.version).SerializeToString()
+        cursor = self._connection.execute(
+            "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
+            " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
+            (
+                sop,
+                stored.study_instance_uid,
+                stored.series_instance_uid,
+                sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT),
+                put.version,
+                record,
+                orjson.dumps(attributes),
+                put.dicom_json if len(put.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object else b"",
+            ),
+        )
+        derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
+        for limit, number in derived.left_out.items():
+            telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
+        self._database.add_terms(int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms)
+        self._added.setdefault(stored.study_instance_uid, []).append((stored.series_instance_uid, sop, attributes))
+
+    def _remove(self, sop: str, remove: Remove) -> None:
+        """Leave a tombstone, also of what was never here."""
+        before = self._connection.execute("SELECT study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
+        if before and before[1] >= remove.version:
+            return
+        if before and not before[2]:
+            self._recount.add(before[0])
+        stored = remove.stored
+        record = InstanceRecord(stored=stored, version=remove.version).SerializeToString()
+        self._connection.execute(
+            "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
+            " VALUES (?, ?, ?, 0, ?, 1, ?, x'', x'') ON CONFLICT (sop) DO UPDATE SET study = excluded.study, series = excluded.series,"
+            " version = excluded.version, deleted = 1, record = excluded.record, fragment = x'', attributes = x''",
+            (sop, stored.study_instance_uid, stored.series_instance_uid, remove.version, record),
+        )
+
+    def _add_to_study(self, study: str, added: list[tuple[str, str, Attributes]]) -> None:
+        found = self._connection.execute("SELECT summary FROM studies WHERE study = ?", (study,)).fetchone()
+        summary = StudySummary.from_json(found[0]) if found else StudySummary()
+        by_series: dict[str, SeriesSummary] = {}
+        for series in {series for series, _, _ in added}:
+            found = self._connection.execute("SELECT summary FROM series WHERE study = ? AND series = ?", (study, series)).fetchone()
+            by_series[series] = SeriesSummary.from_json(found[0]) if found else SeriesSummary()
+        self._gather(study, summary, by_series, added)
+
+    def _recount_study(self, study: str) -> None:
+        rows = self._connection.execute("SELECT series, sop, attributes FROM instances WHERE study = ? AND deleted = 0", (study,))
+        live = [(series, sop, orjson.loads(attributes)) for series, sop, attributes in rows]
+        by_series = {series: SeriesSummary() for series, _, _ in live}
+        for series_id, series, attributes in self._connection.execute(
+            "SELECT id, series, attributes FROM series WHERE study = ?", (study,)
+        ).fetchall():
+            if series not in by_series:
+                self._database.remove_terms(series_id * 4 + Level.SERIES.value, level_terms(orjson.loads(attributes)))
+                self._connection.execute("DELETE FROM series WHERE id = ?", (series_id,))
+        if live:
+            self._gather(study, StudySummary(), by_series, live)
+            return
+        for study_id, attributes in self._connection.execute("SELECT id, attributes FROM studies WHERE study = ?", (study,)).fetchall():
+            self._database.remove_terms(study_id * 4 + Level.STUDY.value, level_terms(orjson.loads(attributes)))
+            self._connection.execute("DELETE FROM studies WHERE id = ?", (study_id,))
+
+    def _gather(
+        self, study: str, summary: StudySummary, by_series: dict[str, SeriesSummary], added: list[tuple[str, str, Attributes]]
+    ) -> None:
+        for series, sop, attributes in added:
+            summary.add(sop, attributes)
+            by_series[series].add(sop, attributes)
+        for series, of_series in by_series.items():
+            summary.modalities[series] = of_series.modality
+            number = sort_number(of_series.gathered.elements, SERIES_NUMBER, NUMBER_ABSENT)
+            self._write(Level.SERIES, (study, series), number, of_series)
+        self._write(Level.STUDY, (study,), summary.sort_key, summary)
+
+    def _write(self, level: Level, key: tuple[str, ...], order: int | str, summary: StudySummary | SeriesSummary) -> None:
+        """Write a study or series and, of its terms, only what changed."""
+        table, columns = TABLE[level], KEY_COLUMNS[level]
+        order_column = "sort_key" if level is Level.STUDY else "number"
+        condition = " AND ".join(f"{column} = ?" for column in columns)
+        before = self._connection.execute(f"SELECT id, attributes FROM {table} WHERE {condition}", key).fetchone()
+        attributes = summary.attributes()
+        values = (order, summary.to_json(), orjson.dumps(attributes))
+        new = set(level_terms(attributes))
+        old: set[Term] = set()
+        if before:
+            row_id, old = before[0], set(level_terms(orjson.loads(before[1])))
+            self._connection.execute(f"UPDATE {table} SET {order_column} = ?, summary = ?, attributes = ? WHERE id = ?", (*values, row_id))
+        else:
+            names = ", ".join((*columns, order_column, "summary", "attributes"))
+            cursor = self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({_marks((*key, *values))})", (*key, *values))
+            row_id = int(cursor.lastrowid or 0)
+        owner = row_id * 4 + level.value
+        self._database.remove_terms(owner, old - new)
+        self._database.add_terms(owner, new - old)
+
+
+TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
+KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}
+ORDER = {Level.STUDY: "x.sort_key DESC, x.study", Level.SERIES: "x.number, x.series, x.study", Level.INSTANCE: "x.number, x.sop"}
+
+
+class _Searching:
+    """Answers one query."""
+
+    def __init__(self, database: _Database, connection: sqlite3.Connection, query: Query) -> None:
+        self._connection = connection
+        self._query = query
+        self._condition = _Condition(database.path_ids)
+        self._parents: dict[tuple[str, ...], Attributes] = {}
+
+    def page(self) -> Page:
+        query, condition = self._query, self._condition
+        if query.study_instance_uid:
+            condition.add("x.study = ?", query.study_instance_uid)
+        if query.series_instance_uid:
+            condition.add("x.series = ?", query.series_instance_uid)
+        if query.level is Level.INSTANCE:
+            condition.add("x.deleted = 0")
+        for group in group_keys(query.keys):
+            self._add_group(group)
+        columns = ", ".join(f"x.{column}" for column in (*KEY_COLUMNS[query.level], "attributes"))
+        with_metadata = needs_metadata(query)
+        if with_metadata:
+            columns += ", x.fragment"
+        source = f"FROM {TABLE[query.level]} x WHERE {condition.text}"
+        found = self._connection.execute(
+            f"SELECT {columns} {source} ORDER BY {ORDER[query.level]} LIMIT ? OFFSET ?",
+            (*condition.parameters, query.limit + 1, query.offset),
+        ).fetchall()
+        remaining = 0
+        if len(found) > query.limit:
+            total = self._connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
+            remaining = total - query.offset - query.limit
+        needed = levels_needed(query)
+        depth = len(KEY_COLUMNS[query.level])
+        rows = []
+        for values in found[: query.limit]:
+            key = values[:depth]
+            attributes = {level: self._parent(level, key) for level in needed if level is not query.level}
+            attributes[query.level] = orjson.loads(values[depth])
+            metadata = decoded(values[depth + 1]) if with_metadata and values[depth + 1] else None
+            rows.append(row(query, Identity(*key), attributes, metadata))
+        return Page(rows, remaining)
+
+    def _parent(self, level: Level, key: tuple[str, ...]) -> Attributes:
+        columns = KEY_COLUMNS[level]
+        own = key[: len(columns)]
+        if own not in self._parents:
+            condition = " AND ".join(f"{column} = ?" for column in columns)
+            found = self._connection.execute(f"SELECT attributes FROM {TABLE[level]} WHERE {condition}", own).fetchone()
+            self._parents[own] = orjson.loads(found[0]) if found else {}
+        return self._parents[own]
+
+    def _add_group(self, group: tuple[MatchKey, ...]) -> None:
+        key = group[0]
+        level = key.level or self._query.level
+        column = UID_COLUMN.get(key.path[0]) if len(key.path) == 1 else None
+        if column and level.value <= self._query.level.value and key.operation is Operation.EQUAL:
+            self._condition.add(f"x.{column} IN ({_marks(key.values)})", *key.values)
+            return
+        absent = [one for one in group if one.operation is Operation.ABSENT]
+        for one in absent:
+            present = MatchKey(one.path, Operation.RANGE, private_creator=one.private_creator)
+            self._add_owners(level, *self._condition.owners([present], level.value), negated=True)
+        if rest := [one for one in group if one.operation is not Operation.ABSENT]:
+            self._add_owners(level, *self._condition.owners(rest, level.value), negated=False)
+
+    def _add_owners(self, level: Level, owners: str, parameters: list[Any], *, negated: bool) -> None:
+        operator = "NOT IN" if negated else "IN"
+        if level is self._query.level:
+            self._condition.add(f"x.id {operator} ({owners})", *parameters)
+            return
+        columns = KEY_COLUMNS[min(level, self._query.level, key=lambda one: one.value)]
+        live = " AND p.deleted = 0" if level is Level.INSTANCE else ""
+        tuple_x = ", ".join(f"x.{column}" for column in columns)
+        tuple_p = ", ".join(f"p.{column}" for column in columns)
+        self._condition.add(f"({tuple_x}) {operator} (SELECT {tuple_p} FROM {TABLE[level]} p WHERE p.id IN ({owners}){live})", *parameters)
+
+
+class SqliteWorkitemStore:
+    """WorkitemStore in one database file."""
+
+    def __init__(self, directory: Path, readers: int = 2) -> None:
+        self._database = _Database(directory / "workitems.sqlite", WORKITEM_SCHEMA, readers)
+
+    async def cursor(self) -> int:
+        """See WorkitemStore."""
+        return await self._database.read(lambda connection: int(_meta(connection, "cursor") or "0"))
+
+    async def apply(self, documents: Sequence[WorkitemDocument], sequence: int) -> None:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for document in documents:
+                self._apply_one(connection, document)
+            _set_meta(connection, "cursor", str(sequence))
+
+        await self._database.write(work)
+
+    def _apply_one(self, connection: sqlite3.Connection, document: WorkitemDocument) -> None:
+        before = connection.execute("SELECT id, version FROM workitems WHERE uid = ?", (document.workitem_uid,)).fetchone()
+        if before:
+            if before[1] >= document.version:
+                return
+            connection.execute("DELETE FROM terms WHERE owner = ?", (before[0] * 4 + Level.INSTANCE.value,))
+            connection.execute("DELETE FROM workitems WHERE id = ?", (before[0],))
+        dataset = {} if document.deleted else decoded(document.dicom_json)
+        cursor = connection.execute(
+            "INSERT INTO workitems (uid, sort_key, version, deleted, dicom_json) VALUES (?, ?, ?, ?, ?)",
+            (document.workitem_uid, start_of(dataset), document.version, document.deleted, document.dicom_json),
+        )
+        self._database.add_terms(int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, workitem_terms(document, dataset))
+
+    async def clear(self) -> None:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for table in ("workitems", "terms"):
+                connection.execute(f"DELETE FROM {table}")
+            _set_meta(connection, "cursor", "0")
+
+        await self._database.write(work)
+
+    async def search(self, query: Query) -> Page:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> Page:
+            condition = _Condition(self._database.path_ids)
+            condition.add("x.deleted = 0")
+            for group in group_keys(query.keys):
+                for negated, keys in itertools.groupby(
+                    sorted(group, key=lambda key: key.operation is Operation.ABSENT), lambda key: key.operation is Operation.ABSENT
+                ):
+                    wanted = [MatchKey(key.path, Operation.RANGE) if negated else key for key in keys]
+                    owners, parameters = condition.owners(wanted, Level.INSTANCE.value)
+                    condition.add(f"x.id {'NOT IN' if negated else 'IN'} ({owners})", *parameters)
+            source = f"FROM workitems x WHERE {condition.text}"
+            found = connection.execute(
+                f"SELECT x.dicom_json {source} ORDER BY x.sort_key, x.uid LIMIT ? OFFSET ?",
+                (*condition.parameters, query.limit + 1, query.offset),
+            ).fetchall()
+            remaining = 0
+            if len(found) > query.limit:
+                total = connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
+                remaining = total - query.offset - query.limit
+            return Page([workitem_row(query, decoded(dicom_json)) for (dicom_json,) in found[: query.limit]], remaining)
+
+        return await self._database.read(work)
+
+    async def close(self) -> None:
+        """See WorkitemStore."""
+        await asyncio.to_thread(self._database.close)

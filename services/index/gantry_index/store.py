@@ -1,0 +1,245 @@
+"""The port of index: what a store of facts about instances and workitems must do.
+
+Adapters: `sqlite_store` (one machine) and `elasticsearch_store`. One contract suite runs against both: `tests/stores/test_index_store.py`.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gantry.blob.v1.blob_pb2 import StoredInstance
+from gantry.events.v1.events_pb2 import Decision
+from gantry_standard.matching import Query
+
+INLINE_JSON_BYTES = 64 << 10
+"""DICOM JSON up to this size is kept in index; a larger one by its location in the pack."""
+
+PAGE = 500
+"""Records or fragments in one piece of an answer."""
+
+NUMBER_ABSENT = 1 << 53
+"""Where a Series or Instance Number is missing, the series or instance comes last."""
+
+Place = tuple[str, int]
+"""Object and offset of an instance's bytes: the identity of one upload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A study, a series or an instance; what is empty is not restricted. At least one is given."""
+
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    sop_instance_uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What is known of a SOP Instance UID: the last version, or the tombstone that took its place."""
+
+    stored: StoredInstance
+    version: int
+    deleted: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where the bytes of this version lie."""
+        return self.stored.location.object, self.stored.location.offset
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A new version of an instance.
+
+    Attributes:
+        stored: all facts without `dicom_json`; with `dicom_json_location` where it is kept in the pack only.
+        dicom_json: the whole data set, for search, wherever it is kept.
+        version: stream sequence of the fact.
+    """
+
+    stored: StoredInstance
+    dicom_json: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A deletion; a tombstone with the facts takes the place of whatever was there, or was not."""
+
+    stored: StoredInstance
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoisonEvent:
+    """An event that could not be applied, and why."""
+
+    sequence: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one group commit changes.
+
+    Attributes:
+        reader: whose cursor moves: "all", or a partition's number; "" where none does.
+        sequence: the cursor after it.
+        changes: by SOP Instance UID, the last change of each.
+        dead: places that are not to be found any more, and why.
+        packs: objects of which every instance has been announced.
+        versions: by Study Instance UID, the greatest version that `present` gave for an instance of the batch: where a store's
+            study has not applied that, a crash came between.
+    """
+
+    reader: str
+    sequence: int
+    changes: Mapping[str, Put | Remove] = field(default_factory=dict)
+    dead: Mapping[Place, "Decision.Kind.ValueType"] = field(default_factory=dict)
+    packs: Sequence[str] = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
+    poison: Sequence[PoisonEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows of a search: DICOM JSON objects with 0x00 where the base URL goes, and how many matches follow."""
+
+    rows: list[bytes]
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """DICOM JSON of one instance, or its serialized Location when it is too large to be kept here."""
+
+    sop_instance_uid: str
+    version: int
+    dicom_json: bytes
+    location: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Totals, for the status."""
+
+    studies: int
+    series: int
+    instances: int
+    poison: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkitemDocument:
+    """The searchable copy of a workitem; a deleted one is not found."""
+
+    workitem_uid: str
+    version: int
+    dicom_json: bytes
+    deleted: bool = False
+
+
+class IndexStore(Protocol):
+    """Facts about instances, by the sequences of the stream STORE.
+
+    Every method raises `errors.Unavailable` when the store does not answer; nothing is half-applied then that applying the same batch
+    again would not repair. What `apply` wrote is durable, and seen by every read that begins after it returned.
+    """
+
+    name: str
+    """sqlite or elasticsearch."""
+
+    async def generation(self) -> str:
+        """Return the generation of the stream that this store follows; "" of a store that never followed one."""
+        ...
+
+    async def follow(self, generation: str, sequence: int) -> None:
+        """Note the stream's generation and set every cursor to `sequence`; durable."""
+        ...
+
+    async def cursor(self, reader: str) -> int:
+        """Return the sequence up to which a reader has applied the stream; what `follow` set when it has not applied anything."""
+        ...
+
+    async def high_water(self) -> int:
+        """Return the greatest sequence of any cursor."""
+        ...
+
+    async def present(
+        self, sop_instance_uids: Sequence[str], places: Sequence[Place]
+    ) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+        """Return what is known of these UIDs, tombstones included, and which of these places are dead. The unknown are left out."""
+        ...
+
+    async def apply(self, batch: Batch) -> None:
+        """Apply a batch and move its reader's cursor.
+
+        Applying a batch again, or one whose changes are older than what is there, changes nothing. Counts stay exact.
+        Study and series attributes are the non-empty values of the smallest SOP Instance UID.
+        """
+        ...
+
+    async def search(self, query: Query) -> Page:
+        """Return what matches: studies by date and time descending, then UID; series and instances by number, then UID.
+
+        Raises:
+            errors.PayloadTooLarge: keys of another level match more than the store can join.
+        """
+        ...
+
+    def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
+        """Yield serialized InstanceRecords, at most PAGE at a time: series by number then UID, instances by number then UID.
+
+        Raises (before the first piece):
+            errors.NotFound: there is nothing in the scope.
+            errors.Gone: there is nothing any more: it was deleted.
+        """
+        ...
+
+    def fragments(self, scope: Scope) -> AsyncIterator[list[Fragment]]:
+        """Yield the metadata of the scope, in the order and with the errors of `records`."""
+        ...
+
+    async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
+        """Return, in order, those packs that no batch has named in `packs`."""
+        ...
+
+    async def counts(self) -> Counts:
+        """Return the totals."""
+        ...
+
+    async def build(self) -> "IndexStore":
+        """Begin a new, empty generation of this store; nobody sees it before `swap`."""
+        ...
+
+    async def swap(self, built: "IndexStore") -> None:
+        """Take over what was built, at once for every read that begins after it; what was there before is dropped."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and threads."""
+        ...
+
+
+class WorkitemStore(Protocol):
+    """The searchable copy of workitems; errors and durability as in IndexStore."""
+
+    async def cursor(self) -> int:
+        """Return the sequence of WORKITEMS up to which documents are applied."""
+        ...
+
+    async def apply(self, documents: Sequence[WorkitemDocument], sequence: int) -> None:
+        """Take over documents and move the cursor; a document older than what is there is left out."""
+        ...
+
+    async def clear(self) -> None:
+        """Forget every workitem and begin at 0."""
+        ...
+
+    async def search(self, query: Query) -> Page:
+        """Return what matches, by Scheduled Procedure Step Start DateTime, then UID."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and threads."""
+        ...

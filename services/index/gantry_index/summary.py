@@ -1,0 +1,202 @@
+"""What a study and a series say as a whole: counts, and attributes gathered from their instances.
+
+Where instances disagree, the non-empty value of the smallest SOP Instance UID stands. Both stores keep these as JSON and derive
+search rows and terms from them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gantry_index.store import WorkitemDocument
+from gantry_standard import terms
+from gantry_standard.levels import Level
+from gantry_standard.query_attributes import COMPUTED, RETURNED, tag_of
+from gantry_standard.terms import Term
+
+BASE_MARK = "\ufdd0"
+"""Stands for the byte 0x00 while JSON is decoded: a noncharacter, which no value may have."""
+
+Element = dict[str, Any]
+Attributes = dict[str, Element]
+
+STUDY_DATE, STUDY_TIME = tag_of("StudyDate"), tag_of("StudyTime")
+STUDY_UID, SERIES_UID, SOP_UID = tag_of("StudyInstanceUID"), tag_of("SeriesInstanceUID"), tag_of("SOPInstanceUID")
+MODALITY, SOP_CLASS = tag_of("Modality"), tag_of("SOPClassUID")
+SERIES_NUMBER, INSTANCE_NUMBER = tag_of("SeriesNumber"), tag_of("InstanceNumber")
+MODALITIES, SOP_CLASSES = tag_of("ModalitiesInStudy"), tag_of("SOPClassesInStudy")
+SERIES_IN_STUDY, INSTANCES_IN_STUDY = tag_of("NumberOfStudyRelatedSeries"), tag_of("NumberOfStudyRelatedInstances")
+INSTANCES_IN_SERIES = tag_of("NumberOfSeriesRelatedInstances")
+START_DATE_TIME = tag_of("ScheduledProcedureStepStartDateTime")
+
+KEPT = {level: frozenset(rows) - COMPUTED for level, rows in RETURNED.items()}
+ABOVE_INSTANCE = KEPT[Level.STUDY] | KEPT[Level.SERIES]
+UID_COLUMNS = frozenset({STUDY_UID, SERIES_UID, SOP_UID})
+"""Never terms: both stores have them as columns."""
+NOT_TERMS_OF_INSTANCE = (ABOVE_INSTANCE - KEPT[Level.INSTANCE]) | UID_COLUMNS
+
+
+def decoded(dicom_json: bytes) -> Attributes:
+    """Return a DICOM JSON object, its 0x00 as BASE_MARK. Raises ValueError when it is none."""
+    dataset: Attributes = orjson.loads(dicom_json.replace(b"\0", BASE_MARK.encode()))
+    return dataset
+
+
+def encoded(dataset: Mapping[str, Any]) -> bytes:
+    """Return a DICOM JSON object with its keys in order and 0x00 where the base URL goes."""
+    return orjson.dumps(dataset, option=orjson.OPT_SORT_KEYS).replace(BASE_MARK.encode(), b"\0")
+
+
+def tabulated(dataset: Attributes) -> Attributes:
+    """Return those attributes that a search returns without reading the metadata, where they have a value."""
+    every = ABOVE_INSTANCE | KEPT[Level.INSTANCE]
+    return {tag: element for tag, element in dataset.items() if tag in every and (element.get("Value"))}
+
+
+def first(attributes: Attributes, tag: str) -> str:
+    """Return the first value of an attribute as text, "" without one."""
+    values = attributes.get(tag, {}).get("Value") or [""]
+    return "" if values[0] is None else str(values[0])
+
+
+def sort_number(attributes: Attributes, tag: str, absent: int) -> int:
+    """Return a Series or Instance Number to sort by."""
+    try:
+        return max(min(int(first(attributes, tag)), absent - 1), -absent)
+    except ValueError:
+        return absent
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Attributes of one level: per tag the element, and the SOP Instance UID that it is of."""
+
+    level: Level
+    holders: dict[str, str] = field(default_factory=dict)
+    elements: Attributes = field(default_factory=dict)
+
+    def add(self, sop_instance_uid: str, attributes: Attributes) -> None:
+        """Take over what a smaller UID says, and what nobody said."""
+        for tag in KEPT[self.level]:
+            element = attributes.get(tag)
+            if element is not None and (tag not in self.holders or sop_instance_uid <= self.holders[tag]):
+                self.holders[tag] = sop_instance_uid
+                self.elements[tag] = element
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restored` takes: a list of UIDs, and per tag the number of its holder."""
+        uids = sorted(set(self.holders.values()))
+        number = {uid: index for index, uid in enumerate(uids)}
+        return {"uids": uids, "of": {tag: number[uid] for tag, uid in self.holders.items()}, "elements": self.elements}
+
+    @classmethod
+    def restored(cls, level: Level, state: Mapping[str, Any]) -> "Gathered":
+        """Return what `state` described."""
+        return cls(level, {tag: state["uids"][number] for tag, number in state["of"].items()}, state["elements"])
+
+
+@dataclass(slots=True)
+class SeriesSummary:
+    """One series of a study."""
+
+    gathered: Gathered = field(default_factory=lambda: Gathered(Level.SERIES))
+    instances: int = 0
+
+    def add(self, sop_instance_uid: str, attributes: Attributes) -> None:
+        """Count an instance and take over its attributes."""
+        self.gathered.add(sop_instance_uid, attributes)
+        self.instances += 1
+
+    @property
+    def modality(self) -> str:
+        """(0008,0060)."""
+        return first(self.gathered.elements, MODALITY)
+
+    def attributes(self) -> Attributes:
+        """Return everything that a search row shows of the series."""
+        return {**self.gathered.elements, INSTANCES_IN_SERIES: {"vr": "IS", "Value": [self.instances]}}
+
+    def to_json(self) -> bytes:
+        """Return it as kept."""
+        return orjson.dumps({**self.gathered.state(), "instances": self.instances})
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> "SeriesSummary":
+        """Return what `to_json` kept."""
+        state = orjson.loads(text)
+        return cls(Gathered.restored(Level.SERIES, state), state["instances"])
+
+
+@dataclass(slots=True)
+class StudySummary:
+    """One study: `modalities` per Series Instance UID, instances per SOP Class UID."""
+
+    gathered: Gathered = field(default_factory=lambda: Gathered(Level.STUDY))
+    instances: int = 0
+    modalities: dict[str, str] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, sop_instance_uid: str, attributes: Attributes) -> None:
+        """Count an instance and take over its attributes."""
+        self.gathered.add(sop_instance_uid, attributes)
+        self.instances += 1
+        sop_class_uid = first(attributes, SOP_CLASS)
+        self.classes[sop_class_uid] = self.classes.get(sop_class_uid, 0) + 1
+
+    def attributes(self) -> Attributes:
+        """Return everything that a search row shows of the study."""
+        modalities = sorted(set(self.modalities.values()) - {""})
+        return {
+            **self.gathered.elements,
+            MODALITIES: {"vr": "CS", "Value": modalities} if modalities else {"vr": "CS"},
+            SOP_CLASSES: {"vr": "UI", "Value": sorted(self.classes)},
+            SERIES_IN_STUDY: {"vr": "IS", "Value": [len(self.modalities)]},
+            INSTANCES_IN_STUDY: {"vr": "IS", "Value": [self.instances]},
+        }
+
+    @property
+    def sort_key(self) -> str:
+        """Date and time, "" where there is no date."""
+        try:
+            date = terms.date(first(self.gathered.elements, STUDY_DATE))
+        except ValueError:
+            return ""
+        try:
+            return date + terms.time(first(self.gathered.elements, STUDY_TIME))
+        except ValueError:
+            return date
+
+    def to_json(self) -> bytes:
+        """Return it as kept."""
+        return orjson.dumps({**self.gathered.state(), "instances": self.instances, "modalities": self.modalities, "classes": self.classes})
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> "StudySummary":
+        """Return what `to_json` kept."""
+        state = orjson.loads(text)
+        return cls(Gathered.restored(Level.STUDY, state), state["instances"], state["modalities"], state["classes"])
+
+
+def level_terms(attributes: Attributes) -> list[Term]:
+    """Return the terms of a study or series, from its `attributes`."""
+    found = terms.derive(attributes, UID_COLUMNS).terms
+    for tag in (MODALITIES, SOP_CLASSES, SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES):
+        found += [Term(tag, str(value)) for value in attributes.get(tag, {}).get("Value", ())]
+    return found
+
+
+def start_of(workitem: Attributes) -> str:
+    """Return Scheduled Procedure Step Start DateTime to sort by, "" where it has none."""
+    try:
+        return terms.date_time(first(workitem, START_DATE_TIME))
+    except ValueError:
+        return ""
+
+
+def workitem_terms(document: WorkitemDocument, dataset: Attributes) -> list[Term]:
+    """Return what of a workitem can be matched, its UID included."""
+    if document.deleted:
+        return []
+    return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID})).terms]

@@ -1,0 +1,177 @@
+"""A data set in the DICOM JSON model, checked and brought to one form: PS3.18 Annex F.
+
+Inside workflow a data set is a dict of tag → {"vr": …, "Value": […]}; what comes out of `parse` has upper-case tags in order, a
+VR for each, no empty `Value`, and values of the right JSON kind and format.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from gantry_standard import errors, workitems
+
+Dataset = dict[str, Any]
+
+MAX_DEPTH = 64
+MAX_ELEMENTS = 100_000
+
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
+_NUMBERS = {"FL", "FD", "SL", "SS", "UL", "US"}
+_NUMBERS_OR_TEXT = {"DS", "IS", "SV", "UV"}
+_FORMATS = {
+    # VR: what one value looks like (PS3.5 §6.2). Text VRs that are missing here may hold anything.
+    "AE": r"[^\\\x00-\x1f]{1,16}",
+    "AS": r"\d{3}[DWMY]",
+    "AT": r"[0-9A-Fa-f]{8}",
+    "CS": r"[A-Z0-9_ ]{1,16}",
+    "DA": r"\d{8}",
+    "DS": r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *",
+    "DT": r"\d{4}(\d{2}(\d{2}(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?)?)?([+-]\d{4})?",
+    "IS": r" *[+-]?\d{1,12} *",
+    "LO": r"[^\\\x00-\x1a\x1c-\x1f]{0,64}",
+    "SH": r"[^\\\x00-\x1a\x1c-\x1f]{0,16}",
+    "ST": r"(?s:.{0,1024})",
+    "LT": r"(?s:.{0,10240})",
+    "TM": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "UI": r"[0-9]+(\.[0-9]+)*",
+}
+_PATTERNS = {vr: re.compile(pattern) for vr, pattern in _FORMATS.items()}
+_TEXT = {"AE", "AS", "AT", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
+_COMPONENT_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
+
+
+def parse(data: bytes) -> Dataset:
+    """Read one DICOM JSON object.
+
+    Raises:
+        errors.BadRequest: it is no JSON object, or an element is not what its VR says.
+    """
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise errors.BadRequest(f"the payload is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise errors.BadRequest("the payload is no DICOM JSON object")
+    return _checked(found, 0, [0])
+
+
+def dump(dataset: Dataset) -> bytes:
+    """Return the DICOM JSON object with its tags in order."""
+    return orjson.dumps(dataset, option=orjson.OPT_SORT_KEYS)
+
+
+def read(data: bytes) -> Dataset:
+    """Return a data set that `dump` wrote."""
+    found: Dataset = orjson.loads(data) if data else {}
+    return found
+
+
+def values(dataset: Dataset, tag: str) -> list[Any]:
+    """Return the values of an element; [] where it is empty or missing."""
+    found: list[Any] = dataset.get(tag, {}).get("Value", [])
+    return found
+
+
+def text(dataset: Dataset, tag: str) -> str:
+    """Return the first value as text; "" where there is none."""
+    found = values(dataset, tag)
+    return str(found[0]) if found and found[0] is not None else ""
+
+
+def has_value(dataset: Dataset, tag: str) -> bool:
+    """Say whether an element is there and not empty."""
+    element = dataset.get(tag, {})
+    return bool(element.get("Value")) or "InlineBinary" in element or "BulkDataURI" in element
+
+
+def _checked(dataset: Dataset, depth: int, count: list[int]) -> Dataset:
+    if depth > MAX_DEPTH:
+        raise errors.BadRequest(f"sequences are nested deeper than {MAX_DEPTH}")
+    count[0] += len(dataset)
+    if count[0] > MAX_ELEMENTS:
+        raise errors.BadRequest(f"the data set has more than {MAX_ELEMENTS} elements")
+    out: Dataset = {}
+    for key, element in dataset.items():
+        if not _TAG.fullmatch(key):
+            raise errors.BadRequest(f"{key[:20]!r} is no tag: expected 8 hexadecimal digits")
+        tag = key.upper()
+        if tag[:4] in ("0000", "0002") or tag in out:
+            raise errors.BadRequest(f"{workitems.name_of(tag)} must not be in the data set, or not twice")
+        if tag[4:] != "0000":
+            out[tag] = _element(tag, element, depth, count)
+    return dict(sorted(out.items()))
+
+
+def _element(tag: str, element: Any, depth: int, count: list[int]) -> dict[str, Any]:
+    if not isinstance(element, dict):
+        raise errors.BadRequest(f"{workitems.name_of(tag)} is no JSON object")
+    vr = _vr(tag, element.get("vr"))
+    holders = [name for name in ("Value", "InlineBinary", "BulkDataURI") if name in element]
+    if len(holders) > 1:
+        raise errors.BadRequest(f"{workitems.name_of(tag)} has {' and '.join(holders)}, expected one of them")
+    if not holders or element[holders[0]] in ([], ""):
+        return {"vr": vr}
+    held = element[holders[0]]
+    if holders[0] != "Value":
+        if not isinstance(held, str) or (holders[0] == "InlineBinary" and vr not in _BINARY):
+            raise errors.BadRequest(f"{workitems.name_of(tag)}: {holders[0]} does not fit VR {vr}")
+        return {"vr": vr, holders[0]: held}
+    if not isinstance(held, list) or vr in _BINARY:
+        raise errors.BadRequest(f"{workitems.name_of(tag)}: Value does not fit VR {vr}")
+    found = [_value(tag, vr, value, depth, count) for value in held]
+    return {"vr": vr, "Value": found} if any(value is not None for value in found) else {"vr": vr}
+
+
+def _vr(tag: str, given: Any) -> str:
+    known = workitems.vr_of(tag)
+    if given is None and known:
+        return known
+    if not isinstance(given, str) or not re.fullmatch(r"[A-Z]{2}", given):
+        raise errors.BadRequest(f"{workitems.name_of(tag)} has no vr of two letters")
+    if known and known != given and not (known in _TEXT and given in _TEXT):
+        raise errors.BadRequest(f"{workitems.name_of(tag)} has vr {given}, expected {known}")
+    return known or given
+
+
+def _value(tag: str, vr: str, value: Any, depth: int, count: list[int]) -> Any:
+    if vr == "SQ":
+        if not isinstance(value, dict):
+            raise errors.BadRequest(f"an item of {workitems.name_of(tag)} is no JSON object")
+        item = _checked(value, depth + 1, count)
+        if workitems.is_code_sequence(tag):
+            _check_code(tag, item)
+        return item
+    if value is None or value == "":
+        return None
+    if vr == "PN":
+        return _person_name(tag, value)
+    if vr in _NUMBERS or (vr in _NUMBERS_OR_TEXT and not isinstance(value, str)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no number")
+        return value
+    if not isinstance(value, str):
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no string, as VR {vr} wants it")
+    value = value.rstrip() if vr in ("LT", "ST", "UT") else value.strip()
+    pattern = _PATTERNS.get(vr)
+    if (value and pattern and not pattern.fullmatch(value)) or (vr == "UI" and len(value) > 64):
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not what VR {vr} allows")
+    return value or None
+
+
+def _person_name(tag: str, value: Any) -> dict[str, str] | None:
+    groups = {"Alphabetic": value} if isinstance(value, str) else value
+    if not isinstance(groups, dict) or not all(k in _COMPONENT_GROUPS and isinstance(v, str) and len(v) <= 324 for k, v in groups.items()):
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no person name")
+    return {name: groups[name] for name in _COMPONENT_GROUPS if groups.get(name)} or None
+
+
+def _check_code(tag: str, item: Dataset) -> None:
+    """Check one item of a code sequence (PS3.3 Table 8.8-1)."""
+    if not any(has_value(item, code) for code in ("00080100", "00080119", "00080120")):
+        raise errors.BadRequest(f"an item of {workitems.name_of(tag)} has no Code Value (0008,0100)")
+    if has_value(item, "00080100") and not has_value(item, "00080102"):
+        raise errors.BadRequest(f"an item of {workitems.name_of(tag)} has no Coding Scheme Designator (0008,0102)")
+    if not has_value(item, "00080104"):
+        raise errors.BadRequest(f"an item of {workitems.name_of(tag)} has no Code Meaning (0008,0104)")

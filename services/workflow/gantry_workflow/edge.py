@@ -1,0 +1,170 @@
+"""gRPC edge: parse, decide on the stream, answer."""
+
+from typing import Any
+
+from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
+from gantry.workflow.v1 import workflow_pb2 as pb
+from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceServicer
+from gantry_standard import errors
+from gantry_standard.uids import is_valid_uid
+from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
+from gantry_workflow import dataset, subscriptions, workitem
+from gantry_workflow.report_writer import ReportWriter
+from gantry_workflow.settings import WorkflowSettings
+from gantry_workflow.stream import Workitems
+from gantry_workflow.workitem import Decision
+
+
+def check_uid(uid: str) -> None:
+    """Check that a UID can be one.
+
+    Raises:
+        errors.BadRequest: it is not 1 to 64 digits and dots without an empty component.
+    """
+    if not is_valid_uid(uid):
+        raise errors.BadRequest(f"{uid[:70]!r} is no UID: expected 1 to 64 digits and dots")
+
+
+def check_ae_title(ae_title: str) -> None:
+    """Check that an AE title can be one (PS3.5 §6.2).
+
+    Raises:
+        errors.BadRequest: it cannot.
+    """
+    if not is_valid_ae_title(ae_title):
+        raise errors.BadRequest("an AE title has 1 to 16 printable ASCII characters, no backslash")
+
+
+class WorkflowEdge(WorkflowServiceServicer):
+    """The service as gRPC."""
+
+    def __init__(self, workitems: Workitems, reports: ReportWriter, settings: WorkflowSettings) -> None:
+        self._workitems = workitems
+        self._reports = reports
+        self._settings = settings
+
+    async def CreateWorkitem(self, request: pb.CreateWorkitemRequest, context: Any) -> pb.CreateWorkitemResponse:
+        """PS3.18 §11.4."""
+        sent = dataset.parse(request.dicom_json)
+        uid, inside = request.workitem_uid, workitem.uid_of(sent)
+        if uid and inside and uid != inside:
+            raise errors.BadRequest("SOP Instance UID (0008,0018) of the payload is not the workitem of the URL")
+        uid = uid or inside
+        check_uid(uid)
+        if uid in (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION):
+            raise errors.BadRequest(f"{uid} is a well-known UID and no workitem")
+        strict = self._settings.workitem_create == "strict"
+        decision = await self._workitems.change(uid, lambda state, _: workitem.create(state, uid, sent, strict), "create", is_new=True)
+        return pb.CreateWorkitemResponse(workitem_uid=uid, warnings=decision.warnings)
+
+    async def RetrieveWorkitem(self, request: pb.RetrieveWorkitemRequest, context: Any) -> pb.RetrieveWorkitemResponse:
+        """PS3.18 §11.5."""
+        check_uid(request.workitem_uid)
+        state, sequence = await self._workitems.read(request.workitem_uid)
+        if state is None:
+            raise errors.NotFound(f"there is no workitem {request.workitem_uid}")
+        if state.deleted:
+            raise errors.Gone(f"workitem {request.workitem_uid} has been deleted")
+        return pb.RetrieveWorkitemResponse(dicom_json=state.dicom_json, version=sequence)
+
+    async def UpdateWorkitem(self, request: pb.UpdateWorkitemRequest, context: Any) -> pb.UpdateWorkitemResponse:
+        """PS3.18 §11.6."""
+        uid, transaction_uid = request.workitem_uid, request.transaction_uid
+        check_uid(uid)
+        changes = dataset.parse(request.dicom_json)
+        decision = await self._workitems.change(uid, lambda state, _: workitem.update(state, uid, transaction_uid, changes), "update")
+        return pb.UpdateWorkitemResponse(warnings=decision.warnings)
+
+    async def ChangeWorkitemState(self, request: pb.ChangeWorkitemStateRequest, context: Any) -> pb.ChangeWorkitemStateResponse:
+        """PS3.18 §11.7."""
+        uid = request.workitem_uid
+        check_uid(uid)
+        wanted = workitem.parse_state_request(request.dicom_json)
+        decision = await self._workitems.change(uid, lambda state, _: workitem.change_state(state, uid, wanted), "state")
+        return pb.ChangeWorkitemStateResponse(warnings=decision.warnings)
+
+    async def RequestWorkitemCancellation(
+        self, request: pb.RequestWorkitemCancellationRequest, context: Any
+    ) -> pb.RequestWorkitemCancellationResponse:
+        """PS3.18 §11.8."""
+        uid = request.workitem_uid
+        check_uid(uid)
+        reasons = dataset.parse(request.dicom_json) if request.dicom_json else {}
+        worldwide = await self._workitems.global_subscriptions()
+
+        def decide(state: WorkitemState | None, sequence: int) -> Decision:
+            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, LATEST))
+            return workitem.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
+
+        decision = await self._workitems.change(uid, decide, "cancelrequest")
+        return pb.RequestWorkitemCancellationResponse(warnings=decision.warnings)
+
+    async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> pb.SubscribeResponse:
+        """PS3.18 §11.10."""
+        uid, ae_title = request.workitem_uid, request.ae_title
+        check_uid(uid)
+        check_ae_title(ae_title)
+        if uid == FILTERED_SUBSCRIPTION:
+            raise errors.Forbidden(
+                "filtered worklist subscriptions are not supported", warning="Filtered Worklist Subscriptions are not supported."
+            )
+        granted = self._settings.deletion_locks
+        if uid != GLOBAL_SUBSCRIPTION:
+            lock = request.deletion_lock
+            decision = await self._workitems.change(
+                uid, lambda state, _: workitem.subscribe(state, uid, ae_title, lock, granted), "subscribe"
+            )
+            return pb.SubscribeResponse(warnings=decision.warnings)
+        lock = request.deletion_lock and granted
+        await self._workitems.change_subscription(
+            ae_title, lambda state, sequence: subscriptions.subscribe(state, sequence, ae_title, lock)
+        )
+        return pb.SubscribeResponse(warnings=[workitem.LOCK_REFUSED] if request.deletion_lock and not granted else [])
+
+    async def Unsubscribe(self, request: pb.UnsubscribeRequest, context: Any) -> pb.UnsubscribeResponse:
+        """PS3.18 §11.11."""
+        uid, ae_title = request.workitem_uid, request.ae_title
+        check_uid(uid)
+        check_ae_title(ae_title)
+        if uid == GLOBAL_SUBSCRIPTION:
+            await self._workitems.change_subscription(
+                ae_title, lambda state, sequence: subscriptions.unsubscribe(state, sequence, ae_title)
+            )
+            return pb.UnsubscribeResponse()
+        worldwide = _worldwide(*await self._workitems.read_subscription(ae_title))
+
+        def decide(state: WorkitemState | None, sequence: int) -> Decision:
+            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, LATEST) is not None
+            return workitem.unsubscribe(state, uid, ae_title, hears)
+
+        await self._workitems.change(uid, decide, "unsubscribe")
+        return pb.UnsubscribeResponse()
+
+    async def SuspendGlobalSubscription(
+        self, request: pb.SuspendGlobalSubscriptionRequest, context: Any
+    ) -> pb.SuspendGlobalSubscriptionResponse:
+        """PS3.18 §11.12."""
+        ae_title = request.ae_title
+        check_ae_title(ae_title)
+        if request.workitem_uid == FILTERED_SUBSCRIPTION:
+            raise errors.Unsupported("filtered worklist subscriptions are not offered by this server")
+        if request.workitem_uid != GLOBAL_SUBSCRIPTION:
+            raise errors.BadRequest(f"only the subscription to the worklist, {GLOBAL_SUBSCRIPTION}, can be suspended")
+        await self._workitems.change_subscription(ae_title, lambda state, sequence: subscriptions.suspend(state, sequence, ae_title))
+        return pb.SuspendGlobalSubscriptionResponse()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        """Say whether changes can be made, and how far reports are written."""
+        try:
+            last, reported = await self._reports.progress()
+        except errors.GantryError as error:
+            return pb.GetStatusResponse(ready=False, explanation=error.message)
+        return pb.GetStatusResponse(ready=True, workitems_sequence=last, reported_sequence=reported)
+
+
+LATEST = 2**63
+"""A point after everything on the stream."""
+
+
+def _worldwide(state: SubscriptionState | None, sequence: int) -> subscriptions.GlobalSubscription | None:
+    return subscriptions.from_message(state, sequence) if state else None

@@ -1,0 +1,58 @@
+"""What one process of workflow does for all: reports, copies, and keeping the stream small."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from nats.js import JetStreamContext
+
+from gantry_runtime import events
+from gantry_standard import errors
+from gantry_workflow import backup, history
+from gantry_workflow.report_writer import ReportWriter
+from gantry_workflow.settings import WorkflowSettings
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+async def lead(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, settings: WorkflowSettings) -> None:
+    """Work whenever this process holds the lease, for ever."""
+
+    async def work() -> None:
+        helpers = [
+            asyncio.create_task(_again("copy", lambda: backup.copy(js, blob))),
+            asyncio.create_task(_again("history", lambda: history.purge_superseded(js, reports, settings.workitem_history_s))),
+        ]
+        try:
+            await reports.write()
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    await events.hold_lease(js, "workflow", holder(settings), work)
+
+
+def holder(settings: WorkflowSettings) -> str:
+    """Return who holds the lease. It stays the same when a process on a fixed port is started again, which then need not wait."""
+    port = settings.workflow_listen.rpartition(":")[2]
+    return f"{socket.gethostname()}:{settings.workflow_listen}" + (f":{os.getpid()}" if port == "0" else "")
+
+
+async def _again(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except errors.GantryError as error:
+            log.warning("background work interrupted", extra={"work": name, "reason": error.message})
+        except Exception:
+            log.exception("background work failed", extra={"work": name})
+        await asyncio.sleep(RETRY_S)

@@ -1,0 +1,73 @@
+"""The process gantry-workflow."""
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+import grpc.aio
+from nats.js import JetStreamContext
+
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry.workflow.v1.workflow_pb2_grpc import add_WorkflowServiceServicer_to_server
+from gantry_runtime import events, process, rpc, telemetry
+from gantry_standard import errors
+from gantry_workflow import backup, leader
+from gantry_workflow.edge import WorkflowEdge
+from gantry_workflow.report_writer import ReportWriter
+from gantry_workflow.settings import WorkflowSettings
+from gantry_workflow.stream import Workitems
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+
+
+async def opens(running: process.Process, settings: WorkflowSettings) -> None:
+    """Open everything; return when requests are served. Waits while NATS is away."""
+    stack = running.stack
+    client = await stack.enter_async_context(events.connected(settings.nats_url, "workflow"))
+    js = client.jetstream()
+    channel = await stack.enter_async_context(rpc.channel(settings.blob_address))
+    blob = BlobServiceStub(channel)
+    reports = ReportWriter(js)
+
+    def register(server: grpc.aio.Server) -> None:
+        add_WorkflowServiceServicer_to_server(WorkflowEdge(Workitems(js), reports, settings), server)
+
+    async def ready() -> str:
+        try:
+            await reports.progress()
+        except errors.GantryError as error:
+            return error.message
+        return ""
+
+    await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
+    await open_streams(js, blob)
+    await stack.enter_async_context(rpc.serving(register, settings.workflow_listen))
+    running.watch(leader.lead(js, blob, reports, settings), "leader")
+
+
+async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
+    """Make the streams that workflow owns, with what the object store has of them; wait for NATS and blob as long as it takes."""
+    while True:
+        try:
+            await backup.restore(js, blob)
+            await events.ensure_stream(js, events.WORKITEMS)
+            await events.ensure_stream(js, events.REPORTS)
+            return
+        except errors.GantryError as error:
+            log.warning("waiting for streams", extra={"reason": error.message})
+            await asyncio.sleep(RETRY_S)
+
+
+def main() -> int:
+    """Run until told to stop."""
+    return process.run("workflow", WorkflowSettings, opens)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The one writer of REPORTS: turns each change on WORKITEMS into its event reports.
+
+Every report says which change it is of, which of its reports it is and whether more follow, and is written with
+Nats-Expected-Last-Sequence. So whoever continues, after whatever crash, goes on behind the last report, and of two writers one stops.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from nats.js import JetStreamContext
+
+from gantry.events.v1.events_pb2 import EventReport, SubscriptionState, WorkitemState
+from gantry_runtime import events, telemetry
+from gantry_runtime.events import REPORTS, WORKITEMS, Message
+from gantry_standard import errors
+from gantry_workflow import reports, subscriptions, workitem
+from gantry_workflow.stream import ALL_SUBSCRIPTIONS
+from gantry_workflow.subscriptions import GlobalSubscription
+
+log = logging.getLogger(__name__)
+
+BUCKET = "workflow"
+CURSOR = "reported"
+CURSOR_S = 1.0
+"""Seconds between two notes of the cursor. It only saves reading: the last report alone tells where to go on."""
+
+
+class ReportWriter:
+    """Follows WORKITEMS while this process leads."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        self._js = js
+        self._worldwide: dict[str, GlobalSubscription] = {}
+        self._last_sequence = 0
+        self._skip = (0, 0)
+        self._has_announced = False
+        self.reported = 0
+        """Sequence on WORKITEMS up to which this process knows that reports are written."""
+
+    async def write(self) -> None:
+        """Write reports for ever, from where the last writer stopped.
+
+        Raises:
+            errors.Conflict: another one writes, or the answer to a report was lost: begin again.
+            errors.Unavailable: NATS does not answer: begin again.
+        """
+        bucket = await events.open_bucket(self._js, BUCKET)
+        self._worldwide = {}
+        async for message in events.last_messages(self._js, WORKITEMS, [ALL_SUBSCRIPTIONS]):
+            self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
+        after = await self._resume(int((await bucket.get(CURSOR))[0] or b"0"))
+        log.info("writing reports", extra={"after": after})
+        noted_s = 0.0
+        async with aclosing(events.read_from(self._js, WORKITEMS, after)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    await self._report(message)
+                    self.reported = message.sequence
+                if time.monotonic() - noted_s > CURSOR_S and self.reported > after:
+                    await bucket.put(CURSOR, str(self.reported).encode())
+                    noted_s, after = time.monotonic(), self.reported
+
+    async def progress(self) -> tuple[int, int]:
+        """Return the last sequence of WORKITEMS, and up to where reports are known to be written.
+
+        Raises:
+            errors.Unavailable, errors.NotFound: NATS does not answer, or has no such stream yet.
+        """
+        _, last = await events.stream_state(self._js, WORKITEMS)
+        noted, _ = await (await events.open_bucket(self._js, BUCKET)).get(CURSOR)
+        return last, max(self.reported, int(noted or b"0"))
+
+    async def _resume(self, cursor: int) -> int:
+        """Return the sequence to read after; what is written already of the change behind it is skipped."""
+        _, self._last_sequence = await events.stream_state(self._js, REPORTS)
+        last = EventReport(source_sequence=cursor)
+        try:
+            last = EventReport.FromString((await events.last_message(self._js, REPORTS, "report.>")).data)
+        except errors.NotFound:
+            log.debug("no report yet")
+        self._skip = (last.source_sequence, last.ordinal + 1) if last.more else (0, 0)
+        after = max(cursor, last.source_sequence - 1 if last.more else last.source_sequence)
+        if not self._has_announced:
+            await self._publish(reports.restarted(last.source_sequence or after, last.ordinal, last.more))
+            self._has_announced = True
+        self.reported = max(self.reported, after)
+        return after
+
+    async def _report(self, message: Message) -> None:
+        skip = self._skip[1] if message.sequence == self._skip[0] else 0
+        if message.subject.startswith("workitem."):
+            state = workitem.settle(WorkitemState.FromString(message.data), message.sequence)
+            for report in reports.of_change(state, message.sequence, self._worldwide.values())[skip:]:
+                await self._publish(report)
+            return
+        subscription = SubscriptionState.FromString(message.data)
+        if subscription.filter:
+            return
+        self._note_subscription(subscription, message.sequence)
+        if subscription.state == SubscriptionState.STATE_SUBSCRIBED and subscription.deletion_lock:
+            await self._report_all(self._worldwide[subscription.ae_title], message.sequence, skip)
+
+    def _note_subscription(self, message: SubscriptionState, sequence: int) -> None:
+        self._worldwide[message.ae_title] = subscriptions.from_message(message, sequence)
+
+    async def _report_all(self, subscription: GlobalSubscription, sequence: int, skip: int) -> None:
+        """Write an initial report for every workitem that a global subscription with lock now covers (Table CC.2.3-2)."""
+        ordinal, waiting = 0, None
+        async with aclosing(self._covered(subscription, sequence)) as covered:
+            async for state in covered:
+                if waiting is not None:
+                    if ordinal >= skip:
+                        await self._publish(reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=True))
+                    ordinal += 1
+                waiting = state
+        if waiting is not None and ordinal >= skip:
+            await self._publish(reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=False))
+
+    async def _covered(self, subscription: GlobalSubscription, sequence: int) -> AsyncGenerator[WorkitemState, None]:
+        """Yield the workitems as they were at `sequence`, in an order that is always the same.
+
+        Two passes over the stream: which message is the last of each workitem (some 100 bytes for each), then these. What others
+        write meanwhile comes later and does not count; what is superseded and older than the history is gone, and never is a last one.
+        """
+        last: dict[str, int] = {}
+        async with aclosing(self._messages_until(sequence)) as messages:
+            async for message in messages:
+                last[message.subject] = message.sequence
+        async with aclosing(self._messages_until(sequence)) as messages:
+            async for message in messages:
+                if last[message.subject] == message.sequence:
+                    state = workitem.settle(WorkitemState.FromString(message.data), message.sequence)
+                    if not state.deleted and subscriptions.is_new_to(state, message.sequence, subscription):
+                        yield state
+
+    async def _messages_until(self, sequence: int) -> AsyncGenerator[Message, None]:
+        """Yield the messages of workitems before `sequence`, which is that of a message on the stream."""
+        async with aclosing(events.read_from(self._js, WORKITEMS, 0)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    if message.sequence >= sequence:
+                        return
+                    if message.subject.startswith("workitem."):
+                        yield message
+
+    async def _publish(self, report: EventReport) -> None:
+        headers = {"Nats-Expected-Last-Sequence": str(self._last_sequence)}
+        subject = f"report.{report.workitem_uid}"
+        self._last_sequence = await events.publish(self._js, subject, report.SerializeToString(), headers)
+        telemetry.REPORTS_WRITTEN.inc()

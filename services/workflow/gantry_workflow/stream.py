@@ -1,0 +1,163 @@
+"""Workitems and subscriptions on the stream WORKITEMS: the last message of a subject is the state, every change a compare-and-set.
+
+A change that was written is an event; there is nothing else to be done for it before it is answered. Whoever loses the
+comparison, or hears nothing, looks whether its own change is on the stream before it tries again.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from nats.js import JetStreamContext
+
+from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
+from gantry_runtime import events, telemetry
+from gantry_standard import errors
+from gantry_workflow import subscriptions, workitem
+from gantry_workflow.subscriptions import GlobalSubscription
+from gantry_workflow.workitem import Decision
+
+PUBLISH_S = 1.5
+"""Seconds that one attempt waits for NATS."""
+CHANGE_S = 4.5
+"""Seconds for a change with all its attempts; with the turn below the deadline of the call."""
+TURN_S = 10.0
+"""Seconds that a change waits for others of the same workitem in this process."""
+ATTEMPTS = 100
+"""Most comparisons that one change may lose."""
+
+ALL_WORKITEMS = "workitem.>"
+ALL_SUBSCRIPTIONS = "subscription.*.global"
+
+M = TypeVar("M", WorkitemState, SubscriptionState)
+T = TypeVar("T")
+
+
+def workitem_subject(uid: str) -> str:
+    """Return the subject of a workitem; the UID is checked by whoever took it from a request."""
+    return f"workitem.{uid}"
+
+
+def subscription_subject(ae_title: str) -> str:
+    """Return the subject of the global subscription of an AE title."""
+    return f"subscription.{ae_title.encode().hex()}.global"
+
+
+class Workitems:
+    """Reads and changes states."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        self._js = js
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Within one process changes of one subject take turns: a crowd would only make each other lose the comparison."""
+
+    async def read(self, uid: str) -> tuple[WorkitemState | None, int]:
+        """Return the state of a workitem and its sequence; (None, 0) where it never was.
+
+        Raises:
+            errors.Unavailable: NATS does not answer.
+        """
+        state, sequence = await self._last(workitem_subject(uid), WorkitemState)
+        return (workitem.settle(state, sequence) if state else None), sequence
+
+    async def read_subscription(self, ae_title: str) -> tuple[SubscriptionState | None, int]:
+        """Return the global subscription of an AE title and its sequence; (None, 0) where it never had one."""
+        return await self._last(subscription_subject(ae_title), SubscriptionState)
+
+    async def global_subscriptions(self) -> list[GlobalSubscription]:
+        """Return the global subscriptions of all AE titles."""
+        return [
+            subscriptions.from_message(SubscriptionState.FromString(message.data), message.sequence)
+            async for message in events.last_messages(self._js, events.WORKITEMS, [ALL_SUBSCRIPTIONS])
+        ]
+
+    async def change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str, is_new: bool = False) -> Decision:
+        """Change a workitem so that nothing that others write is overwritten.
+
+        Args:
+            decide: returns what becomes of the state that it is given (with its sequence), or raises the refusal; may be called again.
+            kind: for metrics.
+            is_new: the workitem is expected not to be there: one question less.
+
+        Raises:
+            errors.Unavailable: NATS does not answer; the change may or may not have been made.
+        """
+
+        def settled(state: WorkitemState | None, sequence: int) -> tuple[WorkitemState | None, Decision]:
+            decision = decide(workitem.settle(state, sequence) if state else None, sequence)
+            return decision.state, decision
+
+        decision = await self._change(workitem_subject(uid), WorkitemState, settled, is_new)
+        if decision.state is not None:
+            telemetry.WORKITEM_CHANGES.labels(kind).inc()
+        return decision
+
+    async def change_subscription(self, ae_title: str, decide: Callable[[SubscriptionState | None, int], SubscriptionState]) -> None:
+        """Change a global subscription, in the same way."""
+
+        def decided(state: SubscriptionState | None, sequence: int) -> tuple[SubscriptionState, None]:
+            return decide(state, sequence), None
+
+        await self._change(subscription_subject(ae_title), SubscriptionState, decided)
+
+    async def _last(self, subject: str, cls: type[M]) -> tuple[M | None, int]:
+        try:
+            message = await events.last_message(self._js, events.WORKITEMS, subject)
+        except errors.NotFound:
+            return None, 0
+        return cls.FromString(message.data), message.sequence
+
+    async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
+        change_id = uuid.uuid4().hex
+        try:
+            async with self._turn(subject), asyncio.timeout(CHANGE_S):
+                for attempt in range(ATTEMPTS):
+                    state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
+                    made, result = decide(state, sequence)
+                    if made is None:
+                        return result
+                    made.change_id = change_id
+                    if await self._write(subject, made, sequence):
+                        return result
+        except TimeoutError:
+            raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
+        raise errors.Overloaded(f"{subject.split('.', 1)[0]} is changed by too many at once")
+
+    @asynccontextmanager
+    async def _turn(self, subject: str) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(subject, asyncio.Lock())
+        async with asyncio.timeout(TURN_S):
+            await turn.acquire()
+        try:
+            yield
+        finally:
+            turn.release()
+
+    async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int) -> bool:
+        """Write a state that follows `sequence`; return whether it is there."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
+        try:
+            await events.publish(self._js, subject, state.SerializeToString(), headers, PUBLISH_S)
+            return True
+        except errors.Conflict:
+            return await self._is_written(subject, state, sequence)
+        except errors.Unavailable:
+            # What was sent before may still arrive; the comparison then lets only one of both in.
+            await asyncio.sleep(0.05)
+            return await self._is_written(subject, state, sequence)
+
+    async def _is_written(self, subject: str, state: WorkitemState | SubscriptionState, after: int) -> bool:
+        while True:
+            try:
+                message = await events.next_message(self._js, events.WORKITEMS, subject, after)
+            except errors.NotFound:
+                return False
+            except errors.Unavailable:
+                await asyncio.sleep(0.05)
+                continue
+            if type(state).FromString(message.data).change_id == state.change_id:
+                return True
+            after = message.sequence

@@ -1,0 +1,203 @@
+"""Subscriptions and event reports (PS3.18 §8.10, §11.10–11.13): who hears what, in which order, also after having been away."""
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.support import instances
+from tests.support.dicomweb import JSON, DicomWeb, value
+from tests.support.workitems import GLOBAL, PROGRESS, READINESS, STATE, UPS_PUSH, Worklist, code, listening, new_ae_title
+
+STATE_REPORT, PROGRESS_REPORT, STATUS_CHANGE, ASSIGNED = 1, 3, 4, 5
+
+
+@pytest.fixture
+def worklist(dicomweb: DicomWeb) -> Worklist:
+    """The Worklist service of the suite."""
+    return Worklist(dicomweb)
+
+
+@pytest.mark.requirement("W-057", "W-070", "W-079")
+def test_a_subscriber_of_a_workitem_gets_its_state_at_once(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    response = worklist.subscribe(uid, ae_title)
+    assert response.status_code == 201
+    assert response.headers["content-location"] == f"ws{worklist.dicomweb.url.removeprefix('http')}/subscribers/{ae_title}"
+    with listening(worklist.dicomweb, ae_title) as reports:
+        report = reports.next_of(uid)
+    assert value(report, "00001002") == STATE_REPORT
+    assert value(report, STATE) == "SCHEDULED"
+    assert value(report, READINESS) == "READY"
+
+
+@pytest.mark.requirement("W-073", "W-080", "W-081")
+def test_a_change_of_state_is_reported_with_what_a_report_must_have(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        first = reports.next_of(uid)
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        report = reports.next_of(uid)
+    assert value(report, "00000002") == UPS_PUSH
+    assert value(report, "00001000") == uid
+    assert value(report, "00001002") == STATE_REPORT
+    assert isinstance(value(report, "00000110"), int)
+    assert value(report, "00000110") != value(first, "00000110")
+    assert report[STATE] == {"vr": "CS", "Value": ["IN PROGRESS"]}
+    assert report[READINESS] == {"vr": "CS", "Value": ["READY"]}
+
+
+@pytest.mark.requirement("W-074", "W-075")
+def test_readiness_and_progress_are_reported(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(x00404041={"vr": "CS", "Value": ["INCOMPLETE"]}), new_ae_title()
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        reports.next_of(uid)
+        worklist.update(uid, {READINESS: {"vr": "CS", "Value": ["READY"]}})
+        assert value(reports.next_of(uid, STATE_REPORT), READINESS) == "READY"
+        transaction = instances.new_uid()
+        worklist.change_state(uid, "IN PROGRESS", transaction)
+        assert value(reports.next_of(uid, STATE_REPORT), STATE) == "IN PROGRESS"
+        worklist.update(uid, {PROGRESS: {"vr": "SQ", "Value": [{"00741004": {"vr": "DS", "Value": ["40"]}}]}}, transaction)
+        report = reports.next_of(uid, PROGRESS_REPORT)
+    assert float(value(report[PROGRESS]["Value"][0], "00741004")) == 40
+
+
+@pytest.mark.requirement("W-058", "W-071", "W-072")
+def test_a_global_subscriber_hears_of_every_new_workitem_and_its_assignment(worklist: Worklist) -> None:
+    ae_title = new_ae_title()
+    assert worklist.subscribe(GLOBAL, ae_title).status_code == 201
+    with listening(worklist.dicomweb, ae_title) as reports:
+        uid = worklist.created(x00404025=code("Workstation 1"))
+        kinds = {value(reports.next_of(uid), "00001002"), value(reports.next_of(uid), "00001002")}
+        assert kinds == {STATE_REPORT, ASSIGNED}
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        assert value(reports.next_of(uid, STATE_REPORT), STATE) == "IN PROGRESS"
+
+
+@pytest.mark.requirement("W-068")
+def test_a_global_subscription_with_lock_reports_every_workitem_that_is_there(worklist: Worklist) -> None:
+    uids, ae_title = {worklist.created() for _ in range(3)}, new_ae_title()
+    assert worklist.subscribe(GLOBAL, ae_title, "?deletionlock=true").status_code == 201
+    with listening(worklist.dicomweb, ae_title) as reports:
+        missing = set(uids)
+        while missing:
+            missing.discard(value(reports.next(), "00001000"))
+
+
+@pytest.mark.requirement("W-069")
+def test_a_global_subscription_without_lock_reports_only_what_happens_afterwards(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    worklist.subscribe(GLOBAL, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        assert reports.none_of(uid)
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        assert value(reports.next_of(uid), STATE) == "IN PROGRESS"
+
+
+@pytest.mark.requirement("W-065")
+def test_after_unsubscribing_nothing_comes_and_a_second_time_is_not_found(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        reports.next_of(uid)
+        assert worklist.unsubscribe(uid, ae_title).status_code == 200
+        assert worklist.unsubscribe(uid, ae_title).status_code == 404
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        assert reports.none_of(uid)
+
+
+@pytest.mark.requirement("W-066")
+def test_unsubscribing_from_the_global_worklist_ends_the_specific_ones_too(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    worklist.subscribe(GLOBAL, ae_title)
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        reports.next_of(uid)
+        assert worklist.unsubscribe(GLOBAL, ae_title).status_code == 200
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        assert reports.none_of(uid)
+
+
+@pytest.mark.requirement("W-061")
+def test_the_deletion_lock_is_true_or_false(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    for target in (uid, GLOBAL):
+        assert worklist.subscribe(target, ae_title, "?deletionlock=true").status_code == 201
+        assert worklist.subscribe(target, ae_title, "?deletionlock=false").status_code == 201
+        assert worklist.subscribe(target, ae_title, "?deletionlock=perhaps").status_code == 400
+
+
+@pytest.mark.requirement("W-064")
+def test_a_workitem_that_is_not_there_cannot_be_subscribed_to(worklist: Worklist) -> None:
+    assert worklist.subscribe(instances.new_uid(), new_ae_title()).status_code == 404
+
+
+@pytest.mark.parametrize("ae_title", ["A" * 17, "%20", "A%5CB", "A%0AB"], ids=["17 characters", "a space", "a backslash", "a line feed"])
+def test_an_ae_title_that_is_none_is_refused(worklist: Worklist, ae_title: str) -> None:
+    assert worklist.subscribe(GLOBAL, ae_title).status_code == 400
+
+
+@pytest.mark.parametrize("ae_title", ["A.B", "A%20B", "*", "%3E"])
+def test_an_ae_title_may_hold_what_means_something_to_the_backbone(worklist: Worklist, ae_title: str) -> None:
+    uid = worklist.created()
+    assert worklist.subscribe(uid, ae_title).status_code == 201
+    with listening(worklist.dicomweb, ae_title) as reports:
+        assert reports.next_of(uid)
+    worklist.unsubscribe(uid, ae_title)
+
+
+@pytest.mark.requirement("W-082")
+def test_the_connection_is_upgraded_and_a_plain_get_is_refused(worklist: Worklist) -> None:
+    ae_title = new_ae_title()
+    with listening(worklist.dicomweb, ae_title) as reports:
+        assert reports.connection.response is not None
+        assert reports.connection.response.status_code == 101
+    assert worklist.dicomweb.get(f"/subscribers/{ae_title}", JSON).status_code == 400
+    with pytest.raises(InvalidStatus), listening(worklist.dicomweb, "A" * 17):
+        pass
+
+
+@pytest.mark.requirement("W-083")
+def test_each_ae_title_hears_its_own_subscriptions_only(worklist: Worklist) -> None:
+    mine, theirs = worklist.created(), worklist.created()
+    one, two = new_ae_title(), new_ae_title()
+    worklist.subscribe(mine, one)
+    worklist.subscribe(theirs, two)
+    with listening(worklist.dicomweb, one) as first, listening(worklist.dicomweb, two) as second:
+        assert first.next_of(mine)
+        assert second.next_of(theirs)
+        worklist.change_state(theirs, "IN PROGRESS", instances.new_uid())
+        assert second.next_of(theirs)
+        assert first.none_of(theirs)
+
+
+def test_every_connection_of_an_ae_title_hears_every_report(worklist: Worklist) -> None:
+    uid, ae_title = worklist.created(), new_ae_title()
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as one, listening(worklist.dicomweb, ae_title) as two:
+        one.next_of(uid)
+        worklist.change_state(uid, "IN PROGRESS", instances.new_uid())
+        for reports in (one, two):
+            while value(reports.next_of(uid), STATE) != "IN PROGRESS":
+                pass
+
+
+@pytest.mark.requirement("W-084", "W-085")
+def test_a_subscriber_that_was_away_gets_what_it_missed_in_order(worklist: Worklist) -> None:
+    uid, transaction, ae_title = worklist.created(), instances.new_uid(), new_ae_title()
+    worklist.subscribe(uid, ae_title)
+    with listening(worklist.dicomweb, ae_title) as reports:
+        assert value(reports.next_of(uid), STATE) == "SCHEDULED"
+    worklist.change_state(uid, "IN PROGRESS", transaction)
+    for number in range(5):
+        worklist.update(uid, {PROGRESS: {"vr": "SQ", "Value": [{"00741004": {"vr": "DS", "Value": [str(number)]}}]}}, transaction)
+    worklist.change_state(uid, "CANCELED", transaction)
+    seen: list[object] = []
+    with listening(worklist.dicomweb, ae_title) as reports:
+        while "CANCELED" not in seen:
+            report = reports.next_of(uid)
+            kind = value(report, "00001002")
+            seen.append(value(report, STATE) if kind == STATE_REPORT else float(value(report[PROGRESS]["Value"][0], "00741004")))
+    order = list(dict.fromkeys(seen))
+    assert [step for step in order if step != "SCHEDULED"] == ["IN PROGRESS", 0.0, 1.0, 2.0, 3.0, 4.0, "CANCELED"]
+    assert worklist.dicomweb.get(f"/workitems/{uid}", JSON).status_code == 200

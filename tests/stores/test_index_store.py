@@ -1,0 +1,467 @@
+"""The contract of IndexStore and WorkitemStore, sentence by sentence, against SQLite and a real Elasticsearch."""
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from elasticsearch import AsyncElasticsearch
+
+from gantry.blob.v1.blob_pb2 import Location, StoredInstance
+from gantry.events.v1.events_pb2 import Decision
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
+from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
+from gantry_index.store import Batch, IndexStore, PoisonEvent, Put, Remove, Scope, WorkitemDocument, WorkitemStore
+from gantry_standard import errors
+from gantry_standard.levels import Level
+from gantry_standard.matching import Query, parse_query, parse_workitem_query
+from gantry_standard.query_attributes import tag_of, vr_of
+
+STUDY, SERIES = "1.2.3", "1.2.3.4"
+
+
+@pytest.fixture(params=["sqlite", "elasticsearch"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[IndexStore]:
+    if request.param == "sqlite":
+        opened: IndexStore = SqliteStore(tmp_path)
+    else:
+        opened = await ElasticsearchStore.opened(request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
+    yield opened
+    if isinstance(opened, ElasticsearchStore):
+        await drop(opened._cluster.client, opened._cluster.prefix)
+    await opened.close()
+
+
+@pytest.fixture(params=["sqlite", "elasticsearch"])
+async def workitems(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[WorkitemStore]:
+    if request.param == "sqlite":
+        opened: WorkitemStore = SqliteWorkitemStore(tmp_path)
+    else:
+        opened = await ElasticsearchWorkitemStore.opened(request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
+    yield opened
+    if isinstance(opened, ElasticsearchWorkitemStore):
+        await drop(opened._cluster.client, opened._cluster.prefix)
+    await opened.close()
+
+
+async def drop(client: AsyncElasticsearch, prefix: str) -> None:
+    for index in await client.indices.get(index=f"{prefix}-*"):
+        await client.indices.delete(index=index)
+
+
+def element(keyword: str, *values: Any) -> dict[str, Any]:
+    vr = vr_of(tag_of(keyword))
+    coded = [{"Alphabetic": value} if vr == "PN" else value for value in values]
+    return {tag_of(keyword): {"vr": vr, "Value": coded} if coded else {"vr": vr}}
+
+
+def dataset(sop: str, study: str = STUDY, series: str = SERIES, **attributes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2",
+        "StudyDate": "20240102",
+        "StudyTime": "101500",
+        "PatientName": "Möller^Anna",
+        "PatientID": "P1",
+        "Modality": "CT",
+        "SeriesNumber": 1,
+        "InstanceNumber": 1,
+        **attributes,
+    }
+    made: dict[str, Any] = {}
+    made |= element("StudyInstanceUID", study) | element("SeriesInstanceUID", series) | element("SOPInstanceUID", sop)
+    for keyword, value in given.items():
+        if vr_of(tag_of(keyword)) == "SQ":
+            made[tag_of(keyword)] = {"vr": "SQ", "Value": value}
+        elif value is not None:
+            made |= element(keyword, *(value if isinstance(value, list) else [value]))
+    return made
+
+
+def put(sop: str, version: int, *, study: str = STUDY, series: str = SERIES, place: int = 0, **attributes: Any) -> Put:
+    stored = StoredInstance(
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=sop,
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        location=Location(object="packs/a", offset=place or version, length=10),
+        dataset_digest=sop.encode(),
+    )
+    return Put(stored, orjson.dumps(dataset(sop, study, series, **attributes)), version)
+
+
+def batch(sequence: int, *changes: Put | Remove, **more: Any) -> Batch:
+    return Batch("all", sequence, {change.stored.sop_instance_uid: change for change in changes}, **more)
+
+
+async def found(
+    store: IndexStore, level: Level = Level.STUDY, study: str = "", series: str = "", **parameters: str
+) -> list[dict[str, Any]]:
+    query, _ = parse_query(level, study, series, [(name.replace("__", "."), value) for name, value in parameters.items()], 100)
+    return [orjson.loads(row.replace(b"\0", b"BASE")) for row in (await store.search(query)).rows]
+
+
+def value(row: Mapping[str, Any], keyword: str) -> Any:
+    return row[tag_of(keyword)].get("Value", [None])[0]
+
+
+async def uids(store: IndexStore, keyword: str = "StudyInstanceUID", level: Level = Level.STUDY, **more: str) -> list[str]:
+    return [value(row, keyword) for row in await found(store, level, **more)]
+
+
+async def records(store: IndexStore, scope: Scope) -> list[InstanceRecord]:
+    return [InstanceRecord.FromString(one) async for page in store.records(scope) for one in page]
+
+
+async def test_a_store_that_never_followed_a_stream_has_no_generation(store: IndexStore) -> None:
+    assert await store.generation() == ""
+    assert await store.cursor("all") == 0
+
+
+async def test_following_sets_every_cursor(store: IndexStore) -> None:
+    await store.apply(Batch("3", 7))
+    await store.follow("g1", 40)
+    assert (await store.generation(), await store.cursor("3"), await store.cursor("all")) == ("g1", 40, 40)
+
+
+async def test_the_high_water_mark_is_the_greatest_cursor(store: IndexStore) -> None:
+    await store.follow("g1", 4)
+    await store.apply(Batch("3", 7))
+    await store.apply(Batch("5", 9))
+    assert (await store.high_water(), await store.cursor("3"), await store.cursor("0")) == (9, 7, 4)
+
+
+async def test_what_was_applied_is_seen_by_the_next_read(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1)))
+    present, _ = await store.present(["1.1", "1.9"], [])
+    assert list(present) == ["1.1"]
+    assert (present["1.1"].version, present["1.1"].place, present["1.1"].deleted) == (1, ("packs/a", 1), False)
+    assert [record.version for record in await records(store, Scope(STUDY))] == [1]
+    assert await uids(store) == [STUDY]
+
+
+async def test_dead_places_are_known_with_their_kind(store: IndexStore) -> None:
+    await store.apply(batch(1, dead={("packs/a", 5): Decision.KIND_REFUSED, ("packs/a", 6): Decision.KIND_DELETED}))
+    _, dead = await store.present([], [("packs/a", 5), ("packs/a", 6), ("packs/a", 7)])
+    assert dead == {("packs/a", 5): Decision.KIND_REFUSED, ("packs/a", 6): Decision.KIND_DELETED}
+
+
+async def test_a_batch_applied_twice_counts_once(store: IndexStore) -> None:
+    for _ in range(2):
+        await store.apply(batch(2, put("1.1", 1), put("1.2", 2)))
+    (row,) = await found(store)
+    assert (value(row, "NumberOfStudyRelatedInstances"), value(row, "NumberOfStudyRelatedSeries")) == (2, 1)
+    assert (await store.counts()).instances == 2
+
+
+async def test_an_older_change_does_not_undo_a_newer(store: IndexStore) -> None:
+    await store.apply(batch(5, put("1.1", 5, PatientID="new")))
+    await store.apply(batch(5, put("1.1", 3, PatientID="old")))
+    assert value((await found(store))[0], "PatientID") == "new"
+
+
+async def test_a_replaced_instance_is_counted_once_and_shows_its_new_values(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1, PatientID="old", Modality="CT")))
+    await store.apply(batch(2, put("1.1", 2, PatientID="new", Modality="MR")))
+    (row,) = await found(store)
+    assert (value(row, "PatientID"), value(row, "ModalitiesInStudy"), value(row, "NumberOfStudyRelatedInstances")) == ("new", "MR", 1)
+    assert await found(store, PatientID="old") == []
+
+
+async def test_counts_and_modalities_gather_over_batches(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1)))
+    await store.apply(batch(2, put("1.2", 2, series="1.2.3.5", Modality="SR")))
+    (row,) = await found(store)
+    assert row[tag_of("ModalitiesInStudy")]["Value"] == ["CT", "SR"]
+    assert value(row, "NumberOfStudyRelatedSeries") == 2
+    assert await uids(store, ModalitiesInStudy="SR") == [STUDY]
+
+
+async def test_the_smallest_uid_speaks_for_the_study_where_instances_disagree(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.5", 1, PatientID="five", AccessionNumber="A5")))
+    await store.apply(batch(2, put("1.1", 2, PatientID="one")))
+    (row,) = await found(store)
+    assert (value(row, "PatientID"), value(row, "AccessionNumber")) == ("one", "A5")
+    assert (await uids(store, PatientID="five"), await uids(store, PatientID="one")) == ([], [STUDY])
+
+
+async def test_a_deleted_instance_leaves_the_counts_and_a_tombstone(store: IndexStore) -> None:
+    first, second = put("1.1", 1, PatientID="one"), put("1.2", 2, PatientID="two")
+    await store.apply(batch(2, first, second))
+    await store.apply(batch(3, Remove(first.stored, 3)))
+    (row,) = await found(store)
+    assert (value(row, "PatientID"), value(row, "NumberOfStudyRelatedInstances")) == ("two", 1)
+    present, _ = await store.present(["1.1"], [])
+    assert (present["1.1"].deleted, present["1.1"].version) == (True, 3)
+    with pytest.raises(errors.Gone):
+        await records(store, Scope(STUDY, SERIES, "1.1"))
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE) == ["1.2"]
+
+
+async def test_what_was_deleted_whole_is_gone_and_what_never_was_is_not_found(store: IndexStore) -> None:
+    one = put("1.1", 1)
+    await store.apply(batch(1, one))
+    await store.apply(batch(2, Remove(one.stored, 2)))
+    assert await found(store) == []
+    assert await found(store, Level.SERIES) == []
+    for scope in (Scope(STUDY), Scope(STUDY, SERIES), Scope(STUDY, SERIES, "1.1")):
+        with pytest.raises(errors.Gone):
+            await records(store, scope)
+    for scope in (Scope("9"), Scope(STUDY, "9"), Scope(STUDY, SERIES, "9"), Scope("9", SERIES, "1.1")):
+        with pytest.raises(errors.NotFound):
+            [page async for page in store.fragments(scope)]
+
+
+async def test_stored_again_after_deletion_it_is_there_again(store: IndexStore) -> None:
+    one = put("1.1", 1)
+    await store.apply(batch(1, one))
+    await store.apply(batch(2, Remove(one.stored, 2)))
+    await store.apply(batch(3, put("1.1", 3)))
+    assert [record.version for record in await records(store, Scope(STUDY, SERIES))] == [3]
+    assert (await store.counts()).instances == 1
+
+
+async def test_a_removal_of_what_is_not_here_leaves_a_tombstone(store: IndexStore) -> None:
+    await store.apply(batch(4, Remove(put("1.1", 4).stored, 4)))
+    with pytest.raises(errors.Gone):
+        await records(store, Scope(STUDY))
+    assert (await store.counts()).instances == 0
+
+
+async def test_records_come_by_series_number_then_instance_number(store: IndexStore) -> None:
+    await store.apply(
+        batch(
+            9,
+            put("1.1", 1, series="s.2", SeriesNumber=2, InstanceNumber=1),
+            put("1.2", 2, series="s.1", SeriesNumber=10, InstanceNumber=2),
+            put("1.3", 3, series="s.1", SeriesNumber=10, InstanceNumber=1),
+            put("1.4", 4, series="s.3", SeriesNumber=None, InstanceNumber=None),
+            put("1.5", 5, series="s.1", SeriesNumber=10, InstanceNumber=10),
+        )
+    )
+    assert [record.stored.sop_instance_uid for record in await records(store, Scope(STUDY))] == ["1.1", "1.3", "1.2", "1.5", "1.4"]
+    assert [one.sop_instance_uid async for page in store.fragments(Scope(STUDY, "s.1")) for one in page] == ["1.3", "1.2", "1.5"]
+
+
+async def test_many_records_come_in_pages_and_in_order(store: IndexStore) -> None:
+    await store.apply(batch(1100, *(put(f"1.{number}", number, InstanceNumber=number) for number in range(1, 1101))))
+    pages = [page async for page in store.records(Scope(STUDY, SERIES))]
+    assert [len(page) for page in pages] == [500, 500, 100]
+    assert [InstanceRecord.FromString(one).version for page in pages for one in page] == list(range(1, 1101))
+
+
+async def test_fragments_are_the_stored_bytes_with_the_byte_for_the_base_url(store: IndexStore) -> None:
+    json = b'{"00080018":{"vr":"UI","Value":["1.1"]},"7FE00010":{"vr":"OW","BulkDataURI":"\0/studies/1"}}'
+    await store.apply(batch(1, replace(put("1.1", 1), dicom_json=json)))
+    ((fragment,),) = [page async for page in store.fragments(Scope(STUDY, SERIES, "1.1"))]
+    assert (fragment.dicom_json, fragment.version, fragment.location) == (json, 1, b"")
+
+
+async def test_a_large_fragment_is_kept_by_its_location(store: IndexStore) -> None:
+    large = put("1.1", 1, ImageComments="x" * 70_000)
+    large.stored.dicom_json_location.CopyFrom(Location(object="packs/a", offset=77, length=70_500))
+    await store.apply(batch(1, large))
+    ((fragment,),) = [page async for page in store.fragments(Scope(STUDY, SERIES, "1.1"))]
+    assert fragment.dicom_json == b""
+    assert Location.FromString(fragment.location).offset == 77
+
+
+async def test_packs_are_known_once_a_batch_named_them(store: IndexStore) -> None:
+    await store.apply(batch(1, packs=["packs/a"]))
+    assert await store.unknown_packs(["packs/c", "packs/a", "packs/b"]) == ["packs/c", "packs/b"]
+
+
+async def test_poison_is_counted_once(store: IndexStore) -> None:
+    for _ in range(2):
+        await store.apply(batch(8, put("1.1", 7), poison=[PoisonEvent(8, "not a message")]))
+    counts = await store.counts()
+    assert (counts.studies, counts.series, counts.instances, counts.poison) == (1, 1, 1, 1)
+
+
+async def test_a_built_generation_is_seen_only_after_the_swap(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1, PatientID="old")))
+    built = await store.build()
+    await built.apply(Batch("", 0, {"1.1": put("1.1", 1, PatientID="new")}))
+    await built.follow("g2", 5)
+    assert value((await found(store))[0], "PatientID") == "old"
+    await store.swap(built)
+    assert value((await found(store))[0], "PatientID") == "new"
+    assert (await store.generation(), await store.cursor("all")) == ("g2", 5)
+
+
+async def test_studies_come_newest_first_and_page_without_gaps(store: IndexStore) -> None:
+    dates = {"s1": "20200101", "s2": "20240101", "s3": None, "s4": "20240101", "s5": "20230101"}
+    await store.apply(batch(5, *(put(f"1.{study}", 1, study=study, series=f"{study}.1", StudyDate=date) for study, date in dates.items())))
+    whole = await uids(store)
+    assert whole == ["s2", "s4", "s5", "s1", "s3"]
+    paged = []
+    for offset in range(0, 6, 2):
+        query, _ = parse_query(Level.STUDY, "", "", [("limit", "2"), ("offset", str(offset))], 100)
+        page = await store.search(query)
+        paged += [value(orjson.loads(row.replace(b"\0", b"")), "StudyInstanceUID") for row in page.rows]
+        assert page.remaining == max(0, 3 - offset)
+    assert paged == whole
+
+
+MATCHES = [
+    ({"PatientID": "P1"}, True),
+    ({"PatientID": "p1"}, False),
+    ({"PatientID": "P*"}, True),
+    ({"PatientID": "P?"}, True),
+    ({"PatientID": "P??"}, False),
+    ({"PatientName": "MOLLER^ANNA"}, True),
+    ({"PatientName": "möl*"}, True),
+    ({"PatientName": "*anna"}, True),
+    ({"PatientName": "Anna*"}, False),
+    ({"StudyDate": "20240101-20240102"}, True),
+    ({"StudyDate": "20240103-"}, False),
+    ({"StudyDate": "-20240102"}, True),
+    ({"StudyDate": "20240102"}, True),
+    ({"StudyTime": "1015"}, True),
+    ({"StudyTime": "1000-1015"}, True),
+    ({"StudyDate": "20240101-20240103", "StudyTime": "1100-1000"}, None),
+    ({"StudyDate": "20240101-20240102", "StudyTime": "1100-1200"}, True),
+    ({"StudyDate": "20240102-20240102", "StudyTime": "1100-1200"}, False),
+    ({"StudyInstanceUID": "9.9,1.2.3"}, True),
+    ({"StudyInstanceUID": "9.9"}, False),
+    ({"ModalitiesInStudy": "CT"}, True),
+    ({"ModalitiesInStudy": "MR"}, False),
+    ({"AccessionNumber": '""', "emptyvaluematching": "true"}, True),
+    ({"PatientID": '""', "emptyvaluematching": "true"}, False),
+    ({"OtherPatientNames": r"A^B\C^D", "multiplevaluematching": "true"}, True),
+    ({"OtherPatientNames": r"A^B\X^D", "multiplevaluematching": "true"}, False),
+    ({"OtherPatientNames": "C^D"}, True),
+    ({"OtherPatientIDsSequence__PatientID": "O1", "OtherPatientIDsSequence__TypeOfPatientID": "TEXT"}, True),
+    ({"OtherPatientIDsSequence__PatientID": "O1", "OtherPatientIDsSequence__TypeOfPatientID": "RFID"}, False),
+    ({"ContrastBolusAgent": "Gd"}, True),
+    ({"ContrastBolusAgent": "Io"}, False),
+    ({"SliceThickness": "1.50"}, True),
+    ({"PatientID": r"P[1]"}, False),
+]
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [case for case in MATCHES if case[1] is not None], ids=str)
+async def test_studies_match(store: IndexStore, parameters: dict[str, str], expected: bool) -> None:
+    others = [
+        element("PatientID", "O1") | element("TypeOfPatientID", "TEXT"),
+        element("PatientID", "O2") | element("TypeOfPatientID", "RFID"),
+    ]
+    one = put("1.1", 1, OtherPatientNames=["A^B", "C^D"], OtherPatientIDsSequence=others, ContrastBolusAgent="Gd", SliceThickness=1.5)
+    await store.apply(batch(1, one))
+    assert await uids(store, **parameters) == ([STUDY] if expected else [])
+
+
+async def test_series_and_instances_match_by_their_study_and_by_themselves(store: IndexStore) -> None:
+    await store.apply(
+        batch(
+            4,
+            put("1.1", 1, InstanceNumber=2),
+            put("1.2", 2, InstanceNumber=1),
+            put("1.3", 3, series="1.2.3.5", Modality="SR", SeriesNumber=2),
+            put("2.1", 4, study="2", series="2.1", PatientID="P2", StudyDate="20200101"),
+        )
+    )
+    assert await uids(store, "SeriesInstanceUID", Level.SERIES, PatientID="P1") == [SERIES, "1.2.3.5"]
+    assert await uids(store, "SeriesInstanceUID", Level.SERIES, study=STUDY, Modality="SR") == ["1.2.3.5"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, StudyDate="2020" + "0101") == ["2.1"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, study=STUDY, Modality="CT") == ["1.2", "1.1"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, study=STUDY, series=SERIES, InstanceNumber="2") == ["1.1"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, SOPInstanceUID="1.3,2.1") == ["1.3", "2.1"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, study="unknown") == []
+
+
+async def test_a_series_row_without_its_study_in_the_path_shows_the_study_too(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1, SeriesDescription="Head", Rows=512)))
+    (row,) = await found(store, Level.SERIES)
+    assert value(row, "PatientName") == {"Alphabetic": "Möller^Anna"}
+    assert value(row, "SeriesDescription") == "Head"
+    assert row[tag_of("RetrieveURL")] == {"vr": "UR", "Value": [f"BASE/studies/{STUDY}/series/{SERIES}"]}
+    assert row[tag_of("InstanceAvailability")]["Value"] == ["ONLINE"]
+    assert row[tag_of("SpecificCharacterSet")]["Value"] == ["ISO_IR 192"]
+    assert list(row) == sorted(row)
+    (below,) = await found(store, Level.SERIES, study=STUDY)
+    assert tag_of("PatientName") not in below
+    assert value(below, "StudyInstanceUID") == STUDY
+    (instance,) = await found(store, Level.INSTANCE, study=STUDY)
+    assert (value(instance, "Rows"), value(instance, "Modality"), tag_of("PatientID") in instance) == (512, "CT", False)
+
+
+async def test_required_attributes_without_value_are_there_with_only_vr(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1)))
+    (row,) = await found(store)
+    assert row[tag_of("AccessionNumber")] == {"vr": "SH"}
+    assert row[tag_of("ReferringPhysicianName")] == {"vr": "PN"}
+    assert tag_of("StudyDescription") not in row
+
+
+async def test_includefield_adds_what_the_level_has(store: IndexStore) -> None:
+    others = [element("PatientID", "O1") | element("TypeOfPatientID", "TEXT")]
+    await store.apply(batch(1, put("1.1", 1, StudyDescription="Head", OtherPatientIDsSequence=others, ContrastBolusAgent="Gd")))
+    (row,) = await found(store, includefield="StudyDescription,OtherPatientIDsSequence.PatientID,SeriesDescription")
+    assert value(row, "StudyDescription") == "Head"
+    assert value(row, "OtherPatientIDsSequence") == element("PatientID", "O1")
+    assert tag_of("SeriesDescription") not in row
+    (everything,) = await found(store, includefield="all")
+    assert value(everything, "OtherPatientIDsSequence") == others[0]
+    (instance,) = await found(store, Level.INSTANCE, study=STUDY, includefield="ContrastBolusAgent")
+    assert value(instance, "ContrastBolusAgent") == "Gd"
+
+
+async def test_a_limit_of_zero_rows_is_never_a_match(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1)))
+    assert (await store.search(Query(Level.STUDY, offset=5))).rows == []
+
+
+def workitem(uid: str, version: int, *, deleted: bool = False, **attributes: Any) -> WorkitemDocument:
+    made: dict[str, Any] = element("ProcedureStepState", "SCHEDULED")
+    for keyword, given in attributes.items():
+        made |= {tag_of(keyword): {"vr": "SQ", "Value": given}} if vr_of(tag_of(keyword)) == "SQ" else element(keyword, given)
+    return WorkitemDocument(uid, version, orjson.dumps(made), deleted)
+
+
+async def found_workitems(store: WorkitemStore, **parameters: str) -> list[dict[str, Any]]:
+    query, _ = parse_workitem_query([(name.replace("__", "."), given) for name, given in parameters.items()], 100)
+    return [orjson.loads(row) for row in (await store.search(query)).rows]
+
+
+async def test_workitems_come_by_start_and_match_as_studies_do(workitems: WorkitemStore) -> None:
+    first = workitem("2.1", 5, ScheduledProcedureStepStartDateTime="20240102", PatientName="Zoe", WorklistLabel="AI")
+    second = workitem("2.2", 6, ScheduledProcedureStepStartDateTime="20240101120000", PatientName="Möller", WorklistLabel="AI")
+    await workitems.apply([first, second], 6)
+    assert [value(row, "PatientName")["Alphabetic"] for row in await found_workitems(workitems)] == ["Möller", "Zoe"]
+    assert len(await found_workitems(workitems, PatientName="mol*")) == 1
+    assert len(await found_workitems(workitems, ScheduledProcedureStepStartDateTime="20240101110000-20240101130000")) == 1
+    assert len(await found_workitems(workitems, SOPInstanceUID="2.1,2.7")) == 1
+    assert await workitems.cursor() == 6
+
+
+async def test_workitem_keys_of_one_sequence_meet_in_one_item(workitems: WorkitemStore) -> None:
+    codes = [
+        element("CodeValue", "A") | element("CodingSchemeDesignator", "X"),
+        element("CodeValue", "B") | element("CodingSchemeDesignator", "Y"),
+    ]
+    await workitems.apply([workitem("2.1", 1, ScheduledStationNameCodeSequence=codes)], 1)
+    name = "ScheduledStationNameCodeSequence"
+    assert len(await found_workitems(workitems, **{f"{name}__CodeValue": "A", f"{name}__CodingSchemeDesignator": "X"})) == 1
+    assert await found_workitems(workitems, **{f"{name}__CodeValue": "A", f"{name}__CodingSchemeDesignator": "Y"}) == []
+
+
+async def test_an_older_workitem_does_not_undo_a_newer_and_a_deleted_one_is_not_found(workitems: WorkitemStore) -> None:
+    await workitems.apply([workitem("2.1", 5, ProcedureStepState="IN PROGRESS")], 5)
+    await workitems.apply([workitem("2.1", 4)], 5)
+    assert [value(row, "ProcedureStepState") for row in await found_workitems(workitems)] == ["IN PROGRESS"]
+    assert await found_workitems(workitems, ProcedureStepState="SCHEDULED") == []
+    await workitems.apply([workitem("2.1", 6, deleted=True)], 6)
+    assert await found_workitems(workitems) == []
+
+
+async def test_cleared_workitems_begin_at_zero(workitems: WorkitemStore) -> None:
+    await workitems.apply([workitem("2.1", 5)], 5)
+    await workitems.clear()
+    assert (await workitems.cursor(), await found_workitems(workitems)) == (0, [])
+    await workitems.apply([workitem("2.1", 1)], 1)
+    assert len(await found_workitems(workitems)) == 1

@@ -1,0 +1,128 @@
+"""Reading a stream from a cursor: in order, once each, also across a death of nats-server."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from nats.js import JetStreamContext
+
+from gantry_runtime import events
+from gantry_runtime.events import Stream
+from gantry_standard import errors
+from tests.support.nats_server import NatsServer
+
+STREAM = Stream("EXAMPLE", ("example.>",), "nobody")
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A nats-server of the test's own."""
+    own = NatsServer(tmp_path / "nats")
+    own.start()
+    yield own
+    own.stop()
+
+
+@pytest.fixture
+async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+    """JetStream, with the stream."""
+    async with events.connected(server.url, "test") as client:
+        context = client.jetstream()
+        await events.ensure_stream(context, STREAM)
+        yield context
+
+
+async def read(js: JetStreamContext, number: int, after: int = 0, subjects: tuple[str, ...] = ()) -> list[events.Message]:
+    """Read so many messages from a cursor."""
+    found: list[events.Message] = []
+    async with aclosing(events.read_from(js, STREAM, after, subjects)) as batches:
+        async for batch in batches:
+            found += batch
+            if len(found) >= number:
+                return found
+    return found
+
+
+async def publish_patiently(js: JetStreamContext, subject: str, data: bytes, message_id: str) -> int:
+    """Publish until it is acknowledged, with the same id."""
+    while True:
+        try:
+            return await events.publish(js, subject, data, {"Nats-Msg-Id": message_id}, timeout_s=1)
+        except errors.Unavailable:
+            continue
+
+
+async def test_messages_come_in_order_from_the_cursor_on(js: JetStreamContext) -> None:
+    for number in range(10):
+        assert await events.publish(js, f"example.{number}", str(number).encode()) == number + 1
+    found = await read(js, 6, after=4)
+    assert [message.sequence for message in found] == [5, 6, 7, 8, 9, 10]
+    assert [message.data for message in found] == [b"4", b"5", b"6", b"7", b"8", b"9"]
+    assert found[0].subject == "example.4"
+
+
+async def test_subjects_filter(js: JetStreamContext) -> None:
+    for number in range(6):
+        await events.publish(js, f"example.{'even' if number % 2 == 0 else 'odd'}.{number}", b"")
+    assert [message.sequence for message in await read(js, 3, subjects=("example.odd.>",))] == [2, 4, 6]
+
+
+async def test_an_empty_batch_comes_while_nothing_happens(js: JetStreamContext) -> None:
+    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.1)) as batches:
+        assert await anext(batches) == []
+
+
+async def test_reading_and_publishing_go_on_after_a_kill_of_the_server(js: JetStreamContext, server: NatsServer) -> None:
+    seen: list[int] = []
+    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
+        for number in range(60):
+            if number in (20, 40):
+                server.kill()
+                server.start()
+            await publish_patiently(js, f"example.{number}", str(number).encode(), f"id {number}")
+            if number % 10 == 0:
+                seen += [int(message.data) for message in await anext(batches)]
+        async for batch in batches:
+            seen += [int(message.data) for message in batch]
+            if len(seen) >= 60:
+                break
+    assert seen == list(range(60))
+
+
+async def test_a_cursor_beyond_the_end_is_an_error_and_no_empty_stream(js: JetStreamContext) -> None:
+    await events.publish(js, "example.1", b"")
+    with pytest.raises(errors.Conflict, match="EXAMPLE ends at 1, before the cursor 7"):
+        await read(js, 1, after=7)
+
+
+async def test_of_two_compare_and_sets_one_wins(js: JetStreamContext) -> None:
+    header = "Nats-Expected-Last-Subject-Sequence"
+    first = await events.publish(js, "example.item", b"one", {header: "0"})
+    with pytest.raises(errors.Conflict):
+        await events.publish(js, "example.item", b"two", {header: "0"})
+    assert await events.publish(js, "example.item", b"two", {header: str(first)}) == first + 1
+
+
+async def test_the_same_message_id_again_is_the_same_message(js: JetStreamContext) -> None:
+    first = await events.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"})
+    assert await events.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"}) == first
+
+
+async def test_a_stream_begins_above_the_mark_that_is_given_and_stays_as_it_is(js: JetStreamContext) -> None:
+    other = Stream("OTHER", ("other.>",), "nobody")
+    await events.ensure_stream(js, other, first_sequence=500, metadata={"generation": "g1"})
+    assert await events.publish(js, "other.1", b"") == 500
+    info = await events.ensure_stream(js, other, first_sequence=900)
+    assert info.state.last_seq == 500
+
+
+async def test_publishing_without_a_stream_is_unavailable(js: JetStreamContext) -> None:
+    with pytest.raises(errors.Unavailable):
+        await events.publish(js, "nowhere.1", b"", timeout_s=0.3)
+
+
+def test_a_study_has_always_the_same_partition() -> None:
+    assert events.PARTITIONS == 16
+    assert (events.partition_of("1.2.840.10008"), events.partition_of("2.25.7")) == (3, 2)
+    assert len({events.partition_of(f"1.2.{number}") for number in range(500)}) == events.PARTITIONS

@@ -1,0 +1,274 @@
+"""The scan against pydicom, over every file that pydicom ships and, where GANTRY_TEST_SAMPLES names a folder, over those."""
+
+import base64
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pydicom
+import pytest
+from pydicom.data import get_testdata_files
+from pydicom.encaps import generate_frames
+
+from gantry_standard import reasons
+from gantry_standard.scan import ScanFailure
+from gantry_standard.scanned import EncapsulatedFrames, NativeFrames
+from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
+from tests.support.scanning import Scan, scan
+
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_NOT_DICOM = {".py", ".md", ".tsv", ".txt", ".png", ".json", ".zip", ".gz", ".dump", ".icc", ".sh"}
+_LARGEST_BYTES = 40 << 20
+_BULK_URI = b"http://archive"
+
+
+def _files() -> list[Path]:
+    found = {Path(name) for name in get_testdata_files()}
+    if samples := os.environ.get("GANTRY_TEST_SAMPLES"):
+        found |= set(Path(samples).rglob("*"))
+    return sorted(path for path in found if path.is_file() and path.suffix not in _NOT_DICOM and path.stat().st_size < _LARGEST_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def _pydicom_may_warn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# What pydicom reads although it is not whole, or cannot be told apart from what it is not.
+_REFUSED = {
+    "rtplan_truncated.dcm": reasons.CANNOT_UNDERSTAND,
+    "MR_truncated.dcm": reasons.CANNOT_UNDERSTAND,
+    "DICOMDIR-nooffset": reasons.CANNOT_UNDERSTAND,
+    "emri_small_jpeg_2k_lossless_too_short.dcm": reasons.CANNOT_UNDERSTAND,
+    "GH364.dcm": reasons.CANNOT_UNDERSTAND,
+    "meta_missing_tsyntax.dcm": reasons.CANNOT_UNDERSTAND,
+    "no_meta.dcm": reasons.CANNOT_UNDERSTAND,
+    "README": reasons.CANNOT_UNDERSTAND,
+    "bad_sequence.dcm": reasons.INVALID_SOP_INSTANCE,
+}
+
+
+def _read(data: bytes) -> pydicom.Dataset:
+    return pydicom.dcmread(BytesIO(data), force=True)
+
+
+def _scan_storable(path: Path) -> Scan:
+    data = path.read_bytes()
+    if path.name not in _REFUSED and all(_read(data).get(keyword) for keyword in _UIDS):
+        return scan(data)
+    with pytest.raises(ScanFailure) as caught:
+        scan(data)
+    assert caught.value.reason == _REFUSED.get(path.name, reasons.REQUIRED_UID_MISSING)
+    pytest.skip(f"refused: {caught.value}")
+
+
+_EACH_FILE = pytest.mark.parametrize("path", _files(), ids=lambda path: path.name)
+
+
+@_EACH_FILE
+def test_metadata_is_that_of_pydicom(path: Path) -> None:
+    found = _scan_storable(path)
+    json = found.scanned.dicom_json.replace(b"\x00", _BULK_URI)
+    ours = _comparable(_with_bulk_inlined(found, orjson.loads(json)))
+    theirs = _json_of_pydicom(found.original)
+    skipped = set(ours) - set(theirs)
+    assert skipped <= _NO_VALUE_FOR_PYDICOM.get(path.name, set())
+    read_otherwise = set(theirs) if path.name in _READ_OTHERWISE else set()
+    for tag in skipped | read_otherwise:
+        if tag in skipped or _is_private(tag):
+            ours.pop(tag)
+            theirs.pop(tag, None)
+    assert ours == theirs
+
+
+@_EACH_FILE
+def test_keys_ascend_and_bulk_lies_where_the_table_says(path: Path) -> None:
+    found = _scan_storable(path)
+    json = found.scanned.dicom_json.replace(b"\x00", _BULK_URI)
+    _check_order(
+        orjson.loads(
+            json,
+        )
+    )
+    prefix = (
+        f"/studies/{found.scanned.study_instance_uid}/series/{found.scanned.series_instance_uid}"
+        f"/instances/{found.scanned.sop_instance_uid}/bulkdata/"
+    ).encode()
+    for element in found.scanned.bulk:
+        assert b'"\x00' + prefix + element.path.encode() + b'"' in found.scanned.dicom_json
+    assert found.scanned.dicom_json.count(b"\x00") == len(found.scanned.bulk)
+
+
+@_EACH_FILE
+def test_wire_holds_the_same_data_set(path: Path) -> None:
+    found = _scan_storable(path)
+    wire = _read(found.wire)
+    assert found.wire[:132] == bytes(128) + b"DICM"
+    assert wire.file_meta.TransferSyntaxUID == found.scanned.wire_transfer_syntax_uid
+    assert wire.file_meta.MediaStorageSOPInstanceUID == found.scanned.sop_instance_uid
+    assert not TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_deflated
+    assert TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_explicit
+    wire_json, original_json = _json_of_pydicom(found.wire), _json_of_pydicom(found.original)
+    if path.name in _READ_OTHERWISE:
+        wire_json, original_json = (
+            {tag: element for tag, element in json.items() if not _is_private(tag)} for json in (wire_json, original_json)
+        )
+    assert wire_json == original_json
+
+
+@_EACH_FILE
+def test_frames_are_those_of_pydicom(path: Path) -> None:
+    found = _scan_storable(path)
+    data_set = _read(found.wire)
+    pixel_data = data_set.get("PixelData")
+    frames = found.scanned.frames
+    if frames is None:
+        assert pixel_data is None or not data_set.get("Rows") or found.scanned.warning_reasons
+        return
+    if isinstance(frames.encoding, NativeFrames):
+        value = pixel_data or data_set.get("FloatPixelData") or data_set.get("DoubleFloatPixelData")
+        assert found.read(frames.encoding.span) == value
+        assert frames.number_of_frames == _number_of_frames(path, data_set)
+        assert math.ceil(frames.encoding.frame_bits * frames.number_of_frames / 8) <= len(value)
+        assert len(value) - math.ceil(frames.encoding.frame_bits * frames.number_of_frames / 8) <= 1 or path.name in _LONG_VALUES
+        return
+    assert isinstance(frames.encoding, EncapsulatedFrames)
+    if TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_video:
+        assert frames.number_of_frames == 1
+        expected = [b"".join(generate_frames(pixel_data, number_of_frames=1))]
+    else:
+        expected = list(generate_frames(pixel_data, number_of_frames=_number_of_frames(path, data_set)))
+    assert [found.frame(index) for index in range(frames.number_of_frames)] == expected
+
+
+def _number_of_frames(path: Path, data_set: pydicom.Dataset) -> int:
+    return 1 if path.name == "badVR.dcm" else int(data_set.get("NumberOfFrames") or 1)  # its Number of Frames is 1A
+
+
+# More bytes of Pixel Data than the frames need.
+_LONG_VALUES = {"MR_small_padded.dcm", "badVR.dcm"}
+
+
+@_EACH_FILE
+def test_pixel_element_is_whole(path: Path) -> None:
+    found = _scan_storable(path)
+    element = found.scanned.pixel_element
+    if element is None:
+        return
+    header = found.scanned.pixel_element_header
+    whole = (found.read(header) if header else b"") + found.read(element)
+    tag = bytes.fromhex(found.scanned.pixel.tag)
+    assert whole[:4] == tag[1::-1] + tag[:1:-1]
+    assert whole[4:6].decode() == found.scanned.pixel.vr
+    assert found.wire.count(whole) == 1
+
+
+@_EACH_FILE
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 4096])
+def test_chunks_make_no_difference(path: Path, chunk_bytes: int) -> None:
+    if path.stat().st_size > (1 << 20 if chunk_bytes == 4096 else 100_000):
+        pytest.skip("too large for chunks so small")
+    whole = _scan_storable(path)
+    in_chunks = scan(whole.original, chunk_bytes=chunk_bytes)
+    assert in_chunks.scanned == whole.scanned
+    assert in_chunks.rendition == whole.rendition
+
+
+# Values that are wrong, and of which pydicom makes no JSON.
+_NO_VALUE_FOR_PYDICOM = {
+    "badVR.dcm": {"00280008", "300C0002"},
+    "GH195.dcm": {"00091105"},
+    "YBR_422.dcm": {"00080018"},
+    **{f"rtdose{kind}.dcm": {"300C0002"} for kind in ("", "_1frame", "_expb", "_expb_1frame", "_rle", "_rle_1frame")},
+}
+# In big endian, private elements of VR UN: PS3.5 §6.2.2 has them in little endian, pydicom reads them as big endian.
+_READ_OTHERWISE = {"CTImage.dcm_BigEndianExplicitTransferSyntax_1.2.840.10008.1.2.2.dcm"}
+
+
+def _is_private(tag: str) -> bool:
+    return int(tag[:4], 16) % 2 == 1
+
+
+def _json_of_pydicom(data: bytes) -> dict[str, Any]:
+    data_set = _read(data)
+    json = _comparable(data_set.to_json_dict(suppress_invalid_tags=True))
+    if data_set.original_encoding == (False, False):
+        wide = {32: 4, 64: 8}.get(data_set.get("BitsAllocated", 0), 2)
+        _swap(json, {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}, {"7FE00010": wide})
+    return json
+
+
+def _swap(data_set: dict[str, Any], words: dict[str, int], by_tag: dict[str, int]) -> None:
+    """Change the values that pydicom leaves in big endian."""
+    for tag, element in data_set.items():
+        if element["vr"] == "SQ":
+            for item in element.get("Value", []):
+                _swap(item, words, by_tag)
+        elif "InlineBinary" in element and element["vr"] in words:
+            value, word = base64.b64decode(element["InlineBinary"]), by_tag.get(tag, words[element["vr"]])
+            swapped = b"".join(value[at : at + word][::-1] for at in range(0, len(value), word))
+            element["InlineBinary"] = base64.b64encode(swapped).decode()
+
+
+def _with_bulk_inlined(found: Scan, data_set: dict[str, Any]) -> dict[str, Any]:
+    places = {element.path: element.value for element in found.scanned.bulk}
+
+    def inline(element: dict[str, Any]) -> dict[str, Any]:
+        if "BulkDataURI" in element:
+            path = element["BulkDataURI"].split("/bulkdata/", 1)[1]
+            return {"vr": element["vr"], "InlineBinary": base64.b64encode(found.read(places[path])).decode()}
+        if element["vr"] == "SQ" and "Value" in element:
+            return {"vr": "SQ", "Value": [{key: inline(value) for key, value in item.items()} for item in element["Value"]]}
+        return element
+
+    return {key: inline(value) for key, value in data_set.items()}
+
+
+def _check_order(data_set: dict[str, Any]) -> None:
+    assert list(data_set) == sorted(data_set)
+    for element in data_set.values():
+        if element["vr"] == "SQ":
+            for item in element.get("Value", []):
+                _check_order(item)
+
+
+def _comparable(data_set: dict[str, Any]) -> dict[str, Any]:
+    """Undo what `10.json` lists of pydicom's differences: group lengths, padding, empty values, numbers as text, character set."""
+    return {
+        tag: _comparable_element(element)
+        for tag, element in data_set.items()
+        if not tag.endswith("0000") and tag != "00080005" and not tag.startswith("0002")
+    }
+
+
+def _comparable_element(element: dict[str, Any]) -> dict[str, Any]:
+    vr = element["vr"]
+    if "InlineBinary" in element:
+        return {"vr": vr, "InlineBinary": element["InlineBinary"]} if element["InlineBinary"] else {"vr": vr}
+    values = element.get("Value")
+    if vr == "SQ":
+        return {"vr": vr, "Value": [_comparable(item) for item in values]} if values else {"vr": vr}
+    plain = [_comparable_value(vr, value) for value in values or []]
+    return {"vr": vr, "Value": plain} if any(value is not None for value in plain) else {"vr": vr}
+
+
+def _comparable_value(vr: str, value: Any) -> Any:
+    if value in ("", None):
+        return None
+    if vr == "PN":
+        # pydicom 3.0 leaves the escape sequence of a lone ISO 2022 IR 58 in the text.
+        names = {group: text.replace("\x1b$)A", "").strip(" \0") for group, text in value.items()}
+        return {group: text for group, text in names.items() if text} or None
+    if vr in ("DS", "IS", "SV", "UV", "FL", "FD"):
+        try:
+            return float(value)
+        except ValueError:
+            return value.strip()
+    return value.strip(" \0") or None if isinstance(value, str) else value

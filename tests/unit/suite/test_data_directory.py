@@ -1,0 +1,105 @@
+"""The data directory: one supervisor at a time, a format that is known, ports that stay."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gantry_suite.data_directory import PORTS, CannotStart, DataDirectory, is_free
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDirectory:
+    """A new data directory."""
+    return DataDirectory(tmp_path / "data")
+
+
+def test_a_new_directory_gets_the_format_and_its_folders(data: DataDirectory) -> None:
+    with data.locked():
+        assert (data.path / "format").read_text() == "1\n"
+        assert data.run.is_dir()
+        assert data.logs.is_dir()
+
+
+def test_a_second_supervisor_hears_who_holds_it(data: DataDirectory) -> None:
+    other = DataDirectory(data.path)
+    with data.locked(), pytest.raises(CannotStart, match=f"in use by process {os.getpid()} "), other.locked():
+        pass
+    with other.locked():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("2", "written by a newer Gantry"), ("x", "expected a version number"), ("", "expected a version number")]
+)
+def test_a_format_that_is_not_ours_is_refused(data: DataDirectory, text: str, message: str) -> None:
+    data.path.mkdir()
+    (data.path / "format").write_text(text)
+    with pytest.raises(CannotStart, match=message), data.locked():
+        pass
+    assert (data.path / "format").read_text() == text
+
+
+def test_a_place_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotStart, match="cannot be written"), DataDirectory(tmp_path / "file" / "data").locked():
+        pass
+
+
+def test_ports_stay_the_same_unless_one_is_taken(data: DataDirectory) -> None:
+    with data.locked():
+        first = data.ports(("blob", "index", "nats"))
+        assert len(set(first.values())) == 3
+        assert all(port in PORTS for port in first.values())
+        assert data.ports(("blob", "index", "nats")) == first
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", first["index"]))
+            taken.listen()
+            second = data.ports(("blob", "index", "nats"))
+        assert second["index"] != first["index"]
+        assert {name: second[name] for name in ("blob", "nats")} == {name: first[name] for name in ("blob", "nats")}
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", '{"blob": "x"}', '{"blob": 80}'])
+def test_a_file_of_ports_that_cannot_be_read_is_written_again(data: DataDirectory, text: str) -> None:
+    with data.locked():
+        (data.run / "ports.json").write_text(text)
+        ports = data.ports(("blob",))
+        assert ports["blob"] in PORTS
+        assert json.loads((data.run / "ports.json").read_text()) == ports
+
+
+def test_a_large_log_is_set_aside(data: DataDirectory) -> None:
+    with data.locked():
+        path = data.log("blob")
+        with path.open("wb") as log:
+            log.truncate(21 << 20)
+        assert data.log("blob") == path
+        assert not path.exists()
+        assert (data.logs / "blob.log.1").stat().st_size == 21 << 20
+
+
+def test_leftovers_of_a_killed_supervisor_are_ended_and_strangers_are_not(data: DataDirectory) -> None:
+    sleep = "import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", sleep, "gantry_blob.main"], start_new_session=True) as ours:
+        with subprocess.Popen([sys.executable, "-c", sleep]) as stranger, data.locked():
+            data.write_pid("blob", ours.pid)
+            data.write_pid("index", stranger.pid)
+            data.write_pid("workflow", 2**22 + 1)
+            # A child that has ended stays a zombie until its parent, this test, waits for it.
+            assert data.end_leftovers(patience_s=0.2) == ["blob"]
+            assert ours.wait(5) != 0
+            assert stranger.poll() is None
+            assert not list(data.run.glob("*.pid"))
+            stranger.kill()
+
+
+def test_a_port_is_free_or_not() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert not is_free("127.0.0.1", taken.getsockname()[1])

@@ -1,0 +1,335 @@
+"""Workitems on a real stream: races, crashes, reports, copies."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gantry.events.v1.events_pb2 import EventReport
+from gantry.workflow.v1 import workflow_pb2 as pb
+from gantry_runtime import events
+from gantry_runtime.events import REPORTS, WORKITEMS
+from gantry_runtime.rpc_errors import translated
+from gantry_standard import errors
+from gantry_workflow import history, workitem
+from gantry_workflow.report_writer import ReportWriter
+from gantry_workflow.stream import Workitems
+from tests.support.nats_server import NatsServer, until
+from tests.support.worklist import GLOBAL, Worklist, own_nats, state, uid, v, worklist
+from tests.support.worklist import workitem as template
+
+
+@pytest.fixture
+async def suite(tmp_path: Path) -> AsyncIterator[Worklist]:
+    with own_nats(tmp_path) as nats:
+        async with worklist(nats) as made:
+            yield made
+
+
+def encode(dataset: Any) -> bytes:
+    return json.dumps(dataset).encode()
+
+
+async def create(workflow: Any, item: str = "") -> str:
+    answer = await workflow.CreateWorkitem(pb.CreateWorkitemRequest(workitem_uid=item or uid(), dicom_json=encode(template())), timeout=10)
+    return str(answer.workitem_uid)
+
+
+async def change(workflow: Any, item: str, name: str, transaction: str) -> str:
+    """Change the state; return the name of the error, or an empty string."""
+    request = pb.ChangeWorkitemStateRequest(workitem_uid=item, dicom_json=encode(state(name, transaction)))
+    try:
+        with translated("workflow"):
+            await workflow.ChangeWorkitemState(request, timeout=20)
+    except errors.GantryError as error:
+        return type(error).__name__
+    return ""
+
+
+async def subscribe(workflow: Any, item: str, ae_title: str, lock: bool = False) -> None:
+    await workflow.Subscribe(pb.SubscribeRequest(workitem_uid=item, ae_title=ae_title, deletion_lock=lock), timeout=10)
+
+
+async def written(nats: NatsServer) -> list[EventReport]:
+    """Return all reports about workitems, in order, and check that sequences have no gap."""
+    async with events.connected(nats.url, "test") as client:
+        js = client.jetstream()
+        first, last = await events.stream_state(js, REPORTS)
+        found: list[EventReport] = []
+        if last < first:
+            return found
+        async for batch in events.read_from(js, REPORTS, 0):
+            found += [EventReport.FromString(message.data) for message in batch]
+            if batch and batch[-1].sequence >= last:
+                break
+        return [report for report in found if report.event_type_id != 4]
+
+
+def states_of(reports: list[EventReport], item: str) -> list[str]:
+    return [json.loads(r.dicom_json)["00741000"]["Value"][0] for r in reports if r.workitem_uid == item and r.event_type_id == 1]
+
+
+async def test_of_two_thousand_claims_at_once_exactly_one_wins(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        item = await create(workflow)
+        answers = await asyncio.gather(*(change(workflow, item, "IN PROGRESS", uid()) for _ in range(2000)))
+        assert Counter(answers) == {"": 1, "BadRequest": 1999}
+
+
+async def test_of_many_creations_at_once_exactly_one_wins(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        item = uid()
+
+        async def attempt() -> str:
+            try:
+                with translated("workflow"):
+                    await create(workflow, item)
+            except errors.GantryError as error:
+                return type(error).__name__
+            return ""
+
+        answers = await asyncio.gather(*(attempt() for _ in range(50)))
+        assert sorted(answers) == [""] + ["Conflict"] * 49
+
+
+async def test_updates_at_once_are_all_kept(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        item = await create(workflow)
+        tags = [f"0074{number:04X}" for number in range(0x9001, 0x9015)]
+
+        async def update(tag: str) -> None:
+            request = pb.UpdateWorkitemRequest(workitem_uid=item, dicom_json=encode({tag: v("LO", tag)}))
+            await workflow.UpdateWorkitem(request, timeout=10)
+
+        await asyncio.gather(*(update(tag) for tag in tags))
+        answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=item), timeout=10)
+        assert set(tags) <= set(json.loads(answer.dicom_json))
+
+
+class LosesAnswers:
+    """JetStream whose first publish is made, and whose answer is lost."""
+
+    def __init__(self, js: Any) -> None:
+        self._js = js
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._js, name)
+
+    async def publish(self, *arguments: Any, **options: Any) -> Any:
+        answer = await self._js.publish(*arguments, **options)
+        if not self.lost:
+            self.lost += 1
+            raise TimeoutError
+        return answer
+
+
+async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twice(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        item = await create(workflow)
+        async with events.connected(suite.nats.url, "test") as client:
+            js = LosesAnswers(client.jetstream())
+            request = workitem.StateRequest("IN PROGRESS", "2.25.1")
+            decision = await Workitems(js).change(item, lambda found, _: workitem.change_state(found, item, request), "state")  # type: ignore[arg-type]
+            assert js.lost == 1
+            assert decision.state is not None
+            assert decision.state.procedure_step_state == "IN PROGRESS"
+            first, last = await events.stream_state(client.jetstream(), WORKITEMS)
+            assert last - first == 1
+
+
+async def test_nats_killed_in_the_middle_of_changes_loses_none_that_was_answered(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        await subscribe(workflow, GLOBAL, "AE1")
+        items: list[str] = []
+        claimed: list[str] = []
+
+        async def work() -> None:
+            for _ in range(30):
+                item = uid()
+                try:
+                    await create(workflow, item)
+                except Exception:
+                    continue
+                items.append(item)
+                if await change(workflow, item, "IN PROGRESS", uid()) == "":
+                    claimed.append(item)
+
+        workers = [asyncio.create_task(work()) for _ in range(4)]
+        await until(lambda: len(claimed) > 10)
+        suite.nats.kill()
+        await asyncio.sleep(0.1)
+        suite.nats.start()
+        await asyncio.gather(*workers)
+        assert len(claimed) > 20
+        for item in items:
+            answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=item), timeout=10)
+            if item in claimed:
+                assert json.loads(answer.dicom_json)["00741000"]["Value"] == ["IN PROGRESS"]
+
+        async def is_reported() -> bool:
+            reports = await written(suite.nats)
+            return all(states_of(reports, item)[:2] == ["SCHEDULED", "IN PROGRESS"] for item in claimed)
+
+        await until(is_reported, 20)
+        reports = await written(suite.nats)
+        keys = [(report.source_sequence, report.ordinal) for report in reports]
+        assert keys == sorted(set(keys))
+
+
+async def test_a_report_writer_that_starts_again_at_any_point_neither_loses_nor_repeats(suite: Worklist) -> None:
+    async with events.connected(suite.nats.url, "test") as client:
+        js = client.jetstream()
+        await events.ensure_stream(js, WORKITEMS)
+        await events.ensure_stream(js, REPORTS)
+    async with suite.workflow() as workflow:
+        items = [await create(workflow) for _ in range(15)]
+        await subscribe(workflow, GLOBAL, "AE1", lock=True)
+        for item in items:
+            assert await change(workflow, item, "IN PROGRESS", uid()) == ""
+        await until(lambda: _reported(workflow))
+    expected = await written(suite.nats)
+    assert [states_of(expected, item) for item in items] == [["SCHEDULED", "IN PROGRESS"]] * 15
+    async with events.connected(suite.nats.url, "test") as client:
+        js = client.jetstream()
+        for stop_after in (1, 4, 14, 15, 16, 20):
+            await js.delete_stream("REPORTS")
+            await js.delete_key_value("workflow")
+            await events.ensure_stream(js, REPORTS)
+            stopping = StopsAfter(js, stop_after)
+            with pytest.raises(errors.Unavailable):
+                await ReportWriter(stopping).write()  # type: ignore[arg-type]
+            writer = asyncio.create_task(ReportWriter(js).write())
+
+            async def is_complete() -> bool:
+                return len(await written(suite.nats)) == len(expected)
+
+            await until(is_complete)
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            assert [r.dicom_json for r in await written(suite.nats)] == [r.dicom_json for r in expected]
+
+
+class StopsAfter:
+    """JetStream that dies after so many publishes; the last one is made and not answered."""
+
+    def __init__(self, js: Any, count: int) -> None:
+        self._js = js
+        self._count = count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._js, name)
+
+    async def publish(self, *arguments: Any, **options: Any) -> Any:
+        answer = await self._js.publish(*arguments, **options)
+        self._count -= 1
+        if self._count <= 0:
+            raise TimeoutError
+        return answer
+
+
+async def _reported(workflow: Any) -> bool:
+    status = await workflow.GetStatus(pb.GetStatusRequest(), timeout=5)
+    return bool(status.ready and status.reported_sequence == status.workitems_sequence)
+
+
+async def test_of_two_processes_one_writes_reports_and_the_other_takes_over(suite: Worklist, tmp_path: Path) -> None:
+    other = Worklist(suite.nats, suite.blob, suite.index, suite.blob_address, suite.index_address, suite.workflow_port + 1)
+    async with other.workflow() as standby:
+        async with suite.workflow() as workflow:
+            await subscribe(workflow, GLOBAL, "AE1")
+            items = [await create(workflow) for _ in range(5)] + [await create(standby) for _ in range(5)]
+        items += [await create(standby) for _ in range(5)]
+
+        async def is_complete() -> bool:
+            return len([r for r in await written(suite.nats) if r.event_type_id == 1]) >= 15
+
+        await until(is_complete)
+        reports = await written(suite.nats)
+        assert [r.workitem_uid for r in reports if r.event_type_id == 1] == items
+
+
+async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_path: Path) -> None:
+    with own_nats(tmp_path / "first") as nats:
+        async with worklist(nats) as suite:
+            async with suite.workflow() as workflow:
+                await subscribe(workflow, GLOBAL, "AE1", lock=True)
+                items = [await create(workflow) for _ in range(5)]
+                assert await change(workflow, items[1], "IN PROGRESS", "2.25.5") == ""
+                await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=items[2], ae_title="AE1"), timeout=10)
+
+                async def is_copied() -> bool:
+                    status = await workflow.GetStatus(pb.GetStatusRequest(), timeout=5)
+                    async with events.connected(nats.url, "test") as client:
+                        bucket = await events.open_bucket(client.jetstream(), "workflow")
+                        return (await bucket.get("copied"))[0] == str(status.workitems_sequence).encode()
+
+                await until(is_copied)
+            assert len(suite.blob.objects) == 6
+            with own_nats(tmp_path / "second") as empty:
+                suite.nats = empty
+                async with suite.workflow() as workflow:
+                    answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=items[1]), timeout=10)
+                    assert json.loads(answer.dicom_json)["00741000"]["Value"] == ["IN PROGRESS"]
+                    assert answer.version > 1_000_000
+                    assert await change(workflow, items[1], "CANCELED", "2.25.6") == "BadRequest"
+                    assert await change(workflow, items[1], "CANCELED", "2.25.5") == ""
+                    assert await change(workflow, items[2], "IN PROGRESS", "2.25.7") == ""
+                    assert await change(workflow, items[3], "IN PROGRESS", "2.25.8") == ""
+
+                    async def is_heard() -> bool:
+                        return len(await written(empty)) == 2
+
+                    await until(is_heard)
+                    heard = [(report.workitem_uid, list(report.ae_titles)) for report in await written(empty)]
+                    assert heard == [(items[1], ["AE1"]), (items[3], ["AE1"])]
+
+
+async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) -> None:
+    async with suite.workflow() as workflow:
+        items = [await create(workflow) for _ in range(3)]
+        assert await change(workflow, items[0], "IN PROGRESS", uid()) == ""
+        async with events.connected(suite.nats.url, "test") as client:
+            js = client.jetstream()
+            _, last = await events.stream_state(js, WORKITEMS)
+            reports = ReportWriter(js)
+            reports.reported = last
+            purging = asyncio.create_task(history.purge_superseded(js, reports, 0.05))
+
+            async def is_purged() -> bool:
+                return (await js.stream_info("WORKITEMS")).state.messages == 3
+
+            await until(is_purged)
+            purging.cancel()
+            await asyncio.gather(purging, return_exceptions=True)
+        answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=items[0]), timeout=10)
+        assert json.loads(answer.dicom_json)["00741000"]["Value"] == ["IN PROGRESS"]
+
+
+async def test_strict_creation_is_a_setting(suite: Worklist) -> None:
+    async with suite.workflow(workitem_create="strict") as workflow:
+        request = pb.CreateWorkitemRequest(workitem_uid=uid(), dicom_json=encode(template(t00380010=None)))
+        with pytest.raises(errors.BadRequest, match="0038,0010"), translated("workflow"):
+            await workflow.CreateWorkitem(request, timeout=10)
+
+
+async def test_workflow_starts_while_nats_is_away(tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path)
+    async with worklist(nats) as suite:
+
+        async def run() -> str:
+            async with suite.workflow() as workflow:
+                return await create(workflow)
+
+        running = asyncio.create_task(run())
+        await asyncio.sleep(0.3)
+        assert not running.done()
+        nats.start()
+        try:
+            assert await asyncio.wait_for(running, 10)
+        finally:
+            nats.kill()
