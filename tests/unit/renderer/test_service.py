@@ -18,6 +18,8 @@ from gantry_standard import errors
 from gantry_standard.scan import ScanFailure
 from tests.support.images import file_of, image_dataset
 
+pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
+
 NATIVE = "1.2.840.10008.1.2.1"
 LOSSLESS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.5")
 TIMEOUT_S = 60
