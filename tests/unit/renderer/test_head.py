@@ -45,7 +45,8 @@ def test_what_would_not_be_true_any_more_is_taken_out() -> None:
     offsets = head.element(0x7FE00001, "OV", bytes(8)) + head.element(0x7FE00002, "OV", bytes(8))
     icon = head.element(0x00880200, "SQ", bytes.fromhex("feff00e00c000000e07f10004f420000ffffffff"))
     plain = head.element(0x00880200, "SQ", b"")
-    assert patched(ROWS + icon + offsets) == ROWS
+    lengths = [head.element(group << 16, "UL", bytes(4)) for group in (0x0028, 0x7FE0)]
+    assert patched(lengths[0] + ROWS + icon + lengths[1] + offsets) == ROWS
     assert patched(ROWS + plain) == ROWS + plain
 
 

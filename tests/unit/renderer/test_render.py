@@ -23,6 +23,8 @@ from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 from tests.support.stored_instances import store
 
+pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
+
 NATIVE = codecs.EXPLICIT_VR_LITTLE_ENDIAN
 PLAIN = FrameAttributes()
 

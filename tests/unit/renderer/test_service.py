@@ -18,6 +18,8 @@ from gantry_standard import errors
 from gantry_standard.scan import ScanFailure
 from tests.support.images import file_of, image_dataset
 
+pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
+
 NATIVE = "1.2.840.10008.1.2.1"
 LOSSLESS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.5")
 TIMEOUT_S = 60
@@ -102,7 +104,7 @@ async def test_every_sample_that_decodes_becomes_explicit_vr_little_endian(serve
         expected_length = read.Rows * read.Columns * read.SamplesPerPixel * read.BitsAllocated * int(read.get("NumberOfFrames") or 1)
         length = (expected_length + 7) // 8
         changed = {0x00280004, 0x00280006, 0x00880200}
-        same = {tag: value for tag, value in without_pixels(read).items() if tag not in changed}
+        same = {tag: value for tag, value in without_pixels(read).items() if tag not in changed and tag & 0xFFFF}
         kept = {tag: value for tag, value in without_pixels(stored).items() if tag not in changed and tag & 0xFFFF}
         if len(read.PixelData) != length + length % 2 or read.file_meta.TransferSyntaxUID != NATIVE or same.keys() != kept.keys():
             wrong.append(path.name)
