@@ -14,6 +14,13 @@ from gantry_runtime.settings import describe
 from gantry_standard import query_attributes, reasons, transfer_syntaxes
 from tests.support.requirements import Row
 
+EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
+NEVER_LEAVE = (
+    transfer_syntaxes.IMPLICIT_VR_LITTLE_ENDIAN,
+    transfer_syntaxes.EXPLICIT_VR_BIG_ENDIAN,
+    transfer_syntaxes.DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+)
+
 ROWS_OF = {
     "Search": ("Q-",),
     "Store": ("S-",),
@@ -41,7 +48,8 @@ def transactions() -> str:
 
 def store_reasons() -> str:
     """Failure and warning reasons of Store."""
-    return table(("code", "name", "meaning"), ((f"{r.code:04X}H ({r.code})", r.name, r.sentence) for r in reasons.REASONS))
+    rows = [*reasons.FAILURE_REASONS.values(), *reasons.WARNING_REASONS.values()]
+    return table(("code", "name", "meaning"), ((f"{row.code:04X}H ({row.code})", row.name, row.sentence) for row in rows))
 
 
 def configuration() -> str:
@@ -51,16 +59,15 @@ def configuration() -> str:
 
 def matching_keys() -> str:
     """Matching and return keys of the Studies search."""
-    return table(
-        ("level", "attribute", "tag", "use"), ((a.level.name.lower(), a.keyword, a.tag, a.use) for a in query_attributes.study_attributes())
-    )
+    rows = ((a.entity.name.lower(), a.keyword, a.tag, a.returned.name.lower()) for a in query_attributes.ATTRIBUTES)
+    return table(("entity", "attribute", "tag", "returned"), rows)
 
 
 def syntaxes() -> str:
     """Transfer syntaxes that can be stored, and how they leave."""
     return table(
         ("transfer syntax", "name", "as stored it leaves as"),
-        ((t.uid, t.name, t.uid if t.may_leave else "1.2.840.10008.1.2.1") for t in transfer_syntaxes.TRANSFER_SYNTAXES),
+        ((t.uid, t.name, t.uid if t.uid not in NEVER_LEAVE else EXPLICIT) for t in transfer_syntaxes.TRANSFER_SYNTAXES.values()),
     )
 
 
@@ -70,8 +77,9 @@ SECTIONS = (
     (
         "Search keys",
         matching_keys,
-        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard to case and accents, "
-        "wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning.",
+        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard to "
+        "case and accents, wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning. "
+        "Any other attribute of the instance can be a matching key too, at any depth.",
     ),
     (
         "Transfer syntaxes",
@@ -81,8 +89,8 @@ SECTIONS = (
     (
         "Store reasons",
         store_reasons,
-        "Any storage SOP class is taken; private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`; classes that are no storage class are "
-        "refused with 0122H. No attribute is coerced.",
+        "Any storage SOP class is taken; private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`; classes that are "
+        "no storage class are refused with 0122H. No attribute is coerced.",
     ),
 )
 
@@ -114,12 +122,14 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
 
 
 NOTIFICATIONS = (
-    "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. One text frame holds one "
-    "DICOM JSON object. A report that was not seen to arrive (ping and pong) may come again after a broken connection with the same Message ID."
+    "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "
+    "One text frame holds one DICOM JSON object. A report that was not seen to arrive (ping and pong) may come again after a broken "
+    "connection, with the same Message ID."
 )
 SECURITY = (
-    "The server has no access control of its own yet: it listens on the loopback address unless told otherwise, lets browser pages of local origins alone read its "
-    "answers, and belongs behind a proxy that authenticates and speaks TLS. Logs, metrics and error messages hold no patient attributes."
+    "The server has no access control of its own: it listens on the loopback address unless told otherwise, lets browser pages of local "
+    "origins alone read its answers, and belongs behind a proxy that authenticates and speaks TLS. Logs, metrics and error messages hold "
+    "no patient attributes."
 )
 
 

@@ -39,6 +39,10 @@ def tables() -> str:
     return "\n".join(lines)
 
 
+def _default(text: str) -> str:
+    return "" if text in ("", "()", "None") else f"`{text}`"
+
+
 def page_with(text: str) -> str:
     """Return the page with its tables written anew."""
     return re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: f"{BEGIN}\n\n{tables()}\n{END}", text, flags=re.DOTALL)

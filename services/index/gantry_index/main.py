@@ -3,49 +3,22 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import add_IndexServiceServicer_to_server
 from gantry_index.edge import IndexEdge
-from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
 from gantry_index.reader import Reader
 from gantry_index.service import Following
+from gantry_index.settings import IndexSettings
 from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
 from gantry_index.store import IndexStore, WorkitemStore
 from gantry_index.workitems import WorkitemReader
 from gantry_runtime import events, process, rpc, telemetry
-from gantry_runtime.process import Process, ProcessSettings
-from gantry_runtime.settings import setting
+from gantry_runtime.process import Process
 from gantry_standard import errors
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexSettings(ProcessSettings):
-    """What index can be told."""
-
-    index_store: Literal["sqlite", "elasticsearch"] = setting("sqlite", "Where facts are kept: sqlite or elasticsearch.")
-    index_directory: Path = setting(Path(".gantry/index"), "Directory of the SQLite files.")
-    elasticsearch_url: str = setting("http://127.0.0.1:9200", "Elasticsearch, or several nodes separated by commas.")
-    elasticsearch_prefix: str = setting("gantry", "What the names of all its indices begin with.")
-    index_listen: str = setting("127.0.0.1:7002", "HOST:PORT of index's gRPC.")
-    index_admin_listen: str = setting("127.0.0.1:7102", "HOST:PORT of index's /metrics and /healthz.")
-    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
-    on_duplicate: Literal["reject", "replace"] = setting(
-        "reject", "What becomes of another content under a SOP Instance UID that is there: reject (failure reason 0111H) or replace."
-    )
-    index_search_maximum: int = setting(10_000, "Most rows that index gives for one search, whatever limit is asked for.")
-    index_current_timeout_s: float = setting(3.0, "Seconds that a worklist search with no-cache waits for the stream.")
-    index_sqlite_readers: int = setting(4, "Threads that read SQLite at the same time.")
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        if not 1 <= self.index_search_maximum <= 10_000:
-            raise ValueError(f"GANTRY_INDEX_SEARCH_MAXIMUM={self.index_search_maximum}: expected 1 to 10000")
 
 
 async def stores(process: Process, settings: IndexSettings) -> tuple[IndexStore, WorkitemStore]:
@@ -56,6 +29,9 @@ async def stores(process: Process, settings: IndexSettings) -> tuple[IndexStore,
         store = await asyncio.to_thread(SqliteStore, settings.index_directory, settings.index_sqlite_readers)
         workitems = await asyncio.to_thread(SqliteWorkitemStore, settings.index_directory)
     else:
+        # Its client is large and slow to import: one machine does without.
+        from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
+
         url, prefix = settings.elasticsearch_url, settings.elasticsearch_prefix
         store = await _when_there(lambda: ElasticsearchStore.opened(url, prefix))
         workitems = await _when_there(lambda: ElasticsearchWorkitemStore.opened(url, prefix))

@@ -1,0 +1,32 @@
+"""What index can be told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gantry_runtime.process import ProcessSettings
+from gantry_runtime.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings(ProcessSettings):
+    """What index can be told."""
+
+    index_store: Literal["sqlite", "elasticsearch"] = setting("sqlite", "Where facts are kept: sqlite or elasticsearch.")
+    index_directory: Path = setting(Path(".gantry/index"), "Directory of the SQLite files.")
+    elasticsearch_url: str = setting("http://127.0.0.1:9200", "Elasticsearch, or several nodes separated by commas.")
+    elasticsearch_prefix: str = setting("gantry", "What the names of all its indices begin with.")
+    index_listen: str = setting("127.0.0.1:7002", "HOST:PORT of index's gRPC.")
+    index_admin_listen: str = setting("127.0.0.1:7102", "HOST:PORT of index's /metrics and /healthz.")
+    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
+    on_duplicate: Literal["reject", "replace"] = setting(
+        "reject", "What becomes of another content under a SOP Instance UID that is there: reject (failure reason 0111H) or replace."
+    )
+    index_search_maximum: int = setting(10_000, "Most rows that index gives for one search, whatever limit is asked for.")
+    index_current_timeout_s: float = setting(3.0, "Seconds that a worklist search with no-cache waits for the stream.")
+    index_sqlite_readers: int = setting(4, "Threads that read SQLite at the same time.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not 1 <= self.index_search_maximum <= 10_000:
+            raise ValueError(f"GANTRY_INDEX_SEARCH_MAXIMUM={self.index_search_maximum}: expected 1 to 10000")

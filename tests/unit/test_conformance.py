@@ -1,0 +1,52 @@
+"""The committed pages say what the tables of the code say."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import conformance, operations, requirements
+
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+
+
+@pytest.mark.parametrize(
+    ("title", "make"),
+    [
+        pytest.param(title, make, id=title, marks=pytest.mark.requirement(*ids))
+        for (title, make, _), ids in zip(
+            conformance.SECTIONS, [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("S-043",)], strict=True
+        )
+    ],
+)
+def test_a_section_holds_the_table_of_the_code(title: str, make: object) -> None:
+    section = PAGE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    assert callable(make)
+    assert make() in section
+
+
+@pytest.mark.requirement("D-001")
+def test_notifications_are_described_as_the_routes_have_them() -> None:
+    section = PAGE.read_text().split("\n## Notifications\n")[1].split("\n## ")[0]
+    assert conformance.NOTIFICATIONS in section
+    assert any(route.path == "/subscribers/{aetitle}" and route.handler for route in conformance.ROUTES)
+
+
+@pytest.mark.requirement("A-068")
+def test_security_is_described() -> None:
+    section = PAGE.read_text().split("\n## Security\n")[1].split("\n## ")[0]
+    assert conformance.SECURITY in section
+    assert conformance.GatewaySettings().host == "127.0.0.1"
+    assert conformance.GatewaySettings().cors_origins == ()
+
+
+def test_operations_lists_every_setting() -> None:
+    text = operations.PAGE.read_text()
+    assert operations.page_with(text) == text
+
+
+def test_the_statement_names_every_row_that_is_not_shown() -> None:
+    rows = requirements.read_table()
+    text = conformance.statement(rows, {"S-001": ["tests/blackbox/test_store.py::test_x"]})
+    assert "S-002" in text.split("## Requirements")[1]
+    assert "S-001" not in text.split("## Requirements")[1].split("## Tests")[0]
+    assert "tests/blackbox/test_store.py" in text
