@@ -57,8 +57,7 @@ def own_suite(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
 
     yield start
     for running in started:
-        if running.process is not None:
-            running.stop()
+        running.close()
 
 
 @pytest.fixture

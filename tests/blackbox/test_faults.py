@@ -24,11 +24,6 @@ IN_ALL = 200
 PER_REQUEST = 4
 
 
-def client_of(suite: Suite) -> DicomWeb:
-    """Return a client of a suite."""
-    return DicomWeb(suite.url, suite.origin)
-
-
 def files(number: int, study: str) -> dict[str, bytes]:
     """Return instances of one study by their SOP Instance UID."""
     series = instances.new_uid()
@@ -69,7 +64,7 @@ def check_all(dicomweb: DicomWeb, study: str, sent: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(own_suite: Starter, part: str) -> None:
     suite = own_suite()
-    dicomweb, study = client_of(suite), instances.new_uid()
+    dicomweb, study = suite.client(), instances.new_uid()
     sent, acknowledged = files(IN_ALL, study), set[str]()
     uids = list(sent)
     kill_at = sorted(random.Random(part).sample(range(10, IN_ALL - 10), 3))
@@ -90,7 +85,7 @@ def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(own_suite
 
 def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb, study = client_of(suite), instances.new_uid()
+    dicomweb, study = suite.client(), instances.new_uid()
     sent = files(20, study)
     dicomweb.store(*sent.values())
     pids = suite.pids()
@@ -106,7 +101,7 @@ def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(own_s
 @pytest.mark.parametrize("when", ["while the instance is sent", "before the end"])
 def test_a_store_that_breaks_off_leaves_nothing(own_suite: Starter, when: str) -> None:
     suite = own_suite()
-    dicomweb, data_set = client_of(suite), instances.ct(64, 64)
+    dicomweb, data_set = suite.client(), instances.ct(64, 64)
     body = related([instances.encoded(data_set)], "B")
     body = body[: len(body) // 2] if when == "while the instance is sent" else body[:-5]
 
@@ -124,7 +119,7 @@ def test_a_store_that_breaks_off_leaves_nothing(own_suite: Starter, when: str) -
 
 def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_objects_alone(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb, worklist = client_of(suite), Worklist(client_of(suite))
+    dicomweb, worklist = suite.client(), Worklist(suite.client())
     study = instances.new_uid()
     data_sets = [instances.ct(StudyInstanceUID=study, InstanceNumber=number) for number in range(5)]
     others = [instances.with_bulk(), instances.encapsulated("jpeg 2000"), instances.japanese()]
@@ -162,7 +157,7 @@ def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_
 
 def test_verify_finds_one_flipped_byte(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb = client_of(suite)
+    dicomweb = suite.client()
     data_sets = [instances.ct(), instances.ct()]
     dicomweb.store(*(instances.encoded(data_set) for data_set in data_sets))
     assert suite.run("verify", "--data", str(suite.data)).returncode == 0
@@ -181,7 +176,7 @@ def test_verify_finds_one_flipped_byte(own_suite: Starter) -> None:
 
 def test_export_gives_the_file_exactly_as_it_was_sent(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb, data_set = client_of(suite), instances.ct()
+    dicomweb, data_set = suite.client(), instances.ct()
     sent = b"II*\0".ljust(128, b"P") + instances.encoded(data_set, instances.NATIVE["implicit"])[128:]
     dicomweb.store(sent)
     suite.run("export", data_set.SOPInstanceUID, "original.dcm", "--data", str(suite.data))
@@ -193,7 +188,7 @@ def test_export_gives_the_file_exactly_as_it_was_sent(own_suite: Starter) -> Non
 
 def test_reads_go_on_while_nats_is_down_and_stores_say_503(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb, data_set = client_of(suite), instances.ct()
+    dicomweb, data_set = suite.client(), instances.ct()
     dicomweb.store(instances.encoded(data_set))
     (suite.data / "run" / "nats.conf").rename(suite.data / "run" / "nats.conf.away")
     suite.kill("nats")
@@ -213,7 +208,7 @@ def test_reads_go_on_while_nats_is_down_and_stores_say_503(own_suite: Starter) -
 
 def test_without_index_a_store_is_202_with_a_warning_and_nothing_is_lost(own_suite: Starter) -> None:
     suite = own_suite(GANTRY_STORE_OUTCOME_S="1")
-    dicomweb, data_set = client_of(suite), instances.ct()
+    dicomweb, data_set = suite.client(), instances.ct()
     pid = suite.pid("index")
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -232,7 +227,7 @@ def test_without_index_a_store_is_202_with_a_warning_and_nothing_is_lost(own_sui
 @pytest.mark.requirement("W-077")
 def test_a_restart_is_reported_and_workitems_and_subscriptions_survive_it(own_suite: Starter) -> None:
     suite = own_suite()
-    worklist, ae_title = Worklist(client_of(suite)), new_ae_title()
+    worklist, ae_title = Worklist(suite.client()), new_ae_title()
     uid, transaction = worklist.claimed()
     worklist.subscribe(uid, ae_title)
     with listening(worklist.dicomweb, ae_title) as reports:
@@ -252,7 +247,7 @@ def test_a_restart_is_reported_and_workitems_and_subscriptions_survive_it(own_su
 @pytest.mark.parametrize("part", ["workflow", "nats", "gateway"])
 def test_killing_a_part_loses_no_report(own_suite: Starter, part: str) -> None:
     suite = own_suite()
-    worklist, ae_title = Worklist(client_of(suite)), new_ae_title()
+    worklist, ae_title = Worklist(suite.client()), new_ae_title()
     uid = worklist.created()
     worklist.subscribe(uid, ae_title)
     with listening(worklist.dicomweb, ae_title) as reports:
@@ -266,7 +261,7 @@ def test_killing_a_part_loses_no_report(own_suite: Starter, part: str) -> None:
 
 def test_an_instance_with_known_pixels_is_still_read_by_pydicom_after_all_that(own_suite: Starter) -> None:
     suite = own_suite()
-    dicomweb, data_set = client_of(suite), instances.ct()
+    dicomweb, data_set = suite.client(), instances.ct()
     dicomweb.store(instances.encoded(data_set))
     suite.wait_restarted("renderer", suite.kill("renderer"))
     (part,) = dicomweb.parts(instances.resource(data_set), AS_STORED)

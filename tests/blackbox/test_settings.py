@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import instances
-from tests.support.dicomweb import AS_STORED, JSON, DicomWeb, value, walk
+from tests.support.dicomweb import AS_STORED, JSON, value, walk
 from tests.support.suite import Suite
 
 
@@ -17,7 +17,7 @@ def test_base_path_strict_accept_and_the_maximum_of_a_search(own_suite: Callable
         GANTRY_SEARCH_MAX_RESULTS="2",
         GANTRY_CORS_ORIGINS="https://viewer.example.org",
     )
-    dicomweb = DicomWeb(suite.url, suite.origin)
+    dicomweb = suite.client()
     data_sets = [instances.with_bulk() for _ in range(3)]
     answer = dicomweb.stow(*(instances.encoded(data_set) for data_set in data_sets))
     assert answer.status_code == 200

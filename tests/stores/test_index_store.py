@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from elasticsearch import AsyncElasticsearch
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision
@@ -31,7 +32,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         opened = await ElasticsearchStore.opened(request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
     yield opened
     if isinstance(opened, ElasticsearchStore):
-        await opened._cluster.client.indices.delete(index=f"{opened._cluster.prefix}-*")
+        await drop(opened._cluster.client, opened._cluster.prefix)
     await opened.close()
 
 
@@ -43,8 +44,13 @@ async def workitems(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         opened = await ElasticsearchWorkitemStore.opened(request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
     yield opened
     if isinstance(opened, ElasticsearchWorkitemStore):
-        await opened._cluster.client.indices.delete(index=f"{opened._cluster.prefix}-*")
+        await drop(opened._cluster.client, opened._cluster.prefix)
     await opened.close()
+
+
+async def drop(client: AsyncElasticsearch, prefix: str) -> None:
+    for index in await client.indices.get(index=f"{prefix}-*"):
+        await client.indices.delete(index=index)
 
 
 def element(keyword: str, *values: Any) -> dict[str, Any]:

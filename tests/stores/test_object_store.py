@@ -217,8 +217,21 @@ def test_objects_are_listed_by_key(store: ObjectStore) -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "after"),
-    [("a", ""), ("b/", ""), ("b/1", ""), ("b/1/", ""), ("b/1/x", ""), ("", "a/b"), ("", "a/bb"), ("", "b/1/x"), ("b/", "b/1"), ("", "a/")]
-    + [("b/1", "b/10"), ("x", ""), ("", "z"), ("a", "b"), ("b", "a")],
+    [
+        *[
+            ("a", ""),
+            ("b/", ""),
+            ("b/1", ""),
+            ("b/1/", ""),
+            ("b/1/x", ""),
+            ("", "a/b"),
+            ("", "a/bb"),
+            ("", "b/1/x"),
+            ("b/", "b/1"),
+            ("", "a/"),
+        ],
+        *[("b/1", "b/10"), ("x", ""), ("", "z"), ("a", "b"), ("b", "a")],
+    ],
 )
 def test_only_keys_with_the_prefix_and_above_after_are_listed(store: ObjectStore, prefix: str, after: str) -> None:
     for key in LISTED:
@@ -365,9 +378,10 @@ def test_a_nearly_full_disk_takes_no_new_objects_but_decisions(tmp_path: Path, m
     monkeypatch.setattr(os, "statvfs", lambda path: FullDisk)
     with pytest.raises(errors.OutOfResources):
         store.create("packs/2")
+    for _ in range(17):  # it looks once per 16 MiB
+        writer.write(PATTERN)
     with pytest.raises(errors.OutOfResources):
-        for _ in range(20):
-            writer.write(PATTERN)
+        writer.write(PATTERN)
     writer.abort()
     store.put("decisions/1", b"deleted")
     assert keys(store) == ["decisions/1"]
@@ -385,8 +399,7 @@ def test_a_full_disk_is_out_of_resources(tmp_path: Path, monkeypatch: pytest.Mon
     writer = store.create("packs/1")
     monkeypatch.setattr(os, call, full)
     with pytest.raises(errors.OutOfResources):
-        writer.write(b"x")
-        writer.commit()
+        (writer.write(b"x"), writer.commit())
     writer.abort()
     assert keys(store) == []
     assert remains(store) == 0

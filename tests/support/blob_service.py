@@ -77,6 +77,7 @@ class RunningBlob:
     index: KnownPacks
     client: Client
     edge: BlobEdge
+    port: int
 
     async def store_parts(
         self, parts: Sequence[bytes], study: str = "", reply_subject: str = "", chunk_bytes: int = 1 << 20, end: bool = True
@@ -139,7 +140,7 @@ async def running_blob(
             rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), "127.0.0.1:0", drain_s=0)
         )
         stub = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
-        yield RunningBlob(stub, store, announcer, index, client, edge)
+        yield RunningBlob(stub, store, announcer, index, client, edge, port)
 
 
 async def announced(client: Client, pack: str) -> list[events_pb2.InstancesStored]:

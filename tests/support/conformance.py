@@ -73,7 +73,11 @@ SECTIONS = (
         "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard to case and accents, "
         "wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning.",
     ),
-    ("Transfer syntaxes", syntaxes, "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte."),
+    (
+        "Transfer syntaxes",
+        syntaxes,
+        "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte.",
+    ),
     (
         "Store reasons",
         store_reasons,
@@ -96,7 +100,15 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     ]
     for title, make, note in SECTIONS:
         parts += [f"## {title}", note, make()]
-    parts += ["## Notifications", NOTIFICATIONS, "## Security", SECURITY, "## Requirements", _requirements(rows, found), "## Tests of each transaction"]
+    parts += [
+        "## Notifications",
+        NOTIFICATIONS,
+        "## Security",
+        SECURITY,
+        "## Requirements",
+        _requirements(rows, found),
+        "## Tests of each transaction",
+    ]
     parts.append(table(("transaction", "status", "rows shown", "tests"), _tests(found)))
     return "\n\n".join(parts) + "\n"
 

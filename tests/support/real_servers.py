@@ -83,10 +83,9 @@ class RealServers:
         started = subprocess.run(["bash", str(SERVERS / "up.sh"), directory], stdout=subprocess.PIPE, text=True, check=False)
         if started.returncode != 0:
             return False
-        self._ends += [
-            lambda: shutil.rmtree(directory, ignore_errors=True),
-            lambda: subprocess.run(["bash", str(SERVERS / "down.sh"), directory], check=False),
-        ]
+        # Ends them when this process has ended, however it did.
+        ending = f'tail --pid={os.getpid()} -f /dev/null; bash "{SERVERS}/down.sh" "{directory}"; rm -rf "{directory}"'
+        subprocess.Popen(["bash", "-c", ending], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         os.environ.update(re.findall(r"^export (\w+)=(\S+)$", started.stdout, re.MULTILINE))
         return True
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.support.dicomweb import DicomWeb
 from tests.support.nats_server import free_port
 
 SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
@@ -49,6 +50,19 @@ class Suite:
         self.url = self.origin + settings.get("GANTRY_BASE_PATH", "/dicom-web")
         """The DICOMweb root."""
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[DicomWeb] = []
+
+    def client(self) -> DicomWeb:
+        """Return a client that lives until `close`."""
+        self._clients.append(DicomWeb(self.url, self.origin))
+        return self._clients[-1]
+
+    def close(self) -> None:
+        """Close the clients, and stop the suite if it is still running."""
+        for client in self._clients:
+            client.http.close()
+        if self.process is not None:
+            self.stop()
 
     def start(self, *options: str) -> None:
         """Start `gantry up` and wait until the suite is ready."""

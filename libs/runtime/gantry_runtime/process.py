@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,6 +29,19 @@ class ProcessSettings:
 
     log_level: str = setting("info", "Least level that is logged: debug, info, warning, error.")
     nats_url: str = setting("nats://127.0.0.1:4222", "NATS server, or several separated by commas.")
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended; errors of theirs are not raised.
+
+    Python 3.11's `asyncio.wait_for` loses a cancellation that meets the answer waited for (python/cpython#86296), and nats-py waits
+    so: one that goes on is cancelled again.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
 class Process:
@@ -57,10 +70,7 @@ class Process:
 
     async def cancel_tasks(self) -> None:
         """Cancel what `watch` started and wait for it."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
 
 def run(

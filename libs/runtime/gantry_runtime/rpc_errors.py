@@ -14,6 +14,8 @@ from gantry_standard import errors
 ERROR_KEY = "gantry-error"
 WARNING_KEY = "gantry-warning-bin"
 RETRY_KEY = "gantry-retry-after-s"
+BROKEN_SEND = "Internal error from Core"
+"""What grpcio says when a stream that is still sent to was ended by the server, before it has seen the server's status."""
 
 STATUS: dict[type[errors.GantryError], grpc.StatusCode] = {
     errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -65,6 +67,8 @@ def error_from(call: grpc.aio.AioRpcError, service: str) -> errors.GantryError:
         return cls(message, warning=text, retry_after_s=int(str(metadata.get(RETRY_KEY, "1"))))
     if cls is not None:
         return cls(message, warning=text)
+    if call.code() is grpc.StatusCode.INTERNAL and message == BROKEN_SEND:
+        return errors.Unavailable(f"{service} ended the call while it was sent to")
     if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return errors.Unavailable(f"{service} does not answer")
     return errors.GantryError(f"{service} failed: {call.code().name}")

@@ -130,7 +130,8 @@ def _first_fragments(fragments: FragmentTable, count: int, number_of_frames: int
     # Number of Frames is wrong. Every fragment a codestream, or a table that fits, is as good as it gets.
     if len(starts) == count or count < number_of_frames:
         return range(count)
-    return next((candidate for candidate in candidates if candidate and _agrees(candidate, starts, len(candidate))), None)
+    tables = candidates[:2]
+    return next((table for table in tables if table is not None and _agrees(table, starts, len(table))), None)
 
 
 def _agrees(first_fragments: Sequence[int], starts: list[int], number_of_frames: int) -> bool:

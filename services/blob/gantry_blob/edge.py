@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,6 +28,7 @@ HELD_BYTES = 4 << 20
 """Most bytes of an upload that wait for its thread."""
 
 HELD_MESSAGES = 256
+DISCARD_S = 2.0
 PUT_BYTES = 4 << 20
 PAGE_OBJECTS = 1000
 PAGE_RESULTS = 1000
@@ -96,6 +97,14 @@ class BlobEdge(BlobServiceServicer):
 
     async def StoreInstances(self, request_iterator: Messages, context: Any) -> AsyncIterator[blob_pb2.StoreInstancesResponse]:
         """Store the instances of one request."""
+        try:
+            async for answer in self._store_instances(request_iterator):
+                yield answer
+        except errors.GantryError:
+            await _discard(request_iterator)
+            raise
+
+    async def _store_instances(self, request_iterator: Messages) -> AsyncIterator[blob_pb2.StoreInstancesResponse]:
         with self._uploads.entered():
             if not self._is_announcing_possible():
                 raise errors.Unavailable("NATS is not connected: nothing could be announced")
@@ -206,6 +215,14 @@ class BlobEdge(BlobServiceServicer):
         return blob_pb2.GetStatusResponse(
             object_store=self._store.kind, ready=status.ready, explanation=status.explanation, free_bytes=status.free_bytes
         )
+
+
+async def _discard(requests: Messages) -> None:
+    """Read what the client is still sending, for a while: a client whose call ends while it sends sees a broken call, not our error."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            async for _ in requests:
+                pass
 
 
 async def _start_of(requests: Messages) -> blob_pb2.StoreStart:

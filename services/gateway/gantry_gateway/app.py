@@ -121,9 +121,10 @@ class Application:
         finally:
             seconds = time.perf_counter() - begin
             self._observe(transaction, answer.status, seconds)
-            if log.isEnabledFor(logging.INFO):
+            level = logging.DEBUG if transaction == "health" else logging.INFO
+            if log.isEnabledFor(level):
                 facts = {"method": scope["method"], "transaction": transaction, "status": answer.status, "ms": round(seconds * 1000, 2)}
-                log.info("request", extra=facts)
+                log.log(level, "request", extra=facts)
 
     def _observe(self, transaction: str, status: int, seconds: float) -> None:
         key = (transaction, status)

@@ -22,7 +22,7 @@ from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
-from gantry_runtime.process import Process, run
+from gantry_runtime.process import Process, end_tasks, run
 
 
 async def open_gateway(process: Process, settings: GatewaySettings) -> None:
@@ -69,8 +69,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks([task])
 
 
 def main() -> None:

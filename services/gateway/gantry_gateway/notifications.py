@@ -27,6 +27,7 @@ from gantry_gateway.subscriber_cursors import Cursors
 from gantry_gateway.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
 from gantry_runtime import events, telemetry
 from gantry_runtime.events import REPORTS, Message
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_valid_ae_title
 
@@ -262,9 +263,7 @@ async def running(gateway: Gateway) -> AsyncIterator[Hub]:
     try:
         yield hub
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         del gateway.parts[PART]
 
 

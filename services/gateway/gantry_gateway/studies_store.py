@@ -25,7 +25,6 @@ from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_runtime import rpc_errors
 from gantry_runtime.events import Inbox
-from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors, negotiation, store_response
 from gantry_standard.media_types import Resource
 from gantry_standard.multipart import End, Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
@@ -42,6 +41,9 @@ SUPPORTED = 'supported are multipart/related; type="application/dicom" and appli
 
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
+
+MESSAGE_BYTES = 512 << 10
+"""Piece of an instance in one message to blob."""
 
 MOST_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
@@ -137,7 +139,7 @@ class Upload:
     """One call of StoreInstances, opened with the first part that goes there.
 
     One message is on its way while the next is gathered, so that reading the request and writing to blob overlap; what waits here
-    is at most two messages of CHUNK_BYTES.
+    is at most two messages of MESSAGE_BYTES.
     """
 
     def __init__(self, request: Request, start: blob_pb2.StoreStart) -> None:
@@ -202,8 +204,8 @@ class Upload:
         await self._write(blob_pb2.StoreInstancesRequest(part=part))
 
     async def _add(self, data: memoryview) -> None:
-        while self._size + len(data) >= CHUNK_BYTES:
-            room = CHUNK_BYTES - self._size
+        while self._size + len(data) >= MESSAGE_BYTES:
+            room = MESSAGE_BYTES - self._size
             self._pieces.append(data[:room])
             data = data[room:]
             await self._flush()

@@ -115,7 +115,7 @@ class _Batch:
         if (kind := self.dead.get(place)) is not None:
             return OUTCOME_OF_DEAD[kind]
         now = self.state.get(instance.sop_instance_uid)
-        if now is not None and (now.place == place or now.version >= event.sequence):
+        if now is not None and (now.place == place or now.version > event.sequence):
             # Applied before: this is a repetition.
             return events_pb2.OUTCOME_NEW
         if now is None or now.deleted:

@@ -65,6 +65,8 @@ JOIN_MAXIMUM = 10_000
 """Most studies or series that keys of another level may match."""
 SEPARATOR, AFTER_SEPARATOR = "\x1f", "\x20"
 TIMEOUT_S = 30.0
+BULK_BYTES = 512 << 10
+"""Body of one bulk request."""
 
 KEYWORD = {"type": "keyword"}
 MATCHED = {"type": "keyword", "doc_values": False}
@@ -184,6 +186,20 @@ def _group_query(group: Sequence[MatchKey]) -> dict[str, Any]:
     return {"bool": {"filter": filters, "must_not": absent}}
 
 
+def _bounded(operations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split a bulk into bodies of about BULK_BYTES, an action and its document together."""
+    parts: list[list[dict[str, Any]]] = []
+    size = BULK_BYTES
+    for operation in operations:
+        is_action = "_index" in next(iter(operation.values()), ()) if len(operation) == 1 else False
+        if is_action and size >= BULK_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(operation)
+        size += len(orjson.dumps(operation))
+    return parts
+
+
 class _Cluster:
     """One client, and the names under which a generation's indices are found."""
 
@@ -209,12 +225,15 @@ class _Cluster:
             errors.Unavailable: Elasticsearch is busy, or another writer was faster: read again.
             ValueError: a document cannot be written, ever.
         """
-        if not operations:
-            return
+        parts = _bounded(operations)
+        for number, part in enumerate(parts, 1):
+            await self._bulk(part, refresh=refresh and number == len(parts))
+
+    async def _bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> None:
         answer = await _answered(self.client.bulk(operations=operations, refresh=refresh))
         if not answer["errors"]:
             return
-        by_version = {action["index"]["_id"] for action in operations[::2] if "index" in action and "version" in action["index"]}
+        by_version = {action["index"]["_id"] for action in operations if "version" in action.get("index", ())}
         for item in answer["items"]:
             (result,) = item.values()
             status = result["status"]
@@ -492,7 +511,7 @@ class _Writing:
                 self._recount.add(study)
         touched = {*self._added, *self._recount}
         if not touched:
-            await self._cluster.bulk(operations + self._facts(), refresh=bool(operations))
+            await self._cluster.bulk(self._facts() + operations, refresh=bool(operations))
             return
         await self._cluster.bulk(operations, refresh=bool(self._recount))
         follow_up: list[dict[str, Any]] = self._facts()
@@ -502,7 +521,7 @@ class _Writing:
             else:
                 follow_up += await self._increased(study, studies.get(study))
         await self._cluster.bulk(follow_up, refresh=False)
-        changed = [self._cluster.index(kind) for kind in ("instances", "series", "studies")]
+        changed = [self._cluster.index(kind) for kind in MAPPINGS]
         await _answered(self._cluster.client.indices.refresh(index=changed))
 
     def _facts(self) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def read_jpeg_head(data: bytes) -> Head | None:
         segment = data[position + 4 : position + 2 + length]
         if marker in _START_OF_FRAME:
             return _jpeg_head(marker, segment, names_color_space)
-        names_color_space |= segment.startswith(b"JFIF\0") and length >= 16 or segment.startswith(b"Adobe") and length >= 14
+        names_color_space |= (segment.startswith(b"JFIF\0") and length >= 16) or (segment.startswith(b"Adobe") and length >= 14)
         position += 2 + length
     return None
 

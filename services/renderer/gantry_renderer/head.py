@@ -23,6 +23,9 @@ _ENCAPSULATED_ICON = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 # Extended Offset Table, its lengths, and the total: they describe the fragments that are replaced
 _OFFSET_TABLES = frozenset((0x7FE00001, 0x7FE00002, 0x7FE00003))
 
+# Retired and optional, and wrong as soon as something of their group changes (PS3.5 §7.2)
+_GROUP_LENGTHS = frozenset((0x00280000, 0x00880000, 0x7FE00000))
+
 
 @dataclass(frozen=True, slots=True)
 class _Element:
@@ -80,7 +83,7 @@ def _with(data: bytes, changes: Mapping[int, bytes]) -> bytes:
 
 
 def _is_outdated(found: _Element, data: bytes) -> bool:
-    if found.tag in _OFFSET_TABLES or found.tag == 0x00280000:
+    if found.tag in _OFFSET_TABLES or found.tag in _GROUP_LENGTHS:
         return True
     # An icon in the transfer syntax of the pixel data cannot stay; icons are optional
     return found.tag == _ICON_IMAGE_SEQUENCE and data.find(_ENCAPSULATED_ICON, found.begin, found.end) >= 0

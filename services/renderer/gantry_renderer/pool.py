@@ -144,6 +144,7 @@ class Pool:
         self._waiting: deque[asyncio.Future[Worker]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._running = 0
 
     @property
     def ready_workers(self) -> int:
@@ -154,6 +155,11 @@ class Pool:
     def waiting_jobs(self) -> int:
         """Jobs that wait for a worker."""
         return len(self._waiting)
+
+    @property
+    def running_jobs(self) -> int:
+        """Jobs that a worker has in hand, those included that nobody waits for any more."""
+        return self._running
 
     @property
     def pids(self) -> list[int]:
@@ -207,6 +213,7 @@ class Pool:
     async def _try(self, job: str, arguments: tuple[Any, ...]) -> Any:
         worker = await self._take()
         done = asyncio.get_running_loop().run_in_executor(self._threads, worker.call, job, arguments)
+        self._running += 1
         # The worker comes back when its job has ended, whoever still waits for it by then
         done.add_done_callback(lambda future: self._give_back(worker, future))
         try:
@@ -245,6 +252,7 @@ class Pool:
             telemetry.RENDER_QUEUE.set(len(self._waiting))
 
     def _give_back(self, worker: Worker, done: "asyncio.Future[Any]") -> None:
+        self._running -= 1
         if self._closed:
             return
         if done.cancelled() or isinstance(done.exception(), WorkerDied) or not worker.is_alive():

@@ -17,6 +17,8 @@ from gantry_renderer.bitstreams import read_jpeg_2000_head, read_jpeg_head
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 
+pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
+
 GREY = PixelDescription(4, 6, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")
 COLOR = PixelDescription(4, 6, 3, "RGB", 0, 8, 8, 7, 0, "7FE00010", "OB")
 NATIVE = codecs.EXPLICIT_VR_LITTLE_ENDIAN

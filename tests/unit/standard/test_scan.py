@@ -46,7 +46,8 @@ _HEAD_LENGTH = len(encode_file_meta(SOP_CLASS_UID, SOP_INSTANCE_UID, EXPLICIT))
 
 
 def _json(found: Scan) -> dict[str, Any]:
-    return orjson.loads(found.scanned.dicom_json.replace(b"\x00", b""))
+    json: dict[str, Any] = orjson.loads(found.scanned.dicom_json.replace(b"\x00", b""))
+    return json
 
 
 def _failure(data: bytes, **options: Any) -> ScanFailure:

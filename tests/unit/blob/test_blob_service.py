@@ -1,0 +1,427 @@
+"""BlobService over real gRPC, a directory or S3, and a real NATS: storing, reading, verifying."""
+
+import asyncio
+import hashlib
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from gantry.blob.v1 import blob_pb2
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry_blob.directory_store import INCOMING, DirectoryStore
+from gantry_blob.pack import PackLimits
+from gantry_blob.store import StoreRules
+from gantry_runtime import rpc, rpc_errors
+from gantry_standard import errors
+from tests.support import instances
+from tests.support.blob_service import RunningBlob, a_store, announced, running_blob, upload_messages
+from tests.support.nats_server import NatsServer, until
+
+MIB = 1 << 20
+
+
+@pytest_asyncio.fixture(params=["directory", "s3"])
+async def blob(request: pytest.FixtureRequest, tmp_path: Path, nats_server: NatsServer) -> AsyncIterator[RunningBlob]:
+    with a_store(request.param, tmp_path / "objects", request) as store:
+        async with running_blob(store, nats_server.url) as running:
+            yield running
+
+
+@pytest_asyncio.fixture
+async def local(tmp_path: Path, nats_server: NatsServer) -> AsyncIterator[RunningBlob]:
+    """On a directory, with packs of at most three instances."""
+    rules = StoreRules(pack=PackLimits(instances=3))
+    async with running_blob(DirectoryStore(tmp_path / "objects", 0), nats_server.url, rules) as running:
+        yield running
+
+
+def ct(**attributes: object) -> bytes:
+    return instances.encoded(instances.ct(**attributes))
+
+
+def large_ct(**attributes: object) -> bytes:
+    """Return an instance that is large enough to be worked on before the next one comes."""
+    return instances.encoded(instances.ct(500, 500, **attributes))
+
+
+LONG_TEXT = "x" * 100_000
+JUNK = b"this is not DICOM" * 100
+
+
+async def test_an_instance_is_kept_byte_for_byte_and_announced_once(blob: RunningBlob) -> None:
+    data_set = instances.ct()
+    file = instances.encoded(data_set)
+    [result] = await blob.store_parts([file], reply_subject="reply.1", chunk_bytes=1000)
+    assert (result.part_number, result.failure_reason, result.explanation) == (0, 0, "")
+    assert (result.study_instance_uid, result.sop_instance_uid) == (data_set.StudyInstanceUID, data_set.SOPInstanceUID)
+    [key] = blob.packs()
+    [stored] = await blob.trailer(key)
+    assert (stored.location.object, stored.location.offset, stored.location.length) == (key, 0, len(file))
+    assert await blob.read(key, [(0, len(file))]) == file
+    assert stored.head_digest == hashlib.sha256(file[: stored.head_length]).digest()
+    assert stored.dataset_digest == hashlib.sha256(file[stored.head_length :]).digest()
+    pixels = await blob.read(key, [(stored.layout.frames.native.offset, 32 * 48 * 2)])
+    assert pixels == instances.ct_pixels().tobytes()
+    assert json.loads(stored.dicom_json.replace(b"\0", b""))["00100020"]["Value"] == ["P-1"]
+    [event] = await announced(blob.client, key)
+    assert (event.study_instance_uid, event.request_id, event.reply_subject) == (data_set.StudyInstanceUID, "request-1", "reply.1")
+    assert list(event.instances) == [stored]
+    assert event.last_of_pack
+
+
+async def test_one_bad_part_never_fails_the_others(blob: RunningBlob) -> None:
+    good = [ct(), ct()]
+    verification = ct(SOPClassUID="1.2.840.10008.1.1")
+    results = await blob.store_parts([good[0], JUNK, good[1], b"", good[0][: len(good[0]) // 2], verification])
+    assert [result.part_number for result in results] == list(range(6))
+    assert [result.failure_reason for result in results] == [0, 0xC000, 0, 0xC000, 0xC000, 0x0122]
+    assert all(result.explanation for result in results if result.failure_reason)
+    assert results[5].sop_class_uid == "1.2.840.10008.1.1"
+    assert "Doe" not in str(results)
+    [key] = blob.packs()
+    stored = await blob.trailer(key)
+    assert [instance.part_number for instance in stored] == [0, 2]
+    for instance, file in zip(stored, good, strict=True):
+        assert await blob.read(key, [(instance.location.offset, instance.location.length)]) == file
+
+
+async def test_an_instance_of_another_study_than_asked_for_fails_with_a900(blob: RunningBlob) -> None:
+    right, wrong = instances.ct(), instances.ct()
+    results = await blob.store_parts([instances.encoded(right), instances.encoded(wrong)], study=right.StudyInstanceUID)
+    assert [result.failure_reason for result in results] == [0, 43264]
+    assert results[1].study_instance_uid == wrong.StudyInstanceUID
+    assert results[1].sop_instance_uid == wrong.SOPInstanceUID
+    assert [instance.sop_instance_uid for instance in await blob.trailer(blob.packs()[0])] == [right.SOPInstanceUID]
+
+
+async def test_nothing_is_stored_when_no_part_is_good(blob: RunningBlob) -> None:
+    results = await blob.store_parts([JUNK, JUNK])
+    assert [result.failure_reason for result in results] == [0xC000, 0xC000]
+    assert blob.packs() == []
+
+
+async def test_a_request_without_parts_has_no_results(blob: RunningBlob) -> None:
+    assert await blob.store_parts([]) == []
+    assert blob.packs() == []
+
+
+async def test_each_study_of_a_request_is_announced(blob: RunningBlob) -> None:
+    studies = [instances.new_uid() for _ in range(5)]
+    await blob.store_parts([ct(StudyInstanceUID=uid) for uid in studies for _ in range(2)])
+    [key] = blob.packs()
+    events = await announced(blob.client, key)
+    assert sorted((event.study_instance_uid, [i.part_number for i in event.instances]) for event in events) == sorted(
+        (uid, [2 * number, 2 * number + 1]) for number, uid in enumerate(studies)
+    )
+    assert [event.last_of_pack for event in events] == [False] * 4 + [True]
+
+
+async def test_what_may_not_leave_as_stored_has_a_rendition_after_its_original(blob: RunningBlob) -> None:
+    files = [instances.encoded(instances.ct(), uid) for uid in (ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)]
+    assert [result.failure_reason for result in await blob.store_parts([*files, ct()])] == [0, 0, 0]
+    [key] = blob.packs()
+    for stored, file in zip((await blob.trailer(key))[:2], files, strict=True):
+        assert await blob.read(key, [(stored.location.offset, stored.location.length)]) == file
+        assert stored.layout.wire_transfer_syntax_uid == "1.2.840.10008.1.2.1"
+        native = stored.layout.frames.native
+        assert await blob.read(key, [(native.offset, native.frame_bits // 8)]) == instances.ct_pixels().tobytes()
+        wire = await blob.read(key, [(span.offset, span.length) for span in stored.layout.wire])
+        assert wire[128:132] == b"DICM"
+        assert instances.ct_pixels().tobytes() in wire
+
+
+async def test_dicom_json_above_64_kib_lies_in_the_pack(blob: RunningBlob) -> None:
+    await blob.store_parts([ct(TextValue=LONG_TEXT), ct()])
+    [key] = blob.packs()
+    large, small = await blob.trailer(key)
+    assert large.dicom_json == b""
+    place = large.dicom_json_location
+    assert (place.object, small.HasField("dicom_json_location")) == (key, False)
+    found = json.loads((await blob.read(key, [(place.offset, place.length)])).replace(b"\0", b""))
+    assert found["0040A160"]["Value"] == [LONG_TEXT]
+
+
+async def test_facts_that_do_not_fit_into_an_event_stay_in_the_pack(blob: RunningBlob) -> None:
+    study = instances.new_uid()
+    await blob.store_parts([ct(StudyInstanceUID=study, ImageComments="c" * 9000) for _ in range(40)])
+    [key] = blob.packs()
+    [event] = await announced(blob.client, key)
+    assert event.facts_in_pack
+    stored = await blob.trailer(key)
+    assert [(i.part_number, i.location) for i in event.instances] == [(i.part_number, i.location) for i in stored]
+    assert sum(len(instance.dicom_json) for instance in stored) > 256 << 10
+
+
+async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(local: RunningBlob) -> None:
+    study = instances.new_uid()
+    files = [large_ct(StudyInstanceUID=study) for _ in range(8)]
+    gate = asyncio.Event()
+
+    async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+        async for message in upload_messages(files, end=False):
+            yield message
+        await gate.wait()
+        yield blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
+
+    call = local.stub.StoreInstances(messages(), timeout=30)
+    reading = asyncio.ensure_future(call.read())
+    incoming = local.store.directory / INCOMING  # type: ignore[attr-defined]
+    await until(lambda: list(incoming.iterdir()), what="a pack is being written")
+    assert local.packs() == []
+    gate.set()
+    answer = await reading
+    assert [result.failure_reason for result in answer.parts] == [0] * 8
+    keys = local.packs()
+    assert [[i.part_number for i in await local.trailer(key)] for key in keys] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    for key in keys:
+        [event] = await announced(local.client, key)
+        assert event.instances == await local.trailer(key)
+    for number, file in enumerate(files):
+        place = (await local.trailer(keys[number // 3]))[number % 3].location
+        assert await local.read(place.object, [(place.offset, place.length)]) == file
+
+
+def leftovers(blob: RunningBlob) -> Iterator[Path]:
+    assert isinstance(blob.store, DirectoryStore)
+    return (blob.store.directory / INCOMING).iterdir()
+
+
+async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob) -> None:
+    with pytest.raises(errors.BadRequest):
+        await local.store_parts([ct() for _ in range(5)], end=False)
+    await until(lambda: not list(leftovers(local)))
+    assert local.packs() == []
+
+
+async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob) -> None:
+    forever = asyncio.Event()
+
+    async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+        async for message in upload_messages([large_ct() for _ in range(5)], end=False):
+            yield message
+        await forever.wait()
+
+    call = local.stub.StoreInstances(messages(), timeout=30)
+    await until(lambda: list(leftovers(local)))
+    call.cancel()
+    await until(lambda: not list(leftovers(local)))
+    assert local.packs() == []
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param([blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())], id="end first"),
+        pytest.param([blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())] * 2, id="two starts"),
+        pytest.param(
+            [blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart()), blob_pb2.StoreInstancesRequest(chunk=b"x")], id="chunk first"
+        ),
+        pytest.param([blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart()), blob_pb2.StoreInstancesRequest()], id="empty"),
+        pytest.param([], id="nothing"),
+    ],
+)
+async def test_messages_in_another_order_are_a_bad_request(local: RunningBlob, messages: list[blob_pb2.StoreInstancesRequest]) -> None:
+    with pytest.raises(errors.BadRequest), rpc_errors.translated("blob"):
+        async for _ in local.stub.StoreInstances(iter(messages), timeout=10):
+            pass
+
+
+async def test_too_many_parts_are_refused(tmp_path: Path, nats_server: NatsServer) -> None:
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, StoreRules(most_parts=2)) as blob:
+        with pytest.raises(errors.PayloadTooLarge):
+            await blob.store_parts([ct(), ct(), ct()])
+        assert blob.packs() == []
+
+
+async def test_too_many_uploads_are_told_to_come_again(tmp_path: Path, nats_server: NatsServer) -> None:
+    gate = asyncio.Event()
+
+    async def waiting() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+        yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())
+        yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart())
+        yield blob_pb2.StoreInstancesRequest(chunk=bytes(MIB))
+        await gate.wait()
+
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, concurrent_uploads=1) as blob:
+        call = blob.stub.StoreInstances(waiting(), timeout=30)
+        await until(lambda: list(leftovers(blob)))
+        with pytest.raises(errors.Overloaded):
+            await blob.store_parts([ct()])
+        call.cancel()
+        await until(lambda: not list(leftovers(blob)))
+        assert [result.failure_reason for result in await blob.store_parts([ct()])] == [0]
+
+
+async def test_a_nearly_full_disk_is_out_of_resources(tmp_path: Path, nats_server: NatsServer) -> None:
+    async with running_blob(DirectoryStore(tmp_path, reserve_percent=99.9), nats_server.url) as blob:
+        with pytest.raises(errors.OutOfResources):
+            await blob.store_parts([ct()])
+
+
+async def test_without_nats_nothing_is_stored_and_reading_goes_on(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "nats")
+    server.start()
+    try:
+        async with running_blob(DirectoryStore(tmp_path / "objects", 0), server.url) as blob:
+            file = ct()
+            await blob.store_parts([file])
+            server.kill()
+            await until(lambda: not blob.client.is_connected)
+            with pytest.raises(errors.Unavailable):
+                await blob.store_parts([ct()])
+            [key] = blob.packs()
+            assert await blob.read(key, [(0, len(file))]) == file
+            server.start()
+            await until(lambda: blob.client.is_connected)
+            assert [result.failure_reason for result in await blob.store_parts([ct()])] == [0]
+    finally:
+        server.stop()
+
+
+async def test_uploads_at_the_same_time_are_all_kept(blob: RunningBlob) -> None:
+    files = [ct() for _ in range(40)]
+    results = await asyncio.gather(*(blob.store_parts([file], chunk_bytes=500) for file in files))
+    assert [result.failure_reason for [result] in results] == [0] * 40
+    places = [stored.location for key in blob.packs() for stored in await blob.trailer(key)]
+    kept = [await blob.read(place.object, [(place.offset, place.length)]) for place in places]
+    assert sorted(kept) == sorted(files)
+
+
+async def test_the_whole_object_is_read_when_no_range_is_named(blob: RunningBlob) -> None:
+    blob.store.put("decisions/1", b"deleted")
+    assert await blob.read("decisions/1", []) == b"deleted"
+
+
+async def test_small_objects_are_put_listed_and_read(blob: RunningBlob) -> None:
+    for number in (2, 1, 3):
+        await blob.stub.PutObject(blob_pb2.PutObjectRequest(object=f"decisions/{number}", data=bytes(number)), timeout=5)
+    request = blob_pb2.ListObjectsRequest(prefix="decisions/", after="decisions/1")
+    found = [(o.object, o.size_bytes) async for m in blob.stub.ListObjects(request, timeout=5) for o in m.objects]
+    assert found == [("decisions/2", 2), ("decisions/3", 3)]
+    with pytest.raises(errors.Conflict), rpc_errors.translated("blob"):
+        await blob.stub.PutObject(blob_pb2.PutObjectRequest(object="decisions/1", data=b"other"), timeout=5)
+    await blob.stub.PutObject(blob_pb2.PutObjectRequest(object="decisions/1", data=b"other", replace=True), timeout=5)
+    assert await blob.read("decisions/1", []) == b"other"
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "error"),
+    [("decisions/1", (4 << 20) + 1, errors.PayloadTooLarge), ("packs/x.pack", 1, errors.Forbidden), ("../x", 1, errors.BadRequest)],
+)
+async def test_objects_that_may_not_be_put_are_refused(local: RunningBlob, key: str, size: int, error: type[errors.GantryError]) -> None:
+    with pytest.raises(error), rpc_errors.translated("blob"):
+        await local.stub.PutObject(blob_pb2.PutObjectRequest(object=key, data=bytes(size)), timeout=5)
+
+
+async def test_a_trailer_of_megabytes_comes_in_several_messages(blob: RunningBlob) -> None:
+    await blob.store_parts([ct(ImageComments="c" * 10_000, StudyInstanceUID="1.2.3") for _ in range(150)])
+    [key] = blob.packs()
+    messages = [m async for m in blob.stub.ReadTrailer(blob_pb2.ReadTrailerRequest(object=key), timeout=10)]
+    assert len(messages) > 1
+    assert [i.part_number for m in messages for i in m.instances] == list(range(150))
+
+
+async def verified(blob: RunningBlob, key: str = "") -> list[blob_pb2.VerifyResponse]:
+    return [answer async for answer in blob.stub.Verify(blob_pb2.VerifyRequest(object=key), timeout=30)]
+
+
+async def test_verify_finds_nothing_wrong_with_what_was_stored(blob: RunningBlob) -> None:
+    for _ in range(2):
+        await blob.store_parts([ct(), instances.encoded(instances.ct(), ImplicitVRLittleEndian), JUNK, ct(TextValue=LONG_TEXT)])
+    answers = await verified(blob)
+    assert [(answer.object, answer.instances, list(answer.problems)) for answer in answers] == [(key, 3, []) for key in blob.packs()]
+    assert [answer.bytes for answer in answers] == [entry.size_bytes for entry in blob.store.list("packs/")]
+    assert len(await verified(blob, blob.packs()[1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"), [("head", "before its data set"), ("pixels", "data set is not"), ("json", "DICOM JSON"), ("trailer", "trailer")]
+)
+async def test_verify_names_what_is_damaged(local: RunningBlob, place: str, problem: str) -> None:
+    await local.store_parts([ct(TextValue=LONG_TEXT)])
+    [key] = local.packs()
+    [stored] = await local.trailer(key)
+    assert isinstance(local.store, DirectoryStore)
+    path = local.store.directory / key
+    data = bytearray(path.read_bytes())
+    at = {
+        "head": 140,
+        "pixels": stored.layout.frames.native.offset + 5,
+        "json": stored.dicom_json_location.offset,
+        "trailer": len(data) - 60,
+    }
+    data[at[place]] ^= 0x21
+    path.write_bytes(data)
+    [answer] = await verified(local)
+    [found] = answer.problems
+    assert problem in found
+    assert "Doe" not in found
+
+
+async def test_status_tells_the_kind_of_store(blob: RunningBlob) -> None:
+    status = await blob.stub.GetStatus(blob_pb2.GetStatusRequest(), timeout=5)
+    assert (status.object_store, status.ready, status.explanation) == (blob.store.kind, True, "")
+
+
+SERVE = """
+import asyncio, os, sys
+from contextlib import nullcontext
+from pathlib import Path
+from tests.support.blob_service import running_blob, s3_store
+from gantry_blob.directory_store import DirectoryStore
+async def main():
+    opened = nullcontext(DirectoryStore(Path(sys.argv[3]), 0)) if sys.argv[1] == "directory" else s3_store(dict(os.environ))
+    with opened as store:
+      async with running_blob(store, sys.argv[2]) as blob:
+        print(blob.port, flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+async def test_memory_does_not_grow_with_the_instance(
+    kind: str, tmp_path: Path, nats_server: NatsServer, request: pytest.FixtureRequest
+) -> None:
+    environment = dict(os.environ) | (request.getfixturevalue("s3_settings") if kind == "s3" else {})
+    data_set = instances.general(instances.SECONDARY_CAPTURE, "OT")
+    frame = os.urandom(MIB)
+    # Pixel Data (7FE0,0010) OW of 300 MiB.
+    head = instances.encoded(data_set) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 300 * MIB)
+
+    async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+        yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())
+        yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart())
+        yield blob_pb2.StoreInstancesRequest(chunk=head)
+        for _ in range(300):
+            yield blob_pb2.StoreInstancesRequest(chunk=frame)
+        yield blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, kind, nats_server.url, str(tmp_path)], stdout=subprocess.PIPE, env=environment, text=True
+    )
+    try:
+        assert process.stdout is not None
+        port = await asyncio.to_thread(process.stdout.readline)
+        most = before = psutil.Process(process.pid).memory_info().rss
+        async with rpc.channel(f"127.0.0.1:{int(port)}") as channel:
+            storing = asyncio.ensure_future(BlobServiceStub(channel).StoreInstances(messages(), timeout=120).read())
+            while not storing.done():
+                most = max(most, psutil.Process(process.pid).memory_info().rss)
+                await asyncio.wait([storing], timeout=0.05)
+            assert [part.failure_reason for part in storing.result().parts] == [0]
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+    assert most - before < 100 * MIB

@@ -1,0 +1,292 @@
+"""The whole service: real gRPC, real NATS, SQLite; blob is a servicer that keeps objects in a dict."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gantry.blob.v1 import blob_pb2
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
+from gantry.events.v1 import events_pb2
+from gantry.events.v1.events_pb2 import Decision, InstancesStored, StoreOutcomes
+from gantry.index.v1 import index_pb2
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub, add_IndexServiceServicer_to_server
+from gantry_index.edge import IndexEdge
+from gantry_index.reader import Reader
+from gantry_index.service import Following
+from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
+from gantry_index.workitems import WorkitemReader
+from gantry_runtime import events, rpc, rpc_errors
+from gantry_standard import errors
+from tests.support.nats_server import NatsServer, until
+
+STUDY, SERIES = "1.2.3", "1.2.3.4"
+NEW, SAME, DUPLICATE = events_pb2.OUTCOME_NEW, events_pb2.OUTCOME_SAME, events_pb2.OUTCOME_DUPLICATE
+
+
+class RecordingBlob(BlobServiceServicer):
+    """Keeps objects, and trailers of packs."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.trailers: dict[str, list[blob_pb2.StoredInstance]] = {}
+
+    async def PutObject(self, request: Any, context: Any) -> blob_pb2.PutObjectResponse:
+        assert self.objects.setdefault(request.object, request.data) == request.data
+        return blob_pb2.PutObjectResponse()
+
+    async def ReadTrailer(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadTrailerResponse]:
+        yield blob_pb2.ReadTrailerResponse(instances=self.trailers[request.object])
+
+    async def Read(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadResponse]:
+        yield blob_pb2.ReadResponse(data=self.objects[request.object])
+
+    async def ListObjects(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ListObjectsResponse]:
+        keys = sorted(key for key in (*self.objects, *self.trailers) if key.startswith(request.prefix))
+        yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=key) for key in keys])
+
+
+class Suite:
+    """An index process in this one, and what it talks to."""
+
+    def __init__(self, directory: Path, nats: NatsServer) -> None:
+        self.directory = directory
+        self.nats = nats
+        self.blob = RecordingBlob()
+        self._packs = 0
+
+    async def start(self) -> None:
+        """Open everything as main does."""
+        self._stack = stack = AsyncExitStack()
+        port = await stack.enter_async_context(
+            rpc.serving(lambda server: add_BlobServiceServicer_to_server(self.blob, server), "127.0.0.1:0", 0)
+        )
+        blob = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
+        self.client = await stack.enter_async_context(events.connected(self.nats.url, "test"))
+        self.js = self.client.jetstream()
+        store, workitem_store = SqliteStore(self.directory), SqliteWorkitemStore(self.directory)
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(workitem_store.close)
+        self.reader = Reader(store, blob, self.client)
+        following = Following(self.reader, blob, self.client)
+        workitems = WorkitemReader(workitem_store, self.client)
+        edge = IndexEdge(following, workitems, blob, self.client, 1000, 3)
+        index_port = await stack.enter_async_context(
+            rpc.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), "127.0.0.1:0", 0)
+        )
+        self.index: Any = IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{index_port}")))
+        self._tasks = [asyncio.create_task(work) for work in (following.run(), workitems.run(), self.reader.heartbeat())]
+        await until(self.is_ready)
+
+    async def stop(self) -> None:
+        """Stop as a crash would: nothing is finished."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._stack.aclose()
+
+    async def is_ready(self) -> bool:
+        return bool((await self.index.GetStatus(index_pb2.GetStatusRequest(), timeout=5)).ready)
+
+    async def announce(self, *instances: blob_pb2.StoredInstance, in_pack: bool = False) -> dict[int, int]:
+        """Publish one pack of instances, and return what index told of each part."""
+        self._packs += 1
+        key = f"packs/{self._packs:04d}"
+        for number, instance in enumerate(instances):
+            instance.part_number = number
+            instance.location.CopyFrom(blob_pb2.Location(object=key, offset=100 * number, length=100))
+        self.blob.trailers[key] = list(instances)
+        reply = self.client.new_inbox()
+        subscription = await self.client.subscribe(reply)
+        named = [blob_pb2.StoredInstance(part_number=one.part_number, location=one.location) for one in instances]
+        event = InstancesStored(
+            object=key,
+            study_instance_uid=instances[0].study_instance_uid,
+            request_id="r",
+            reply_subject=reply,
+            instances=named if in_pack else instances,
+            facts_in_pack=in_pack,
+            last_of_pack=True,
+        )
+        self.last_event = (subject_of(event.study_instance_uid), event.SerializeToString())
+        await events.publish(self.js, *self.last_event)
+        outcomes = StoreOutcomes.FromString((await subscription.next_msg(5)).data)
+        await subscription.unsubscribe()
+        return {one.part_number: one.outcome for one in outcomes.outcomes}
+
+    async def search(self, level: Any = index_pb2.LEVEL_STUDY) -> list[bytes]:
+        return list((await self.index.Search(index_pb2.SearchRequest(level=level), timeout=5)).rows)
+
+    async def records(self, **scope: str) -> list[index_pb2.InstanceRecord]:
+        request = index_pb2.GetInstancesRequest(scope=index_pb2.Scope(**scope))
+        with rpc_errors.translated("index"):
+            return [one async for answer in self.index.GetInstances(request, timeout=5) for one in answer.records]
+
+    async def delete(self, **scope: str) -> int:
+        request = index_pb2.DeleteInstancesRequest(scope=index_pb2.Scope(**scope))
+        return int((await self.index.DeleteInstances(request, timeout=10)).deleted)
+
+    async def reindex(self) -> index_pb2.ReindexResponse:
+        messages = [one async for one in self.index.Reindex(index_pb2.ReindexRequest(), timeout=30)]
+        last: index_pb2.ReindexResponse = messages[-1]
+        return last
+
+    def decisions(self, name: str) -> list[Decision]:
+        return [Decision.FromString(data) for key, data in self.blob.objects.items() if f"/{name}-" in key]
+
+
+def subject_of(study: str) -> str:
+    return events.SUBJECTS["InstancesStored"].format(partition=events.partition_of(study))
+
+
+@pytest.fixture
+async def suite(tmp_path: Path) -> AsyncIterator[Suite]:
+    nats = NatsServer(tmp_path / "nats")
+    nats.start()
+    made = Suite(tmp_path / "index", nats)
+    await made.start()
+    yield made
+    await made.stop()
+    nats.stop()
+
+
+def instance(sop: str, content: str = "", study: str = STUDY) -> blob_pb2.StoredInstance:
+    json = {
+        "0020000D": {"vr": "UI", "Value": [study]},
+        "0020000E": {"vr": "UI", "Value": [SERIES]},
+        "00080018": {"vr": "UI", "Value": [sop]},
+        "00100020": {"vr": "LO", "Value": ["P1"]},
+    }
+    return blob_pb2.StoredInstance(
+        study_instance_uid=study,
+        series_instance_uid=SERIES,
+        sop_instance_uid=sop,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        dataset_digest=(content or sop).encode(),
+        dicom_json=orjson.dumps(json),
+    )
+
+
+def value(row: bytes, tag: str) -> Any:
+    return orjson.loads(row.replace(b"\0", b""))[tag]["Value"][0]
+
+
+INSTANCES_IN_STUDY = "00201208"
+
+
+async def test_a_stored_instance_is_new_and_found(suite: Suite) -> None:
+    assert await suite.announce(instance("1.1"), instance("1.2")) == {0: NEW, 1: NEW}
+    (row,) = await suite.search()
+    assert value(row, INSTANCES_IN_STUDY) == 2
+    assert b'"\0/studies/1.2.3"' in row
+    assert [one.stored.sop_instance_uid for one in await suite.records(study_instance_uid=STUDY)] == ["1.1", "1.2"]
+
+
+async def test_facts_that_stay_in_the_pack_are_read_from_its_trailer(suite: Suite) -> None:
+    assert await suite.announce(instance("1.1"), in_pack=True) == {0: NEW}
+    assert len(await suite.search(index_pb2.LEVEL_INSTANCE)) == 1
+
+
+async def test_of_two_contents_of_one_uid_exactly_the_first_is_new(suite: Suite) -> None:
+    told = await asyncio.gather(suite.announce(instance("1.1", "a")), suite.announce(instance("1.1", "b")))
+    assert sorted(one[0] for one in told) == [NEW, DUPLICATE]
+    assert len(suite.decisions("refused")) == 1
+
+
+async def test_one_uid_twice_in_one_request_is_decided_by_part_order(suite: Suite) -> None:
+    assert await suite.announce(instance("1.1", "a"), instance("1.1", "b"), instance("1.1", "a")) == {0: NEW, 1: DUPLICATE, 2: SAME}
+    (record,) = await suite.records(sop_instance_uid="1.1")
+    assert record.stored.location.offset == 0
+
+
+async def test_the_same_event_again_tells_the_same_and_counts_once(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    version = (await suite.records(sop_instance_uid="1.1"))[0].version
+    reply = await suite.client.subscribe(InstancesStored.FromString(suite.last_event[1]).reply_subject)
+    await events.publish(suite.js, *suite.last_event)
+    assert StoreOutcomes.FromString((await reply.next_msg(5)).data).outcomes[0].outcome == NEW
+    assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 1
+    assert (await suite.records(sop_instance_uid="1.1"))[0].version == version
+
+
+async def test_deleted_it_is_gone_and_stored_again_it_is_new(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    assert await suite.delete(study_instance_uid=STUDY) == 1
+    with pytest.raises(errors.Gone):
+        await suite.records(study_instance_uid=STUDY)
+    assert await suite.search() == []
+    assert suite.decisions("deleted")[0].locations[0].object == "packs/0001"
+    assert await suite.announce(instance("1.1")) == {0: NEW}
+    assert len(await suite.records(study_instance_uid=STUDY)) == 1
+
+
+async def test_reindex_gives_the_same_bytes(suite: Suite) -> None:
+    await suite.announce(instance("1.1", "a"), instance("1.2"))
+    await suite.announce(instance("1.1", "b"))
+    await suite.announce(instance("9.1", study="9"))
+    await suite.delete(study_instance_uid="9")
+    before = [await suite.search(level) for level in (1, 2, 3)], await suite.records(study_instance_uid=STUDY)
+    done = await suite.reindex()
+    assert (done.done, done.instances) == (True, 2)
+    assert ([await suite.search(level) for level in (1, 2, 3)], await suite.records(study_instance_uid=STUDY)) == before
+    with pytest.raises(errors.Gone):
+        await suite.records(study_instance_uid="9")
+    assert await suite.announce(instance("1.3")) == {0: NEW}
+
+
+async def test_a_lost_index_is_built_again_from_the_object_store(suite: Suite) -> None:
+    await suite.announce(instance("1.1", "a"), instance("1.2"))
+    await suite.announce(instance("1.1", "b"))
+    before = await suite.search(index_pb2.LEVEL_INSTANCE)
+    await suite.stop()
+    suite.directory = suite.directory.with_name("another")
+    await suite.start()
+    assert await suite.search(index_pb2.LEVEL_INSTANCE) == before
+    assert await suite.announce(instance("1.1", "c")) == {0: DUPLICATE}
+
+
+async def test_it_goes_on_from_its_cursor_after_a_stop(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    await suite.stop()
+    await suite.start()
+    assert await suite.announce(instance("1.2")) == {0: NEW}
+    assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 2
+
+
+async def test_a_lost_nats_volume_begins_above_the_high_water_mark(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    (before,) = await suite.records(sop_instance_uid="1.1")
+    await suite.js.delete_stream("STORE")
+    await until(lambda: events.describe_stream(suite.js, events.STORE))
+    await until(suite.is_ready)
+    await suite.announce(instance("1.2"))
+    assert (await suite.records(sop_instance_uid="1.2"))[0].version > before.version
+
+
+async def test_a_poison_event_is_counted_and_passed(suite: Suite) -> None:
+    await events.publish(suite.js, subject_of(STUDY), b"\xff\xff\xff")
+    assert await suite.announce(instance("1.1")) == {0: NEW}
+    assert (await suite.index.GetStatus(index_pb2.GetStatusRequest(), timeout=5)).poison_events == 1
+
+
+async def test_only_packs_announced_to_their_end_are_known(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    request = index_pb2.FilterUnknownPacksRequest(objects=["packs/9", "packs/0001"])
+    assert list((await suite.index.FilterUnknownPacks(request, timeout=5)).objects) == ["packs/9"]
+
+
+async def test_a_current_worklist_search_waits_for_the_stream(suite: Suite) -> None:
+    await events.ensure_stream(suite.js, events.WORKITEMS)
+    uid = f"2.25.{uuid.uuid4().int}"
+    state = events_pb2.WorkitemState(workitem_uid=uid, dicom_json=b'{"00741000":{"vr":"CS","Value":["SCHEDULED"]}}')
+    await events.publish(suite.js, f"workitem.{uid}", state.SerializeToString())
+    request = index_pb2.SearchWorkitemsRequest(current=True)
+    (row,) = (await suite.index.SearchWorkitems(request, timeout=5)).rows
+    assert value(row, "00741000") == "SCHEDULED"

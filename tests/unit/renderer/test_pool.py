@@ -1,0 +1,133 @@
+"""The pool: workers that die, jobs that take too long, requests that go away."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from gantry_renderer import codecs
+from gantry_renderer import pool as pools
+from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.pool import Admission, Pool
+from gantry_standard import errors
+from gantry_standard.scanned import PixelDescription
+from tests.support.nats_server import until
+
+SIDE = 1500
+SLOW = PixelDescription(SIDE, SIDE, 1, "MONOCHROME2", 0, 16, 16, 15, 0, "7FE00010", "OW")
+QUICK = PixelDescription(2, 2, 1, "MONOCHROME2", 0, 16, 16, 15, 0, "7FE00010", "OW")
+NOISE = np.random.default_rng(6).integers(0, 65536, (SIDE, SIDE)).astype("<u2").tobytes()
+JPEG_2000 = "1.2.840.10008.1.2.4.90"
+NATIVE = codecs.EXPLICIT_VR_LITTLE_ENDIAN
+
+
+def slow(pool: Pool) -> "asyncio.Task[bytes]":
+    return asyncio.create_task(pool.run("transcode", NATIVE, NOISE, SLOW, JPEG_2000))
+
+
+def quick(pool: Pool) -> "asyncio.Task[bytes]":
+    return asyncio.create_task(pool.run("transcode", NATIVE, bytes(8), QUICK, NATIVE))
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Pool]:
+    async with pools.opened(1, 30) as opened:
+        yield opened
+
+
+async def test_job_of_a_worker_that_dies_is_done_by_its_successor(pool: Pool) -> None:
+    (first,) = pool.pids
+    job = slow(pool)
+    await until(lambda: pool.running_jobs == 1)
+    os.kill(first, signal.SIGKILL)
+    assert len(await job) > SIDE * SIDE
+    assert pool.pids != [first]
+    assert pool.ready_workers == 1
+
+
+async def test_job_that_kills_two_workers_is_refused_and_the_pool_goes_on(pool: Pool) -> None:
+    (first,) = pool.pids
+    job = slow(pool)
+    await until(lambda: pool.running_jobs == 1)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: pool.pids not in ([first], [0]) and pool.running_jobs == 1)
+    os.kill(pool.pids[0], signal.SIGKILL)
+    with pytest.raises(errors.NotAcceptable, match="twice"):
+        await job
+    assert await quick(pool) == bytes(8)
+
+
+async def test_worker_that_dies_while_idle_is_replaced(pool: Pool) -> None:
+    (first,) = pool.pids
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: pool.ready_workers == 0)
+    assert await quick(pool) == bytes(8)
+
+
+async def test_job_that_takes_too_long_loses_its_worker() -> None:
+    async with pools.opened(1, 0.1) as pool:
+        with pytest.raises(errors.Unavailable, match=r"0\.1 s"):
+            await slow(pool)
+        assert await quick(pool) == bytes(8)
+
+
+async def test_cancelling_takes_a_waiting_job_out_of_the_queue(pool: Pool) -> None:
+    running, waiting = slow(pool), slow(pool)
+    await until(lambda: pool.waiting_jobs == 1)
+    waiting.cancel()
+    await until(waiting.done)
+    assert pool.waiting_jobs == 0
+    running.cancel()
+    assert await quick(pool) == bytes(8)
+
+
+async def test_errors_of_a_job_come_back_as_they_are(pool: Pool) -> None:
+    with pytest.raises(errors.NotAcceptable, match="4"):
+        await pool.run("transcode", NATIVE, bytes(4), QUICK, NATIVE)
+
+
+def test_admission_is_refused_above_its_limit_and_given_back() -> None:
+    admission = Admission(1, "frames")
+    with admission():
+        with pytest.raises(errors.Overloaded, match="1 frames"):
+            with admission():
+                pass
+    with admission():
+        assert admission.inside == 1
+
+
+async def test_shared_work_is_cancelled_with_its_last_waiter() -> None:
+    flights, begun, ended = Flights(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        return 1
+
+    first, second = (asyncio.create_task(flights.share("key", work)) for _ in range(2))
+    await begun.wait()
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert not ended.is_set()
+    second.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+def test_cache_keeps_what_was_used_last_within_its_bytes() -> None:
+    cache = ByteBoundedCache[bytes](80, len)
+    for number in range(8):
+        cache.put(number, bytes(10))
+    assert cache.get(0) == bytes(10)
+    cache.put(8, bytes(10))
+    assert cache.get(1) is None
+    assert cache.get(0) is not None
+    assert cache.used_bytes == 80
+    cache.put("large", bytes(11))
+    assert cache.get("large") is None

@@ -1,0 +1,58 @@
+"""Parameters of a search become keys (PS3.18 §8.3.4, PS3.4 §C.2.2.2)."""
+
+import pytest
+
+from gantry_standard import errors, matching
+from gantry_standard.levels import Level
+from gantry_standard.matching import Operation
+
+
+def parsed(*parameters: tuple[str, str]) -> tuple[matching.Query, list[str]]:
+    return matching.parse_query(Level.STUDY, "", "", list(parameters), 100)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        [("StudyDate", "foo")],
+        [("StudyDate", "2024*")],
+        [("PatientID", "1"), ("00100020", "2")],
+        [("limit", "-1")],
+        [("offset", "")],
+        [("fuzzymatching", "yes")],
+        [("includefield", "all,PatientID")],
+        [("includefield", "Nonsense")],
+        [("PatientID.PatientName", "x")],
+        [("OtherPatientIDsSequence", "x")],
+        [("StudyInstanceUID", "1.2,,1.3")],
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_refused(parameters: list[tuple[str, str]]) -> None:
+    with pytest.raises(errors.BadRequest):
+        parsed(*parameters)
+
+
+def test_an_empty_value_or_a_lone_asterisk_matches_all_and_is_returned() -> None:
+    query, _ = parsed(("PatientID", ""), ("StudyDescription", "*"))
+    assert (query.keys, query.include_fields) == ((), ("00100020", "00081030"))
+
+
+def test_the_limit_is_never_above_the_maximum() -> None:
+    assert parsed(("limit", "500"))[0].limit == 100
+
+
+def test_fuzzy_matching_has_the_exact_warning() -> None:
+    assert parsed(("fuzzymatching", "true"))[1] == [
+        "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+    ]
+
+
+def test_an_attribute_of_a_lower_level_is_ignored_with_a_warning() -> None:
+    query, warnings = parsed(("Modality", "CT"))
+    assert (query.keys, len(warnings)) == ((), 1)
+
+
+def test_a_name_with_wildcards_is_folded() -> None:
+    (key,) = parsed(("PatientName", "MÖLLER^*"))[0].keys
+    assert (key.operation, key.values) == (Operation.PATTERN, ("moller^*",))
