@@ -391,12 +391,14 @@ async def read_from(
                     try:
                         fetched = await subscription.fetch(batch, timeout=wait_s)
                     except TimeoutError:
+                        fetched = []
+                    if not fetched:
                         await js.consumer_info(stream.name, consumer.name)
                         yield []
                         continue
                     messages = [_message(m) for m in fetched]
-                    if not messages or messages[0].sequence <= after:
-                        raise nats.errors.Error("the consumer is gone, or went back")
+                    if messages[0].sequence <= after:
+                        raise nats.errors.Error("the consumer went back")
                     after = messages[-1].sequence
                     yield messages
             finally:

@@ -133,6 +133,8 @@ class Hub:
                             self.position = message.sequence
             except errors.GantryError as error:
                 log.warning("reports interrupted", extra={"reason": error.message})
+            except Exception:
+                log.exception("reports interrupted")
             await asyncio.sleep(RETRY_S)
 
     async def keep_up(self, connection: Connection) -> None:
