@@ -77,8 +77,8 @@ SECTIONS = (
     (
         "Search keys",
         matching_keys,
-        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard to "
-        "case and accents, wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning. "
+        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard "
+        "to case and accents, wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning. "
         "Any other attribute of the instance can be a matching key too, at any depth.",
     ),
     (

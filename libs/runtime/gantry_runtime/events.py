@@ -18,7 +18,8 @@ import nats.js.errors
 from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for those who may not import nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import JetStreamContext, api
+from nats.js import JetStreamContext as JetStreamContext  # noqa: PLC0414  the type, likewise
+from nats.js import api
 from nats.js.kv import KeyValue
 
 from gantry_standard import errors

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 
 import orjson
-from nats.js import JetStreamContext
 
 from gantry_runtime import events
-from gantry_runtime.events import Bucket
+from gantry_runtime.events import Bucket, JetStreamContext
 from gantry_standard import errors
 
 BUCKET = "subscribers"

@@ -11,12 +11,11 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import grpc.aio
-from nats.js import JetStreamContext
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1.events_pb2 import MessageCopy, SubscriptionState, WorkitemState
 from gantry_runtime import events, rpc_errors
-from gantry_runtime.events import WORKITEMS, Message
+from gantry_runtime.events import WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
 from gantry_workflow import workitem
 from gantry_workflow.report_writer import BUCKET

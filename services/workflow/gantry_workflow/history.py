@@ -8,10 +8,8 @@ import asyncio
 import time
 from contextlib import aclosing
 
-from nats.js import JetStreamContext
-
 from gantry_runtime import events
-from gantry_runtime.events import WORKITEMS, Message
+from gantry_runtime.events import WORKITEMS, JetStreamContext, Message
 from gantry_workflow.report_writer import BUCKET, ReportWriter
 
 CURSOR = "purged"

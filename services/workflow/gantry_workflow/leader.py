@@ -7,9 +7,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from nats.js import JetStreamContext
-
 from gantry_runtime import events
+from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import backup, history
 from gantry_workflow.report_writer import ReportWriter

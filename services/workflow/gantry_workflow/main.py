@@ -6,11 +6,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import grpc.aio
-from nats.js import JetStreamContext
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import add_WorkflowServiceServicer_to_server
 from gantry_runtime import events, process, rpc, telemetry
+from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import backup, leader
 from gantry_workflow.edge import WorkflowEdge

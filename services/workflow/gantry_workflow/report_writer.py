@@ -9,11 +9,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from nats.js import JetStreamContext
-
 from gantry.events.v1.events_pb2 import EventReport, SubscriptionState, WorkitemState
 from gantry_runtime import events, telemetry
-from gantry_runtime.events import REPORTS, WORKITEMS, Message
+from gantry_runtime.events import REPORTS, WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
 from gantry_workflow import reports, subscriptions, workitem
 from gantry_workflow.stream import ALL_SUBSCRIPTIONS

@@ -11,10 +11,9 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from nats.js import JetStreamContext
-
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry_runtime import events, telemetry
+from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import subscriptions, workitem
 from gantry_workflow.subscriptions import GlobalSubscription
