@@ -119,11 +119,13 @@ def elasticsearch_url() -> str:
 
 @pytest.fixture(scope="session")
 def sample_files() -> list[Path]:
-    """The instances that pydicom ships, and those of the folder that GANTRY_TEST_SAMPLES names."""
+    """The instances that pydicom and pydicom-data ship, and those of the folder that GANTRY_TEST_SAMPLES names."""
+    import data_store
     import pydicom.data
 
-    # Only what the package ships: get_testdata_files would try to download more.
-    files = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm"))
+    # Only what the packages ship: get_testdata_files would try to download more.
+    folders = (Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data")
+    files = [path for folder in folders for path in sorted(folder.rglob("*.dcm"))]
     if more := os.environ.get("GANTRY_TEST_SAMPLES"):
         files += [path for path in sorted(Path(more).rglob("*")) if path.is_file() and path.name != "MANIFEST.tsv"]
     return files

@@ -38,12 +38,17 @@ CLASSES = {cls.__name__: cls for cls in STATUS}
 
 def status_of(error: errors.GantryError) -> grpc.StatusCode:
     """Return the gRPC status of an error of ours."""
-    return STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+    return STATUS.get(_row(error), grpc.StatusCode.INTERNAL)
+
+
+def _row(error: errors.GantryError) -> type[errors.GantryError]:
+    """Return the class with a row that an error is; what derives from one travels as that one."""
+    return next((cls for cls in type(error).__mro__ if cls in STATUS), type(error))
 
 
 def trailing_metadata(error: errors.GantryError) -> tuple[tuple[str, str | bytes], ...]:
     """Return the metadata that lets the client raise the same error."""
-    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, type(error).__name__)]
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, _row(error).__name__)]
     if error.warning:
         metadata.append((WARNING_KEY, error.warning.encode()))
     if isinstance(error, errors.RetryLater):

@@ -147,7 +147,8 @@ class _Parameters:
         return int(value)
 
 
-NAMED = ("limit", "offset", "fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+NAMED = ("limit", "offset", *FLAGS)
 
 
 def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
@@ -260,6 +261,8 @@ def _sorted(parameters: list[tuple[str, str]]) -> _Parameters:
             found.warnings.append(f"The parameter {name[:64]} is not known. It has been ignored.")
     if found.include_all and found.include_fields:
         raise errors.BadRequest("includefield=all stands alone")
+    for name in FLAGS:
+        found.flag(name)
     if found.flag("fuzzymatching"):
         found.warnings.append(FUZZY_WARNING)
     return found
@@ -306,7 +309,12 @@ def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple
             found.warnings.append(warning)
             continue
         keys.append(MatchKey(key.path, key.operation, key.values, key.low, key.high, creator, level=level))
-    return tuple(_with_combined(keys)), tuple(included)
+    combined = tuple(_with_combined(keys))
+    for key in combined:
+        # Only now: together with its date a time range may end on a later day, at an earlier hour.
+        if key.operation is Operation.RANGE and key.low and key.high and key.low > key.high:
+            raise errors.BadRequest(f"{keyword_of(key.path[-1][:8])}: the range ends before it begins")
+    return combined, tuple(included)
 
 
 def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:
@@ -376,8 +384,6 @@ def _moment_key(path: tuple[str, ...], vr: str, value: str) -> MatchKey:
         low, high, is_range = _range(value, terms.date_time, lambda text: terms.date_time(text, latest=True))
     if not is_range:
         return MatchKey(path, Operation.EQUAL, (low,))
-    if low and high and low > high:
-        raise ValueError("the range ends before it begins")
     return MatchKey(path, Operation.RANGE, low=low, high=high)
 
 

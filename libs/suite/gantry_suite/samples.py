@@ -38,7 +38,7 @@ def load_if_empty(url: str, say: Callable[[str], None]) -> None:
             found = files()
             say(f"the archive is empty: loading the {len(found)} sample files that pydicom ships")
             total = client.store_files(http, url, found, lambda total: say(f"samples   {total.stored + total.failed} of {len(found)}"))
-            say(f"samples   {total.stored} stored, {total.failed} refused (some are broken on purpose)")
+            say(f"samples   {total.stored} stored, {total.failed} refused (broken on purpose, or other contents of a stored UID)")
     except client.Failed as failure:
         say(f"the samples were not loaded: {failure}")
 

@@ -11,6 +11,7 @@ from gantry_standard import errors
 from gantry_standard.uids import is_valid_uid
 
 _FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
+DEFAULT_PORT = {"http": 80, "https": 443}
 _AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
 
 
@@ -40,6 +41,10 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
     if forwarded:
         given = {name.lower(): value.strip('"') for name, value in _FORWARDED.findall(forwarded)}
         x_proto, x_host = given.get("proto", x_proto), given.get("host", x_host)
+    server_host, server_port = scope.get("server") or ("localhost", None)
+    if host == server_host and server_port not in (None, DEFAULT_PORT[proto]) and not (x_host or x_proto or x_prefix):
+        # A client that leaves our port out of Host (some HTTP libraries do) has connected to it all the same.
+        host = f"{host}:{server_port}"
     if x_proto.lower() in ("http", "https"):
         proto = x_proto.lower()
     if x_host and _AUTHORITY.fullmatch(x_host):
@@ -47,7 +52,7 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
     if x_prefix.startswith("/") and re.fullmatch(r"[A-Za-z0-9/._~\-]+", x_prefix):
         prefix = x_prefix.rstrip("/")
     if not _AUTHORITY.fullmatch(host):
-        host = ":".join(str(part) for part in scope.get("server") or ("localhost",) if part is not None)
+        host = f"{server_host}:{server_port}" if server_port is not None else server_host
     return f"{proto}://{host}{prefix}{base_path}"
 
 

@@ -17,6 +17,9 @@ def base(*headers: tuple[str, str], public_url: str = "", scheme: str = "http") 
     [
         pytest.param([("Host", "pacs:8080")], "http://pacs:8080/dicom-web", id="host"),
         pytest.param([], "http://10.0.0.1:8080/dicom-web", id="no host"),
+        pytest.param([("Host", "10.0.0.1")], "http://10.0.0.1:8080/dicom-web", id="our address without our port"),
+        pytest.param([("Host", "10.0.0.2")], "http://10.0.0.2/dicom-web", id="another address without a port"),
+        pytest.param([("Host", "10.0.0.1"), ("X-Forwarded-Proto", "https")], "https://10.0.0.1/dicom-web", id="our address behind a proxy"),
         pytest.param([("Host", "[::1]:8080")], "http://[::1]:8080/dicom-web", id="IPv6"),
         pytest.param(
             [("Host", "a"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "b:444"), ("X-Forwarded-Prefix", "/x/")],

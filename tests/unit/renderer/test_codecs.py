@@ -1,6 +1,7 @@
 """Decoding against pydicom's decoders, and encoding against our own decoding."""
 
 import dataclasses
+import os
 import zlib
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_every_sample_decodes_as_pydicom_decodes_it(sample_files: list[Path]) ->
         elif (difference > 3).mean() > 0.001:
             wrong.append((path.name, "colour", float((difference > 3).mean())))
     assert not wrong
-    assert compared > 60
+    assert compared > (60 if "GANTRY_TEST_SAMPLES" in os.environ else 50)
 
 
 @pytest.mark.parametrize("uid", [uid for uid in codecs.encodes() if not codecs.is_native(uid)])

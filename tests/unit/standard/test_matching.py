@@ -20,6 +20,10 @@ def parsed(*parameters: tuple[str, str]) -> tuple[matching.Query, list[str]]:
         [("limit", "-1")],
         [("offset", "")],
         [("fuzzymatching", "yes")],
+        [("emptyvaluematching", "1")],
+        [("multiplevaluematching", "TRUE")],
+        [("StudyTime", "1000-0800")],
+        [("StudyDate", "20240220-20240109"), ("StudyTime", "1000-1100")],
         [("includefield", "all,PatientID")],
         [("includefield", "Nonsense")],
         [("PatientID.PatientName", "x")],
@@ -31,6 +35,11 @@ def parsed(*parameters: tuple[str, str]) -> tuple[matching.Query, list[str]]:
 def test_what_is_wrong_is_refused(parameters: list[tuple[str, str]]) -> None:
     with pytest.raises(errors.BadRequest):
         parsed(*parameters)
+
+
+def test_a_time_range_with_its_dates_may_end_at_an_earlier_hour() -> None:
+    query, _ = parsed(("StudyDate", "20240109-20240220"), ("StudyTime", "1000-0800"))
+    assert [(key.low, key.high) for key in query.keys] == [("20240109100000.000000", "20240220080059.999999")]
 
 
 def test_an_empty_value_or_a_lone_asterisk_matches_all_and_is_returned() -> None:
