@@ -184,8 +184,9 @@ def decode_path(raw_path: bytes) -> str:
     """Percent-decode a path, segment by segment.
 
     Raises:
-        errors.NotFound: a segment holds an encoded slash (but for those of bulkdata, whose names have slashes) or a control character,
-            or is not UTF-8: no resource of ours has such a name, and proxies read it differently.
+        errors.NotFound: a segment holds an encoded slash (but for those of bulkdata, whose names have slashes): no resource of ours
+            has such a name, and proxies read it differently.
+        errors.BadRequest: it holds a control character, or is not UTF-8.
     """
     path = raw_path.decode("latin-1")
     if "%" in path:
@@ -194,7 +195,7 @@ def decode_path(raw_path: bytes) -> str:
             raise errors.NotFound("there is no resource with an encoded slash in a segment")
         path = "/".join(segments)
         if _UNSAFE.search(path):
-            raise errors.NotFound("there is no resource with control characters, or other than UTF-8, in its path")
+            raise errors.BadRequest("the path holds a control character, or is not UTF-8 after percent-decoding")
     return path
 
 
