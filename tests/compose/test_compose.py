@@ -1,15 +1,14 @@
 """The distributed set in containers: docker-compose up, one walk through it, down."""
 
-import json
+import contextlib
 import os
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
@@ -44,49 +43,47 @@ def base() -> Iterator[str]:
 def _wait(url: str, seconds: float) -> None:
     end = time.monotonic() + seconds
     while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(url, timeout=5)
+            if answer.status_code == 200:
                 return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+            assert time.monotonic() < end, answer.text
+        assert time.monotonic() < end, f"no answer from {url}"
+        time.sleep(0.5)
 
 
-def _get(url: str, accept: str) -> tuple[dict[str, str], bytes]:
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=60) as answer:
-        return dict(answer.headers), answer.read()
+def _get(url: str, accept: str) -> httpx.Response:
+    answer = httpx.get(url, headers={"Accept": accept}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
 
 
 def test_a_stored_instance_is_found_read_and_rendered(base: str) -> None:
     path = Path(str(get_testdata_file("CT_small.dcm")))
     dataset = dcmread(path)
     body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + path.read_bytes() + b"\r\n--b--\r\n"
-    request = urllib.request.Request(
+    answer = httpx.post(
         f"{base}/studies",
-        body,
-        {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b', "Accept": "application/dicom+json"},
+        content=body,
+        headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=b', "Accept": "application/dicom+json"},
+        timeout=60,
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert answer.status == 200
-        stored = json.loads(answer.read())
-    assert stored["00081199"]["Value"][0]["00081155"]["Value"] == [dataset.SOPInstanceUID]
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["00081199"]["Value"][0]["00081155"]["Value"] == [dataset.SOPInstanceUID]
 
-    found = json.loads(_get(f"{base}/studies?PatientID={dataset.PatientID}", "application/dicom+json")[1])
+    found = _get(f"{base}/studies?PatientID={dataset.PatientID}", "application/dicom+json").json()
     assert [row["0020000D"]["Value"][0] for row in found] == [dataset.StudyInstanceUID]
 
     instance = f"{base}/studies/{dataset.StudyInstanceUID}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}"
-    assert _get(f"{instance}/frames/1", "application/octet-stream")[1] == dataset.PixelData
-    metadata = json.loads(_get(f"{instance}/metadata", "application/dicom+json")[1])
+    assert _get(f"{instance}/frames/1", "application/octet-stream").content == dataset.PixelData
+    metadata = _get(f"{instance}/metadata", "application/dicom+json").json()
     assert metadata[0]["00280010"]["Value"] == [dataset.Rows]
-    headers, image = _get(f"{instance}/rendered", "image/jpeg")
-    assert headers["content-type"] == "image/jpeg"
-    assert image[:3] == b"\xff\xd8\xff"
+    rendered = _get(f"{instance}/rendered", "image/jpeg")
+    assert rendered.headers["content-type"] == "image/jpeg"
+    assert rendered.content[:3] == b"\xff\xd8\xff"
 
 
 def test_the_gateway_answers_for_all_five_services(base: str) -> None:
-    status = json.loads(_get(base.removesuffix("/dicom-web") + "/healthz/suite", "application/json")[1])
+    status = _get(base.removesuffix("/dicom-web") + "/healthz/suite", "application/json").json()
     assert {"gateway", "blob", "index", "renderer", "workflow"} <= set(status["services"])
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        _get(f"{base}/nothing", "application/json")
-    assert refused.value.code == 404
+    assert httpx.get(f"{base}/nothing", timeout=30).status_code == 404
