@@ -6,7 +6,7 @@
 from starlette.responses import Response
 
 from gantry.index.v1 import index_pb2
-from gantry_gateway import urls
+from gantry_gateway import retrieval, urls
 from gantry_gateway.request import Request
 from gantry_runtime.rpc_errors import translated
 
@@ -22,4 +22,6 @@ async def delete(request: Request) -> Response:
         await request.gateway.index.DeleteInstances(
             index_pb2.DeleteInstancesRequest(scope=scope), timeout=request.gateway.settings.request_timeout_s
         )
+    # At once here; the other gateways hear of it from index.
+    retrieval.of(request).records.forget(scope.study_instance_uid)
     return Response(status_code=204)

@@ -12,12 +12,13 @@ from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2, workflow_pb2_grpc
-from gantry_gateway import server
+from gantry_gateway import retrieval, server
 from gantry_gateway.app import Application, Router
 from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime import events, rpc
+from gantry_runtime.blob_reader import StreamedReader
 from tests.support.nats_server import NatsServer, free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -191,6 +192,7 @@ async def running(
             stubs[name] = stub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
         gateway = Gateway(settings=GatewaySettings(**settings), nats=client, **stubs)
         gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(client, f"reply.{free_port()}"))
+        retrieval.install(gateway, StreamedReader(gateway.blob))
         app = Application(gateway, Router(routes if routes is not None else own_routes()))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=20, base_url=f"http://127.0.0.1:{port}/dicom-web"))
