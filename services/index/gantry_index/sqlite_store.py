@@ -5,10 +5,16 @@ nothing is ever half-applied. `synchronous=FULL`: a commit is on disk when it re
 
 Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
 an instance that is gone stay until the next generation: their owner is not live any more, and row ids are never used again.
+
+Terms of new instances go into `recent_terms`, which is clustered by owner: a commit appends to it and touches a few pages, where `terms`,
+clustered by value, would take a page a term. Once there are RECENT_TERMS of them all move, sorted, into `terms`, in a transaction of their
+own after the batch was answered. Terms of one owner stand in one of the two tables, never in both; a search by attributes of instances
+reads both (docs/decisions/0003-recent-terms.md).
 """
 
 import asyncio
 import itertools
+import logging
 import os
 import sqlite3
 import threading
@@ -49,7 +55,9 @@ from gantry_index.summary import (
     Attributes,
     SeriesSummary,
     StudySummary,
+    computed_terms,
     decoded,
+    gathered_of,
     level_terms,
     sort_number,
     start_of,
@@ -62,8 +70,23 @@ from gantry_standard.levels import Level
 from gantry_standard.matching import MatchKey, Operation, Query, group_keys
 from gantry_standard.terms import Term
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-FORMAT = "1"
+FORMAT = "2"
+RECENT_TERMS = 16_384
+"""Terms in `recent_terms` from which on they are moved: some 200 instances of CT, a few milliseconds of a search. A batch of more goes
+into `terms` at once, so that there are never twice as many."""
+CHECKPOINT_PAGES = 4000
+"""Pages of the write-ahead log from which on they are copied into the database: 16 MB."""
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "cache_size=-65536",
+    "mmap_size=268435456",
+    "temp_store=MEMORY",
+    f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+)
 CHUNK = 500
 """Parameters in one statement."""
 
@@ -89,6 +112,11 @@ CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
 CREATE TABLE terms (
     path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
     PRIMARY KEY (path, value, owner, item)
+) WITHOUT ROWID;
+CREATE TABLE recent (owner INTEGER PRIMARY KEY, terms INTEGER NOT NULL);
+CREATE TABLE recent_terms (
+    owner INTEGER NOT NULL, path INTEGER NOT NULL, value TEXT NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (owner, path, value, item)
 ) WITHOUT ROWID;
 CREATE TABLE dead (object TEXT NOT NULL, offset INTEGER NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (object, offset)) WITHOUT ROWID;
 CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -132,7 +160,7 @@ class _Database:
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)
         self._closing.append(connection)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536", "mmap_size=268435456", "temp_store=MEMORY"):
+        for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -143,6 +171,17 @@ class _Database:
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run one transaction in the writer thread; durable when it returns."""
         return await self._run(self._writer_thread, lambda: self._transaction(work))
+
+    def write_later(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Run one transaction in the writer thread after those that wait; one that fails changes nothing and is logged."""
+
+        def attempt() -> None:
+            try:
+                self._transaction(work)
+            except sqlite3.Error as error:
+                log.warning("index store is not tidied up", extra={"reason": str(error)})
+
+        self._writer_thread.submit(attempt)
 
     async def read_latest(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a read between transactions in the writer thread."""
@@ -182,10 +221,8 @@ class _Database:
 
     def add_terms(self, owner: int, found: Iterable[Term]) -> None:
         """Write terms; in a transaction only."""
-        self.writer.executemany(
-            "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)",
-            [(self.path_id(term.path), term.value, owner, term.item, term.root) for term in found],
-        )
+        rows = [(self.path_id(path), value, owner, item, root) for path, value, item, root in found]
+        self.writer.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", rows)
 
     def remove_terms(self, owner: int, found: Iterable[Term]) -> None:
         """Delete terms; in a transaction only."""
@@ -226,12 +263,16 @@ class _Condition:
     def text(self) -> str:
         return " AND ".join(self.clauses) or "1"
 
-    def owners(self, group: Sequence[MatchKey], level: int) -> tuple[str, list[Any]]:
-        """Return a subquery for the row ids of owners that match all keys of a group, in the same item."""
-        tables, clauses, parameters = [], ["(t0.owner & 3) = ?"], [level]
+    def owners(self, group: Sequence[MatchKey], level: int, *, recent: bool = False) -> tuple[str, list[Any]]:
+        """Return a subquery for the row ids of owners that match all keys of a group, in the same item.
+
+        Args:
+            recent: also among recent terms, one look-up a recent owner.
+        """
+        tables, clauses, parameters = [], [], []
         same_path = len({key.path[:-1] for key in group}) == 1
         for number, key in enumerate(_split_all(group)):
-            tables.append(f"terms t{number}")
+            tables.append(f"t{number}")
             if number:
                 column = "item" if same_path else "root"
                 clauses.append(f"t{number}.owner = t0.owner")
@@ -240,7 +281,15 @@ class _Condition:
             clause, more = self._comparison(f"t{number}", key)
             clauses.append(clause)
             parameters += more
-        return f"SELECT t0.owner >> 2 FROM {', '.join(tables)} WHERE {' AND '.join(clauses)}", parameters
+        matches = " AND ".join(clauses)
+        merged = ", ".join(f"terms {table}" for table in tables)
+        statement = f"SELECT t0.owner >> 2 FROM {merged} WHERE (t0.owner & 3) = ? AND {matches}"
+        if not recent:
+            return statement, [level, *parameters]
+        # CROSS JOIN: the order of the tables is the order of the look-ups.
+        unmerged = " CROSS JOIN ".join(("recent r", *(f"recent_terms {table}" for table in tables)))
+        statement += f" UNION ALL SELECT t0.owner >> 2 FROM {unmerged} WHERE t0.owner = r.owner AND {matches}"
+        return statement, [level, *parameters, *parameters]
 
     def _comparison(self, table: str, key: MatchKey) -> tuple[str, list[Any]]:
         path: list[Any] = [self.path_ids.get(key.term_path, -1)]
@@ -352,7 +401,10 @@ class SqliteStore:
 
     async def apply(self, batch: Batch) -> None:
         """See IndexStore."""
-        await self._database.write(lambda connection: _Writing(self._database, connection).apply(batch))
+        database = self._database
+        recent = await database.write(lambda connection: _Writing(database, connection).apply(batch))
+        if recent >= RECENT_TERMS:
+            database.write_later(_merge)
 
     async def search(self, query: Query) -> Page:
         """See IndexStore."""
@@ -428,6 +480,15 @@ class SqliteStore:
             await asyncio.to_thread(database.close)
 
 
+def _merge(connection: sqlite3.Connection) -> None:
+    """Move recent terms to where they are found by value, in the order in which they stand there."""
+    connection.execute(
+        "INSERT OR IGNORE INTO terms SELECT path, value, owner, item, root FROM recent_terms WHERE true ORDER BY path, value, owner, item"
+    )
+    connection.execute("DELETE FROM recent_terms")
+    connection.execute("DELETE FROM recent")
+
+
 def _meta(connection: sqlite3.Connection, name: str) -> str:
     found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return found[0] if found else ""
@@ -493,14 +554,17 @@ class _Writing:
         self._connection = connection
         self._added: dict[str, list[tuple[str, str, Attributes]]] = {}
         self._recount: set[str] = set()
+        self._terms: list[tuple[int, Sequence[Term]]] = []
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: Batch) -> int:
+        """Return how many terms are recent now."""
         connection = self._connection
         for sop, change in batch.changes.items():
             if isinstance(change, Put):
                 self._put(sop, change)
             else:
                 self._remove(sop, change)
+        self._write_terms()
         for study, added in self._added.items():
             if study not in self._recount:
                 self._add_to_study(study, added)
@@ -511,6 +575,18 @@ class _Writing:
         connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
         if batch.reader:
             _set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
+        return int(connection.execute("SELECT coalesce(sum(terms), 0) FROM recent").fetchone()[0])
+
+    def _write_terms(self) -> None:
+        """Write the terms of new instances, in the order of the table that takes them."""
+        path_id = self._database.path_id
+        if sum(len(found) for _, found in self._terms) >= RECENT_TERMS:
+            merged = sorted((path_id(path), value, owner, item, root) for owner, found in self._terms for path, value, item, root in found)
+            self._connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", merged)
+            return
+        recent = sorted((owner, path_id(path), value, item, root) for owner, found in self._terms for path, value, item, root in found)
+        self._connection.executemany("INSERT OR IGNORE INTO recent_terms VALUES (?, ?, ?, ?, ?)", recent)
+        self._connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(found)) for owner, found in self._terms])
 
     def _put(self, sop: str, put: Put) -> None:
         before = self._connection.execute("SELECT id, study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
@@ -541,7 +617,7 @@ class _Writing:
         derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
         for limit, number in derived.left_out.items():
             telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
-        self._database.add_terms(int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms)
+        self._terms.append((int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms))
         self._added.setdefault(stored.study_instance_uid, []).append((stored.series_instance_uid, sop, attributes))
 
     def _remove(self, sop: str, remove: Remove) -> None:
@@ -606,10 +682,15 @@ class _Writing:
         before = self._connection.execute(f"SELECT id, attributes FROM {table} WHERE {condition}", key).fetchone()
         attributes = summary.attributes()
         values = (order, summary.to_json(), orjson.dumps(attributes))
-        new = set(level_terms(attributes))
-        old: set[Term] = set()
+        new, old = set(level_terms(attributes)), set[Term]()
         if before:
-            row_id, old = before[0], set(level_terms(orjson.loads(before[1])))
+            row_id, known = before[0], orjson.loads(before[1])
+            if known == attributes:
+                new = old
+            elif gathered_of(known) == gathered_of(attributes):
+                new, old = set(computed_terms(attributes)), set(computed_terms(known))
+            else:
+                old = set(level_terms(known))
             self._connection.execute(f"UPDATE {table} SET {order_column} = ?, summary = ?, attributes = ? WHERE id = ?", (*values, row_id))
         else:
             names = ", ".join((*columns, order_column, "summary", "attributes"))
@@ -687,11 +768,12 @@ class _Searching:
         absent = [one for one in group if one.operation is Operation.ABSENT]
         for one in absent:
             present = MatchKey(one.path, Operation.RANGE, private_creator=one.private_creator)
-            self._add_owners(level, *self._condition.owners([present], level.value), negated=True)
+            self._add_owners(level, [present], negated=True)
         if rest := [one for one in group if one.operation is not Operation.ABSENT]:
-            self._add_owners(level, *self._condition.owners(rest, level.value), negated=False)
+            self._add_owners(level, rest, negated=False)
 
-    def _add_owners(self, level: Level, owners: str, parameters: list[Any], *, negated: bool) -> None:
+    def _add_owners(self, level: Level, group: Sequence[MatchKey], *, negated: bool) -> None:
+        owners, parameters = self._condition.owners(group, level.value, recent=level is Level.INSTANCE)
         operator = "NOT IN" if negated else "IN"
         if level is self._query.level:
             self._condition.add(f"x.id {operator} ({owners})", *parameters)
