@@ -241,22 +241,25 @@ class _Deriving:
 
     def _values(self, vr: str, values: list[Any]) -> Iterable[str]:
         """Return the distinct values of an attribute as they are compared."""
-        distinct: dict[str, None] = {}
-        for value in values:
-            for text in value.values() if isinstance(value, dict) else (value,):
-                if text is None:
-                    continue
-                text = str(text)
-                try:
-                    normal = _remembered(vr, text) if len(text) <= CACHED_CHARACTERS else normalise(vr, text)
-                except ValueError:
-                    self.found.left_out["invalid"] += 1
-                    continue
-                if normal.endswith(CUT):
-                    self.found.left_out["characters"] += 1
-                if normal:
-                    distinct[normal] = None
-        return distinct
+        if len(values) == 1 and not isinstance(values[0], dict):
+            normal = self._normal(vr, values[0])
+            return (normal,) if normal else ()
+        flat = (text for value in values for text in (value.values() if isinstance(value, dict) else (value,)))
+        return dict.fromkeys(normal for text in flat if (normal := self._normal(vr, text)))
+
+    def _normal(self, vr: str, value: object) -> str:
+        """Return one value as it is compared, "" where there is none."""
+        if value is None:
+            return ""
+        text = str(value)
+        try:
+            normal = _remembered(vr, text) if len(text) <= CACHED_CHARACTERS else normalise(vr, text)
+        except ValueError:
+            self.found.left_out["invalid"] += 1
+            return ""
+        if len(normal) > MAXIMUM_CHARACTERS and normal.endswith(CUT):
+            self.found.left_out["characters"] += 1
+        return normal
 
 
 def _private(dataset: Mapping[str, Any], tag: str) -> str:

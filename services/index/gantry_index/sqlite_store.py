@@ -21,8 +21,9 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import orjson
 
@@ -73,6 +74,7 @@ from gantry_standard.terms import Term
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+S = TypeVar("S", StudySummary, SeriesSummary)
 FORMAT = "2"
 RECENT_TERMS = 16_384
 """Terms in `recent_terms` from which on they are moved: some 200 instances of CT, a few milliseconds of a search. A batch of more goes
@@ -637,68 +639,81 @@ class _Writing:
         )
 
     def _add_to_study(self, study: str, added: list[tuple[str, str, Attributes]]) -> None:
-        found = self._connection.execute("SELECT summary FROM studies WHERE study = ?", (study,)).fetchone()
-        summary = StudySummary.from_json(found[0]) if found else StudySummary()
-        by_series: dict[str, SeriesSummary] = {}
-        for series in {series for series, _, _ in added}:
-            found = self._connection.execute("SELECT summary FROM series WHERE study = ? AND series = ?", (study, series)).fetchone()
-            by_series[series] = SeriesSummary.from_json(found[0]) if found else SeriesSummary()
-        self._gather(study, summary, by_series, added)
+        by_series = {series: self._kept(Level.SERIES, (study, series), SeriesSummary()) for series in {series for series, _, _ in added}}
+        self._gather(study, self._kept(Level.STUDY, (study,), StudySummary()), by_series, added)
 
     def _recount_study(self, study: str) -> None:
         rows = self._connection.execute("SELECT series, sop, attributes FROM instances WHERE study = ? AND deleted = 0", (study,))
         live = [(series, sop, orjson.loads(attributes)) for series, sop, attributes in rows]
-        by_series = {series: SeriesSummary() for series, _, _ in live}
-        for series_id, series, attributes in self._connection.execute(
-            "SELECT id, series, attributes FROM series WHERE study = ?", (study,)
-        ).fetchall():
+        by_series = {series: self._kept(Level.SERIES, (study, series), SeriesSummary()) for series in {series for series, _, _ in live}}
+        for (series,) in self._connection.execute("SELECT series FROM series WHERE study = ?", (study,)).fetchall():
             if series not in by_series:
-                self._database.remove_terms(series_id * 4 + Level.SERIES.value, level_terms(orjson.loads(attributes)))
-                self._connection.execute("DELETE FROM series WHERE id = ?", (series_id,))
-        if live:
-            self._gather(study, StudySummary(), by_series, live)
+                self._drop(Level.SERIES, self._kept(Level.SERIES, (study, series), SeriesSummary()))
+        of_study = self._kept(Level.STUDY, (study,), StudySummary())
+        if not live:
+            self._drop(Level.STUDY, of_study)
             return
-        for study_id, attributes in self._connection.execute("SELECT id, attributes FROM studies WHERE study = ?", (study,)).fetchall():
-            self._database.remove_terms(study_id * 4 + Level.STUDY.value, level_terms(orjson.loads(attributes)))
-            self._connection.execute("DELETE FROM studies WHERE id = ?", (study_id,))
+        of_study.summary = StudySummary()
+        for kept in by_series.values():
+            kept.summary = SeriesSummary()
+        self._gather(study, of_study, by_series, live)
+
+    def _kept(self, level: Level, key: tuple[str, ...], summary: S) -> "_Kept[S]":
+        """Return a study or series as it is in the database; with the empty `summary` when it is not there."""
+        condition = " AND ".join(f"{column} = ?" for column in KEY_COLUMNS[level])
+        found = self._connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
+        if not found:
+            return _Kept(summary)
+        known = summary.from_json(found[1])
+        return _Kept(known, found[0], known.attributes())
 
     def _gather(
-        self, study: str, summary: StudySummary, by_series: dict[str, SeriesSummary], added: list[tuple[str, str, Attributes]]
+        self,
+        study: str,
+        of_study: "_Kept[StudySummary]",
+        by_series: "dict[str, _Kept[SeriesSummary]]",
+        added: list[tuple[str, str, Attributes]],
     ) -> None:
         for series, sop, attributes in added:
-            summary.add(sop, attributes)
-            by_series[series].add(sop, attributes)
-        for series, of_series in by_series.items():
-            summary.modalities[series] = of_series.modality
-            number = sort_number(of_series.gathered.elements, SERIES_NUMBER, NUMBER_ABSENT)
-            self._write(Level.SERIES, (study, series), number, of_series)
-        self._write(Level.STUDY, (study,), summary.sort_key, summary)
+            of_study.summary.add(sop, attributes)
+            by_series[series].summary.add(sop, attributes)
+        for series, kept in by_series.items():
+            of_study.summary.modalities[series] = kept.summary.modality
+            number = sort_number(kept.summary.gathered.elements, SERIES_NUMBER, NUMBER_ABSENT)
+            self._write(Level.SERIES, (study, series), number, kept)
+        self._write(Level.STUDY, (study,), of_study.summary.sort_key, of_study)
 
-    def _write(self, level: Level, key: tuple[str, ...], order: int | str, summary: StudySummary | SeriesSummary) -> None:
+    def _write(self, level: Level, key: tuple[str, ...], order: int | str, kept: "_Kept[Any]") -> None:
         """Write a study or series and, of its terms, only what changed."""
-        table, columns = TABLE[level], KEY_COLUMNS[level]
-        order_column = "sort_key" if level is Level.STUDY else "number"
-        condition = " AND ".join(f"{column} = ?" for column in columns)
-        before = self._connection.execute(f"SELECT id, attributes FROM {table} WHERE {condition}", key).fetchone()
-        attributes = summary.attributes()
-        values = (order, summary.to_json(), orjson.dumps(attributes))
-        new, old = set(level_terms(attributes)), set[Term]()
-        if before:
-            row_id, known = before[0], orjson.loads(before[1])
-            if known == attributes:
-                new = old
-            elif gathered_of(known) == gathered_of(attributes):
-                new, old = set(computed_terms(attributes)), set(computed_terms(known))
-            else:
-                old = set(level_terms(known))
+        table, order_column = TABLE[level], "sort_key" if level is Level.STUDY else "number"
+        attributes = kept.summary.attributes()
+        values = (order, kept.summary.to_json(), orjson.dumps(attributes))
+        if kept.row_id:
+            row_id = kept.row_id
             self._connection.execute(f"UPDATE {table} SET {order_column} = ?, summary = ?, attributes = ? WHERE id = ?", (*values, row_id))
         else:
-            names = ", ".join((*columns, order_column, "summary", "attributes"))
+            names = ", ".join((*KEY_COLUMNS[level], order_column, "summary", "attributes"))
             cursor = self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({_marks((*key, *values))})", (*key, *values))
             row_id = int(cursor.lastrowid or 0)
+        # Where only counts changed, and that is nearly always, the gathered attributes need not be derived.
+        terms_of = computed_terms if gathered_of(kept.before) == gathered_of(attributes) else level_terms
+        old, new = set(terms_of(kept.before)), set(terms_of(attributes))
         owner = row_id * 4 + level.value
         self._database.remove_terms(owner, old - new)
         self._database.add_terms(owner, new - old)
+
+    def _drop(self, level: Level, kept: "_Kept[Any]") -> None:
+        self._database.remove_terms(kept.row_id * 4 + level.value, level_terms(kept.before))
+        self._connection.execute(f"DELETE FROM {TABLE[level]} WHERE id = ?", (kept.row_id,))
+
+
+@dataclass(slots=True)
+class _Kept(Generic[S]):
+    """A study or series: what it is to be, its row (0: none yet), and the attributes whose terms are in the database."""
+
+    summary: S
+    row_id: int = 0
+    before: Attributes = field(default_factory=dict)
 
 
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
