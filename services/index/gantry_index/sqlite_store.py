@@ -1,6 +1,7 @@
 """The index store on one machine: SQLite in WAL mode.
 
-One writer connection in a thread of its own, a small pool of readers in others. A batch is one transaction, its cursor in it, so that
+One writer connection in a thread of its own, a small pool of readers in others, and one on the event loop for a few rows by their key.
+A batch is one transaction, its cursor in it, so that
 nothing is ever half-applied. `synchronous=FULL`: a commit is on disk when it returns.
 
 Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
@@ -77,7 +78,7 @@ T = TypeVar("T")
 S = TypeVar("S", StudySummary, SeriesSummary)
 FORMAT = "2"
 RECENT_TERMS = 16_384
-"""Terms in `recent_terms` from which on they are moved: some 200 instances of CT, a few milliseconds of a search. A batch of more goes
+"""Terms in `recent_terms` from which on they are moved: some 200 instances of CT, 0.2 ms of a search. A batch of more goes
 into `terms` at once, so that there are never twice as many."""
 CHECKPOINT_PAGES = 4000
 """Pages of the write-ahead log from which on they are copied into the database: 16 MB."""
@@ -89,6 +90,8 @@ PRAGMAS = (
     "temp_store=MEMORY",
     f"wal_autocheckpoint={CHECKPOINT_PAGES}",
 )
+LOOKED_UP = 4
+"""Rows by their key that are read on the event loop."""
 CHUNK = 500
 """Parameters in one statement."""
 
@@ -157,6 +160,7 @@ class _Database:
         found = self.writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()[0]
         if found != FORMAT:
             raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
+        self._here = self._connected()
         self.path_ids: dict[str, int] = dict(self.writer.execute("SELECT path, id FROM paths"))
 
     def _connected(self) -> sqlite3.Connection:
@@ -169,6 +173,13 @@ class _Database:
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a read in a reader thread."""
         return await self._run(self._reader_threads, lambda: work(self._reader()))
+
+    def look_up(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read of a few rows by their key right here, on the event loop: some 20 µs, where a thread would take ten times as long."""
+        try:
+            return work(self._here)
+        except sqlite3.Error as error:
+            raise errors.Unavailable(f"the index store failed: {error}") from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run one transaction in the writer thread; durable when it returns."""
@@ -184,10 +195,6 @@ class _Database:
                 log.warning("index store is not tidied up", extra={"reason": str(error)})
 
         self._writer_thread.submit(attempt)
-
-    async def read_latest(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a read between transactions in the writer thread."""
-        return await self._run(self._writer_thread, lambda: work(self.writer))
 
     async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
@@ -399,7 +406,9 @@ class SqliteStore:
                     dead[place] = kind[0]
             return found, dead
 
-        return await self._database.read_latest(work)
+        if len(sop_instance_uids) + len(places) <= 2 * LOOKED_UP:
+            return self._database.look_up(work)
+        return await self._database.read(work)
 
     async def apply(self, batch: Batch) -> None:
         """See IndexStore."""
@@ -410,7 +419,10 @@ class SqliteStore:
 
     async def search(self, query: Query) -> Page:
         """See IndexStore."""
-        return await self._database.read(lambda connection: _Searching(self._database, connection, query).page())
+        database = self._database
+        if _names_studies(query):
+            return database.look_up(lambda connection: _Searching(database, connection, query).page())
+        return await database.read(lambda connection: _Searching(database, connection, query).page())
 
     async def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
         """See IndexStore."""
@@ -425,9 +437,13 @@ class SqliteStore:
     async def _rows(self, scope: Scope, columns: str) -> AsyncIterator[list[Any]]:
         database = self._database
         if scope.sop_instance_uid:
-            yield await database.read(lambda connection: _one_row(connection, scope, columns))
+            yield database.look_up(lambda connection: _one_row(connection, scope, columns))
             return
-        for series in await database.read(lambda connection: _series_in_order(connection, scope)):
+        if scope.series_instance_uid:
+            in_order = database.look_up(lambda connection: _series_in_order(connection, scope))
+        else:
+            in_order = await database.read(lambda connection: _series_in_order(connection, scope))
+        for series in in_order:
             after: tuple[int, str] | None = (-NUMBER_ABSENT - 1, "")
             while after:
                 rows, after = await database.read(
@@ -480,6 +496,12 @@ class SqliteStore:
         """See IndexStore."""
         for database in (self._database, *self._retired):
             await asyncio.to_thread(database.close)
+
+
+def _names_studies(query: Query) -> bool:
+    """Whether a search is for at most LOOKED_UP studies by their UIDs and nothing else."""
+    named = [key for key in query.keys if key.path == (STUDY_UID,) and key.operation is Operation.EQUAL]
+    return query.level is Level.STUDY and len(query.keys) == len(named) == 1 and len(named[0].values) <= LOOKED_UP
 
 
 def _merge(connection: sqlite3.Connection) -> None:
