@@ -12,14 +12,14 @@ Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from gantry_standard.query_attributes import COMPUTED, DATE_TIME_PAIRS, is_private, is_private_creator
+from gantry_standard.query_attributes import COMPUTED, DATE_TIME_PAIRS, is_private_creator
 
 NOT_INDEXED = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN", "LT", "ST", "UT"])
 NUMBERS = frozenset(["DS", "IS", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"])
@@ -29,10 +29,15 @@ MAXIMUM_DEPTH = 64
 CUT = "\x1e"
 """Ends a value that was cut."""
 PER_FRAME_FUNCTIONAL_GROUPS = "52009230"
+ODD = frozenset("13579BDFbdf")
+"""Last digits of private groups: `query_attributes.is_private` for every tag of a data set, as a look-up."""
+CACHED_CHARACTERS = 64
+"""Longer values are not worth remembering."""
+EXACT_DIGITS = 28
+"""Digits that Decimal keeps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One value that can be matched.
 
     Attributes:
@@ -79,6 +84,8 @@ def number(text: str) -> str:
     Raises:
         ValueError: it is no number, or its exponent is beyond 400.
     """
+    if text.isdigit() and text.isascii() and text[0] != "0" and len(text) <= EXACT_DIGITS:
+        return text
     try:
         value = Decimal(text.strip())
     except InvalidOperation as error:
@@ -170,80 +177,95 @@ def normalise(vr: str, text: str) -> str:
     return cut(text.strip(" \0"))
 
 
+@lru_cache(16_384)
+def _remembered(vr: str, text: str) -> str:
+    """`normalise` for short values: most are the same in every instance of a series."""
+    return normalise(vr, text)
+
+
 def derive(dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) -> Terms:
     """Return the terms of a data set in the DICOM JSON model.
 
     Args:
         leave_out: tags at the root that are indexed elsewhere.
     """
-    found = Terms()
-    numbers = iter(range(1, 1 << 62))
-    for term in _of_dataset(dataset, "", 0, 0, numbers, found, leave_out, 0):
-        if len(found.terms) >= MAXIMUM_TERMS:
-            found.left_out["terms"] += 1
-        else:
-            found.terms.append(term)
-    return found
+    deriving = _Deriving()
+    deriving.dataset(dataset, "", 0, 0, leave_out | COMPUTED, 0)
+    return deriving.found
 
 
-def _of_dataset(
-    dataset: Mapping[str, Any],
-    prefix: str,
-    item: int,
-    root: int,
-    numbers: Iterator[int],
-    found: Terms,
-    leave_out: frozenset[str],
-    depth: int,
-) -> Iterator[Term]:
-    creators = {tag: _first(dataset[tag]) for tag in dataset if is_private_creator(tag)}
-    for tag, element in dataset.items():
-        if tag in leave_out or tag in COMPUTED:
-            continue
-        component = tag
-        if is_private(tag):
-            component = term_component(tag, creators.get(f"{tag[:4]}00{tag[4:6]}", ""))
-        values = element.get("Value")
-        if not values:
-            continue
-        vr = element["vr"]
-        if vr == "SQ":
-            if depth < MAXIMUM_DEPTH:
-                yield from _of_sequence(tag, values, f"{prefix}{component}.", root, numbers, found, depth)
-        elif vr not in NOT_INDEXED:
-            for value in dict.fromkeys(_values(vr, values, found)):
-                yield Term(prefix + component, value, item, root)
-            if tag in DATE_TIME_PAIRS and (both := _combined(dataset, tag)):
-                yield Term(prefix + combined(tag), both, item, root)
+class _Deriving:
+    """Gathers the terms of one data set; `seen` are those of per-frame functional groups while it is inside them."""
 
+    def __init__(self) -> None:
+        self.found = Terms()
+        self._items = 0
+        self._seen: set[tuple[str, str]] | None = None
 
-def _of_sequence(tag: str, items: list[Any], prefix: str, root: int, numbers: Iterator[int], found: Terms, depth: int) -> Iterator[Term]:
-    if tag == PER_FRAME_FUNCTIONAL_GROUPS:
-        seen: set[tuple[str, str]] = set()
-        for item in items:
-            for term in _of_dataset(item, prefix, 0, 0, numbers, found, frozenset(), depth + 1):
-                if (term.path, term.value) not in seen:
-                    seen.add((term.path, term.value))
-                    yield Term(term.path, term.value)
-        return
-    for item in items:
-        own = next(numbers)
-        yield from _of_dataset(item, prefix, own, root or own, numbers, found, frozenset(), depth + 1)
-
-
-def _values(vr: str, values: list[Any], found: Terms) -> Iterator[str]:
-    for value in values:
-        texts = value.values() if isinstance(value, dict) else () if value is None else (value,)
-        for text in texts:
-            try:
-                normal = normalise(vr, str(text))
-            except ValueError:
-                found.left_out["invalid"] += 1
+    def dataset(self, dataset: Mapping[str, Any], prefix: str, item: int, root: int, leave_out: frozenset[str], depth: int) -> None:
+        """Add the terms of a data set or item, whose place is `prefix`, `item` and `root`."""
+        for tag, element in dataset.items():
+            values = element.get("Value")
+            if not values or tag in leave_out:
                 continue
-            if normal.endswith(CUT):
-                found.left_out["characters"] += 1
-            if normal:
-                yield normal
+            path = prefix + (tag if tag[3] not in ODD else _private(dataset, tag))
+            vr = element["vr"]
+            if vr == "SQ":
+                if depth < MAXIMUM_DEPTH:
+                    self._sequence(tag, values, path + ".", root, depth)
+            elif vr not in NOT_INDEXED:
+                for value in self._values(vr, values):
+                    self._add(path, value, item, root)
+                if tag in DATE_TIME_PAIRS and (both := _combined(dataset, tag)):
+                    self._add(prefix + combined(tag), both, item, root)
+
+    def _sequence(self, tag: str, items: list[Any], prefix: str, root: int, depth: int) -> None:
+        outside = self._seen
+        if tag == PER_FRAME_FUNCTIONAL_GROUPS and outside is None:
+            self._seen = set()
+        for item in items:
+            self._items += 1
+            self.dataset(item, prefix, self._items, root or self._items, COMPUTED, depth + 1)
+        self._seen = outside
+
+    def _add(self, path: str, value: str, item: int, root: int) -> None:
+        if self._seen is not None:
+            if (path, value) in self._seen:
+                return
+            self._seen.add((path, value))
+            item = root = 0
+        if len(self.found.terms) >= MAXIMUM_TERMS:
+            self.found.left_out["terms"] += 1
+        else:
+            self.found.terms.append(Term(path, value, item, root))
+
+    def _values(self, vr: str, values: list[Any]) -> Iterable[str]:
+        """Return the distinct values of an attribute as they are compared."""
+        if len(values) == 1 and not isinstance(values[0], dict):
+            normal = self._normal(vr, values[0])
+            return (normal,) if normal else ()
+        flat = (text for value in values for text in (value.values() if isinstance(value, dict) else (value,)))
+        return dict.fromkeys(normal for text in flat if (normal := self._normal(vr, text)))
+
+    def _normal(self, vr: str, value: object) -> str:
+        """Return one value as it is compared, "" where there is none."""
+        if value is None:
+            return ""
+        text = str(value)
+        try:
+            normal = _remembered(vr, text) if len(text) <= CACHED_CHARACTERS else normalise(vr, text)
+        except ValueError:
+            self.found.left_out["invalid"] += 1
+            return ""
+        if len(normal) > MAXIMUM_CHARACTERS and normal.endswith(CUT):
+            self.found.left_out["characters"] += 1
+        return normal
+
+
+def _private(dataset: Mapping[str, Any], tag: str) -> str:
+    """Return the component of a private tag; one without creator stands as it is."""
+    creator = f"{tag[:4]}00{tag[4:6]}"
+    return term_component(tag, _first(dataset[creator]) if is_private_creator(creator) and creator in dataset else "")
 
 
 def _combined(dataset: Mapping[str, Any], date_tag: str) -> str:

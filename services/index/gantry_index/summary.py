@@ -179,12 +179,23 @@ class StudySummary:
         return cls(Gathered.restored(Level.STUDY, state), state["instances"], state["modalities"], state["classes"])
 
 
+SUMMARISED = frozenset({MODALITIES, SOP_CLASSES, SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES})
+"""What a study or series has from counting its instances."""
+
+
+def gathered_of(attributes: Attributes) -> Attributes:
+    """Return what of a study's or series's `attributes` was gathered, not counted."""
+    return {tag: element for tag, element in attributes.items() if tag not in SUMMARISED}
+
+
+def computed_terms(attributes: Attributes) -> list[Term]:
+    """Return the terms of what was counted."""
+    return [Term(tag, str(value)) for tag in sorted(SUMMARISED) for value in attributes.get(tag, {}).get("Value", ())]
+
+
 def level_terms(attributes: Attributes) -> list[Term]:
     """Return the terms of a study or series, from its `attributes`."""
-    found = terms.derive(attributes, UID_COLUMNS).terms
-    for tag in (MODALITIES, SOP_CLASSES, SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES):
-        found += [Term(tag, str(value)) for value in attributes.get(tag, {}).get("Value", ())]
-    return found
+    return terms.derive(attributes, UID_COLUMNS).terms + computed_terms(attributes)
 
 
 def start_of(workitem: Attributes) -> str:
