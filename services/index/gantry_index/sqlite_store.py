@@ -10,7 +10,7 @@ an instance that is gone stay until the next generation: their owner is not live
 Terms of new instances go into `recent_terms`, which is clustered by owner: a commit appends to it and touches a few pages, where `terms`,
 clustered by value, would take a page a term. Once there are RECENT_TERMS of them all move, sorted, into `terms`, in a transaction of their
 own after the batch was answered. Terms of one owner stand in one of the two tables, never in both; a search by attributes of instances
-reads both (docs/decisions/0003-recent-terms.md).
+reads both (docs/decisions/0004-recent-terms.md).
 """
 
 import asyncio

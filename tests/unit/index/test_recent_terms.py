@@ -1,4 +1,4 @@
-"""Where SQLite keeps terms of instances must not show: recent or merged, the same answers (docs/decisions/0003-recent-terms.md)."""
+"""Where SQLite keeps terms of instances must not show: recent or merged, the same answers (docs/decisions/0004-recent-terms.md)."""
 
 import sqlite3
 from collections.abc import AsyncIterator
