@@ -96,7 +96,7 @@ def main():
             command += ["--base", base, "--wado", wado, "--label", "gantry", "--pids", ",".join(map(str, pids))]
         command += ["--quick", "--scale", "0.05"] if args.quick else ["--settle", "8"]
         subprocess.run([*command, *args.more], check=True)
-        subprocess.run([sys.executable, str(HERE / "table.py"), args.json, *(["--against-1.13"] if args.peer and not args.quick else [])], check=True)
+        subprocess.run([sys.executable, str(HERE / "table.py"), args.json, *(["--against-1.13"] if args.peer and not args.quick and "--scale" not in args.more else [])], check=True)
         wrong = {name: {label: s["reason"] for label, s in case["servers"].items() if s["answer"] in ("wrong", "errors") and label == "gantry"}
                  for name, case in json.loads(Path(args.json).read_text())["cases"].items()}
         if any(wrong.values()):
