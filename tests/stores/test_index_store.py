@@ -398,6 +398,23 @@ async def test_required_attributes_without_value_are_there_with_only_vr(store: I
     assert tag_of("StudyDescription") not in row
 
 
+async def test_a_private_attribute_is_returned_with_its_creator_in_the_block_of_the_instance(store: IndexStore) -> None:
+    private = {
+        "00230010": {"vr": "LO", "Value": ["Other"]},
+        "00230011": {"vr": "LO", "Value": ["AcmeCompany"]},
+        "00231102": {"vr": "LO", "Value": ["second"]},
+    }
+    first, other = put("1.1", 1), put("1.2", 2)
+    first = replace(first, dicom_json=orjson.dumps(orjson.loads(first.dicom_json) | private))
+    await store.apply(batch(2, first, other))
+    asked = [("00230010", "AcmeCompany"), ("includefield", "00231002")]
+    for level, study, series in ((Level.STUDY, "", ""), (Level.SERIES, STUDY, ""), (Level.INSTANCE, STUDY, SERIES)):
+        query, _ = parse_query(level, study, series, asked, 100)
+        row = orjson.loads((await store.search(query)).rows[0].replace(b"\0", b"BASE"))
+        assert (row["00230011"], row["00231102"]) == (private["00230011"], private["00231102"])
+        assert "00230010" not in row
+
+
 async def test_includefield_adds_what_the_level_has(store: IndexStore) -> None:
     others = [element("PatientID", "O1") | element("TypeOfPatientID", "TEXT")]
     await store.apply(batch(1, put("1.1", 1, StudyDescription="Head", OtherPatientIDsSequence=others, ContrastBolusAgent="Gd")))

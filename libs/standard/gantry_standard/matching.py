@@ -77,7 +77,7 @@ class Query:
 
     Attributes:
         study_instance_uid, series_instance_uid: from the path of the resource; "" where the path names none.
-        include_fields: attribute paths as tags joined by ".".
+        include_fields: attribute paths as tags joined by "."; a private one is followed by ":" and its private creator.
         include_levels: levels above `level` whose default attributes are returned too.
         limit: at most so many; the server's maximum is applied already. 0: nothing is wanted.
     """
@@ -296,12 +296,12 @@ def _path(name: str) -> tuple[str, ...]:
 def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple[str, ...]]:
     creators = {path[-1]: value for path, value in found.attributes.items() if is_private_creator(path[-1]) and value}
     keys: list[MatchKey] = []
-    included: dict[str, None] = dict.fromkeys(found.include_fields)
+    included: dict[str, None] = {_with_creator(path, creators): None for path in found.include_fields}
     for path, value in found.attributes.items():
         if path[-1] == SPECIFIC_CHARACTER_SET or (is_private_creator(path[-1]) and value):
             continue
         creator = creators.get(f"{path[-1][:4]}00{path[-1][4:6]}", "") if is_private(path[-1]) else ""
-        included[".".join(path)] = None
+        included[_with_creator(".".join(path), creators)] = None
         if (key := _key(path, value, creator, found)) is None:
             continue
         matched, level, warning = place(path[0])
@@ -315,6 +315,13 @@ def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple
         if key.operation is Operation.RANGE and key.low and key.high and key.low > key.high:
             raise errors.BadRequest(f"{keyword_of(key.path[-1][:8])}: the range ends before it begins")
     return combined, tuple(included)
+
+
+def _with_creator(path: str, creators: dict[str, str]) -> str:
+    """Return a path, with the private creator of its last tag where the search names it (PS3.18 §8.3.4.1)."""
+    tag = path[-8:]
+    creator = creators.get(f"{tag[:4]}00{tag[4:6]}", "") if is_private(tag) else ""
+    return f"{path}:{creator}" if creator else path
 
 
 def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:

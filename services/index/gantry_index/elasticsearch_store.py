@@ -652,7 +652,8 @@ class _Searching:
     async def page(self) -> Page:
         query = self._query
         filters = await self._filters()
-        fields = [*KEY_FIELDS[query.level], "attributes", *(["fragment"] if needs_metadata(query) else [])]
+        of_instances = query.level is Level.INSTANCE
+        fields = [*KEY_FIELDS[query.level], "attributes", *(["fragment"] if needs_metadata(query) and of_instances else [])]
         answer = await _answered(
             self._cluster.client.search(
                 index=self._cluster.index(KIND[query.level]),
@@ -665,9 +666,27 @@ class _Searching:
             )
         )
         sources = [hit["_source"] for hit in answer["hits"]["hits"]]
+        if needs_metadata(query) and not of_instances:
+            for source in sources:
+                source["fragment"] = await self._fragment(source)
         parents = await self._parents(sources)
         rows = [self._row(source, parents) for source in sources]
         return Page(rows, max(0, answer["hits"]["total"]["value"] - query.offset - len(rows)) if rows else 0)
+
+    async def _fragment(self, source: Mapping[str, Any]) -> Any:
+        """Return the metadata of the instance with the smallest UID of a study or series that has it at hand."""
+        fields = KEY_FIELDS[self._query.level]
+        answer = await _answered(
+            self._cluster.client.search(
+                index=self._cluster.index(KIND[Level.INSTANCE]),
+                query={"bool": {"filter": [{"term": {"deleted": False}}, *({"term": {field: source[field]}} for field in fields)]}},
+                sort=[{"sop": "asc"}],
+                size=1,
+                source_includes=["fragment"],
+            )
+        )
+        hits = answer["hits"]["hits"]
+        return hits[0]["_source"].get("fragment") if hits else None
 
     def _row(self, source: Mapping[str, Any], parents: Mapping[Level, Mapping[str, Attributes]]) -> bytes:
         query = self._query

@@ -10,7 +10,7 @@ from typing import Any
 from gantry_index.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
 from gantry_standard.levels import Level
 from gantry_standard.matching import Query
-from gantry_standard.query_attributes import ENTITY, RETURNED, WORKITEM, WORKITEM_ATTRIBUTES, Entity, Returned, tag_of, vr_of
+from gantry_standard.query_attributes import ENTITY, RETURNED, WORKITEM, WORKITEM_ATTRIBUTES, Entity, Returned, is_private, tag_of, vr_of
 
 RETRIEVE_URL = tag_of("RetrieveURL")
 AVAILABILITY = tag_of("InstanceAvailability")
@@ -52,8 +52,10 @@ def levels_needed(query: Query) -> set[Level]:
 
 
 def needs_metadata(query: Query) -> bool:
-    """Whether a row shows attributes of instances that are not tabulated."""
-    return query.level is Level.INSTANCE and any(path[:8] not in ENTITY for path in query.include_fields)
+    """Whether a row shows attributes that are not tabulated: any of an instance; of a study or series private ones, as they stand in its
+    instance with the smallest SOP Instance UID.
+    """
+    return any(path[:8] not in ENTITY and (query.level is Level.INSTANCE or is_private(path[:8])) for path in query.include_fields)
 
 
 def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes], metadata: Attributes | None = None) -> bytes:
@@ -84,12 +86,25 @@ def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes]
 
 
 def _include(answer: dict[str, Element], path: str, level: Level, attributes: Mapping[Level, Attributes], metadata: Attributes) -> None:
+    path, _, creator = path.partition(":")
     tag = path[:8]
     entity = ENTITY.get(tag)
+    if creator and path == tag:
+        _include_private(answer, tag, creator, metadata)
+        return
     if entity is not None and entity.level.value <= level.value:
         _add(answer, path, attributes[entity.level].get(tag))
     elif entity is None and level is Level.INSTANCE:
         _add(answer, path, metadata.get(tag))
+
+
+def _include_private(answer: dict[str, Element], tag: str, creator: str, metadata: Attributes) -> None:
+    """Add a private attribute and its creator, in the block in which the instance has them."""
+    group = tag[:4]
+    for block in (key for key in metadata if key[:6] == f"{group}00" and "10" <= key[6:] <= "FF"):
+        if metadata[block].get("Value") == [creator]:
+            answer[block] = metadata[block]
+            answer[f"{group}{block[6:]}{tag[6:]}"] = metadata.get(f"{group}{block[6:]}{tag[6:]}", {"vr": "UN"})
 
 
 def _add(answer: dict[str, Element], path: str, element: Element | None) -> None:

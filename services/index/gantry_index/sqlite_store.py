@@ -740,6 +740,16 @@ class _Kept(Generic[S]):
 
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}
+FRAGMENT = {
+    Level.INSTANCE: "x.fragment",
+    **{
+        level: "(SELECT i.fragment FROM instances i WHERE "
+        + " AND ".join(f"i.{column} = x.{column}" for column in KEY_COLUMNS[level])
+        + " AND i.deleted = 0 AND i.fragment <> x'' ORDER BY i.sop LIMIT 1)"
+        for level in (Level.STUDY, Level.SERIES)
+    },
+}
+"""Metadata of a row: its own, or that of the instance with the smallest UID that has it at hand."""
 ORDER = {Level.STUDY: "x.sort_key DESC, x.study", Level.SERIES: "x.number, x.series, x.study", Level.INSTANCE: "x.number, x.sop"}
 
 
@@ -765,7 +775,7 @@ class _Searching:
         columns = ", ".join(f"x.{column}" for column in (*KEY_COLUMNS[query.level], "attributes"))
         with_metadata = needs_metadata(query)
         if with_metadata:
-            columns += ", x.fragment"
+            columns += ", " + FRAGMENT[query.level]
         source = f"FROM {TABLE[query.level]} x WHERE {condition.text}"
         found = self._connection.execute(
             f"SELECT {columns} {source} ORDER BY {ORDER[query.level]} LIMIT ? OFFSET ?",

@@ -169,7 +169,7 @@ class SearchRequest(_message.Message):
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchKey]: ...
     @_builtins.property
     def include_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Attribute paths joined by ".", as tags: 00081030, 00400275.00400009."""
+        """Attribute paths joined by ".", as tags: 00081030, 00400275.00400009; a private one with its creator: 00231002:AcmeCompany."""
 
     @_builtins.property
     def include_levels(self) -> _containers.RepeatedScalarFieldContainer[Global___Level.ValueType]:
