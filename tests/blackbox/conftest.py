@@ -14,6 +14,14 @@ from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
 _marked = [pytest.param(name, marks=pytest.mark.distributed) if name == "distributed" else name for name in STORE_SETS]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker of pytest-xdist have all tests of a suite: changing the set of stores means to start it anew."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and "suite" in callspec.params:
+            item.add_marker(pytest.mark.xdist_group(callspec.params["suite"]))
+
+
 def _settings(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
     if store_set == "one-machine":
         return one_machine()
