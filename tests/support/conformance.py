@@ -145,7 +145,7 @@ def _tests(found: dict[str, list[str]]) -> list[tuple[str, ...]]:
     lines = []
     for kind in dict.fromkeys(_kind(route.transaction) for route in ROUTES if route.handler):
         names = ", ".join(route.transaction for route in ROUTES if route.handler and _kind(route.transaction) == kind)
-        shown = [row for row in found if row.startswith(ROWS_OF.get(kind, ("-",)))]
+        shown = [row for row in sorted(found) if row.startswith(ROWS_OF.get(kind, ("-",)))]
         files = sorted({test.split("::")[0] for row in shown for test in found[row]})
         lines.append((names, "offered", " ".join(shown), ", ".join(files)))
     return lines
