@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 from tests.support.nats_server import free_port
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.compose
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(1500)]  # the first one builds five images
 
 
 @pytest.fixture(scope="module")
