@@ -354,7 +354,6 @@ def _check_origin(gateway: Gateway, scope: Scope) -> None:
 
 
 async def not_upgraded(request: Request) -> Response:
-    """Answer a plain GET of a notification connection: 426, or 400 where a handshake was tried and is not complete."""
+    """Answer a GET of a notification connection that is no handshake, or one that is not complete: 400 (PS3.18 §8.10.4)."""
     message = "this resource is a WebSocket: send Connection: Upgrade, Upgrade: websocket, Sec-WebSocket-Key and Sec-WebSocket-Version: 13"
-    tried = any(name.startswith("sec-websocket-") or name == "upgrade" for name in request.headers)
-    return problems.status_report(400 if tried else 426, message, request.accept, {"Upgrade": "websocket", "Connection": "Upgrade"})
+    return problems.status_report(400, message, request.accept, {"Upgrade": "websocket", "Connection": "Upgrade"})

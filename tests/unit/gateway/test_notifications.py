@@ -179,7 +179,7 @@ async def test_handshakes(http: Http) -> None:
 
 async def test_a_plain_get_of_a_notification_connection_is_told_to_upgrade(http: Http) -> None:
     answer = await http.send("GET", "/subscribers/AE1")
-    assert answer.status_code == 426
+    assert answer.status_code == 400
     assert answer.headers["upgrade"] == "websocket"
     assert "WebSocket" in answer.json()["message"]
     answer = await http.send("GET", "/subscribers/AE1", **{"Sec-WebSocket-Version": "13"})
