@@ -18,7 +18,7 @@ from gantry_gateway.payload import Immediate, Response
 from gantry_gateway.renditions import IMPOSSIBLE, Renditions
 from gantry_gateway.request import Request
 from gantry_gateway.stored_content import Piece
-from gantry_gateway.studies_retrieve import check_frames, parse_frame_list
+from gantry_gateway.studies_frames import check_frames, parse_frame_list
 from gantry_standard import errors, multipart_writer
 from gantry_standard.media_types import LOSSY, Resource
 from gantry_standard.negotiation import Choice, available

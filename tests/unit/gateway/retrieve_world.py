@@ -288,7 +288,7 @@ def _fill(world: World) -> None:
 
 def own_routes() -> list[Route]:
     """Return all rows; those of other modules without a handler."""
-    own = ("studies_retrieve", "studies_rendered")
+    own = ("studies_retrieve", "studies_metadata", "studies_frames", "studies_bulkdata", "studies_rendered")
     return [r if r.handler.partition(":")[0] in own else Route(r.method, r.path, r.transaction) for r in ROUTES]
 
 

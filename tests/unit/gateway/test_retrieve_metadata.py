@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gantry_gateway import studies_retrieve
+from gantry_gateway import studies_metadata
 from tests.unit.gateway.retrieve_world import BITS, CT, J2K, LE, ONE, SERIES, SR, STUDY, WSI, World, parts_of, running
 
 JSON = "application/dicom+json"
@@ -96,7 +96,7 @@ async def test_gzip_where_the_client_takes_it(world: World) -> None:
 
 
 async def test_much_metadata_is_streamed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studies_retrieve, "METADATA_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(studies_metadata, "METADATA_AT_ONCE_BYTES", 1000)
     for number in range(40):
         world.add(f"1.2.3.4.{100 + number}", LE)
     answer = await world.get(f"/studies/{STUDY}/metadata", JSON)

@@ -1,0 +1,171 @@
+"""Studies service, Retrieve: frames, as stored or in another transfer syntax.
+
+Source: PS3.18 §10.4.1.1.6.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from gantry.blob.v1.blob_pb2 import StoredInstance
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_gateway import payload, retrieval
+from gantry_gateway.conditional import entity_tag, not_modified
+from gantry_gateway.payload import Part, Response
+from gantry_gateway.renditions import IMPOSSIBLE
+from gantry_gateway.request import Request
+from gantry_gateway.retrieval import Retrieval
+from gantry_gateway.stored_content import Content, Piece, frame_content
+from gantry_standard import errors, multipart_writer
+from gantry_standard.media_types import Resource
+from gantry_standard.negotiation import Choice, Plan, available, plans
+
+FRAME_GATHER_BYTES = 16 << 20
+"""Bytes of a transcoded frame that are gathered for the Content-Length of its part."""
+
+_FRAME_LIST = re.compile(r"[1-9][0-9]{0,9}(?:,[1-9][0-9]{0,9})*")
+
+
+@lru_cache(4096)
+def parse_frame_list(text: str) -> tuple[int, ...]:
+    """Return the frame numbers of a path: from 1, ascending, separated by commas (§10.1.1).
+
+    Raises:
+        errors.BadRequest: it is something else.
+    """
+    if not _FRAME_LIST.fullmatch(text):
+        raise errors.BadRequest("the frame list is not one: expected frame numbers from 1, separated by commas")
+    numbers = tuple(map(int, text.split(",")))
+    if any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise errors.BadRequest("the frame numbers are not ascending: expected each to be greater than the one before")
+    return numbers
+
+
+def check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
+    """Check that an instance has these frames.
+
+    Raises:
+        errors.NotFound: it has no pixel data, or fewer frames.
+    """
+    if not stored.layout.HasField("frames"):
+        raise errors.NotFound(f"instance {stored.sop_instance_uid} has no pixel data, so no frames")
+    most = stored.layout.frames.number_of_frames
+    if numbers[-1] > most:
+        raise errors.NotFound(f"frame {numbers[-1]} of {stored.sop_instance_uid}: the instance has {most} frames")
+
+
+async def retrieve_frames(request: Request) -> Response:
+    """Answer GET of frames (§10.4.1.1.6): one part per frame."""
+    text = request.params["frames"]
+    numbers = parse_frame_list(text)
+    resource = Resource.FRAME if len(numbers) == 1 else Resource.FRAMES
+    choices = retrieval.choices(request, resource)
+    record = await retrieval.record_of(request)
+    check_frames(record.stored, numbers)
+    base = retrieval.target(request).url(request.base_url)
+    return await _send_frames(request, FrameSet(record, numbers, text, lambda number: f"{base}/frames/{number}"), resource, choices)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSet:
+    """Frames of one instance.
+
+    Attributes:
+        name: of the set, for entity tags.
+        url: returns the URL that the part of a frame number carries.
+    """
+
+    record: InstanceRecord
+    numbers: Sequence[int]
+    name: str
+    url: Callable[[int], str]
+
+
+async def _send_frames(request: Request, frames: FrameSet, resource: Resource, choices: tuple[Choice, ...]) -> Response:
+    """Send frames in the first form that can be produced."""
+    tools = retrieval.of(request)
+    stored_as = frames.record.stored.layout.wire_transfer_syntax_uid
+    reason = "nothing that the client accepts can be produced"
+    for plan in plans(choices, stored_as):
+        if not plan.multipart and len(frames.numbers) > 1:
+            continue
+        etag = entity_tag(
+            frames.record.version, frames.name, plan.media_type.partition("/")[2], plan.transfer_syntax_uid, weak=plan.multipart
+        )
+        try:
+            if plan.as_stored or await tools.renditions.can_transcode(stored_as, plan.transfer_syntax_uid):
+                if not_modified(request.headers.get("if-none-match", ""), etag):
+                    return payload.not_modified(etag)
+                send = send_stored_frames if plan.as_stored else send_transcoded_frames
+                return await send(request, tools, frames, plan, etag)
+        except IMPOSSIBLE as error:
+            reason = error.message
+    raise errors.NotAcceptable(f"{reason}; {available(resource, stored_as)}")
+
+
+def content_type_of(plan: Plan) -> str:
+    return f"{plan.media_type}; transfer-syntax={plan.transfer_syntax_uid}"
+
+
+async def send_stored_frames(request: Request, tools: Retrieval, frames: FrameSet, plan: Plan, etag: str) -> Response:
+    stored, content_type = frames.record.stored, content_type_of(plan)
+
+    async def ask_again(index: int) -> Content:
+        record = await tools.records.ask(stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
+        if record.version != frames.record.version and record.stored.dataset_digest != stored.dataset_digest:
+            raise errors.Unavailable("the instance was replaced while it was read")
+        return frame_content(record.stored, frames.numbers[index])
+
+    def parts() -> Iterator[Part]:
+        for number in frames.numbers:
+            yield Part(content_type, frames.url(number), frame_content(stored, number))
+
+    if not plan.multipart:
+        return await payload.single_part(request, tools.reader, next(parts()), etag, ask_again)
+    return await payload.multipart(tools.reader, plan.media_type, parts(), len(frames.numbers), etag, ask_again)
+
+
+async def send_transcoded_frames(request: Request, tools: Retrieval, frames: FrameSet, plan: Plan, etag: str) -> Response:
+    if not plan.multipart:
+        fields = payload.headers(
+            content_type=content_type_of(plan), content_location=frames.url(frames.numbers[0]), etag=etag, vary="Accept"
+        )
+        return await payload.gathered(200, fields, whole_frames(tools, frames, plan))
+    boundary = multipart_writer.new_boundary()
+    fields = payload.multipart_headers(plan.media_type, boundary, etag)
+    return await payload.gathered(200, fields, _frame_parts(tools, frames, plan, boundary))
+
+
+async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncGenerator[Piece, None]:
+    """Yield the bytes of all frames one after another."""
+    async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:
+        async for message in messages:
+            yield message.data
+
+
+async def _frame_parts(tools: Retrieval, frames: FrameSet, plan: Plan, boundary: str) -> AsyncGenerator[Piece, None]:
+    """Yield one part per frame, with its Content-Length where the frame has at most `FRAME_GATHER_BYTES`."""
+    index, size, begun = 0, 0, False
+    waiting: list[bytes] = []
+
+    def head(length: int | None) -> bytes:
+        return multipart_writer.part_head(boundary, content_type_of(plan), frames.url(frames.numbers[index]), length, first=index == 0)
+
+    async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:
+        async for message in messages:
+            waiting.append(message.data)
+            size += len(message.data)
+            if not message.last and size < FRAME_GATHER_BYTES:
+                continue
+            if not begun:
+                yield head(size if message.last else None)
+            for data in waiting:
+                yield data
+            waiting, size, begun = [], 0, not message.last
+            index += message.last
+    if index != len(frames.numbers):
+        raise errors.GantryError(f"renderer sent {index} frames, expected {len(frames.numbers)}")
+    yield multipart_writer.closing(boundary)
