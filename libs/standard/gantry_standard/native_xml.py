@@ -20,11 +20,10 @@ from functools import lru_cache
 from typing import Any
 from xml.parsers import expat
 
-from pydicom.datadict import keyword_for_tag
-
 from gantry_standard import reasons
 from gantry_standard.dictionary import STANDARD_VRS, US_OR_OW, US_OR_SS, implicit_vr, private_vr
 from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.pydicom_tables import attribute as dictionary_row
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
 
 NAMESPACE = "http://dicom.nema.org/PS3.19/models/NativeDICOM"
@@ -494,8 +493,8 @@ def _escaped(text: str) -> str:
 @lru_cache(8192)
 def _head(key: str, vr: str) -> str:
     """Return the begin of a standard attribute's element, without ">"."""
-    keyword = keyword_for_tag(int(key, 16))
-    return f'<{_ATTRIBUTE} tag="{key}" vr="{vr}"' + (f' keyword="{keyword}"' if keyword else "")
+    row = dictionary_row(int(key, 16))
+    return f'<{_ATTRIBUTE} tag="{key}" vr="{vr}"' + (f' keyword="{row.keyword}"' if row and row.keyword else "")
 
 
 def _write_data_set(data_set: Object, out: list[str]) -> None:
