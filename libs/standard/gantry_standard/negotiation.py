@@ -315,7 +315,7 @@ def negotiate(resource: Resource, accept: str, query_accept: str | None = None, 
 
 @lru_cache(1024)
 def select_json(resource: Resource, accept: str, query_accept: str | None = None, strict: bool = False) -> None:
-    """Check that a client accepts DICOM JSON, the representation of search results, store responses and metadata.
+    """Check that a client accepts something that a resource has whose answer is DICOM JSON, or is chosen later.
 
     `application/json` counts as application/dicom+json.
 
