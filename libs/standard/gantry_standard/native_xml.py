@@ -643,7 +643,7 @@ def _write_item(number: int, item: Object | None, out: list[str]) -> None:
 
 
 def _person_name(number: int, name: dict[str, str] | None) -> str:
-    groups = [_component_group(group, text) for group in _GROUPS if (text := (name or {}).get(group))]
+    groups = [_component_group(group, text) for group in _GROUPS if (text := (name or {}).get(group, "").rstrip("^"))]
     return f'<PersonName number="{number}">{"".join(groups)}</PersonName>' if groups else f'<PersonName number="{number}"/>'
 
 

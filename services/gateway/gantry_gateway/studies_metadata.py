@@ -40,7 +40,7 @@ METADATA_S = 20 * INDEX_S
 async def retrieve_metadata(request: Request) -> Response:
     """Answer GET of the metadata of a study, a series or an instance (§10.4.1.1.2): one array, or one document per part."""
     target = retrieval.target(request)
-    media_type = retrieval.choices(request, Resource.METADATA)[0].media_type
+    media_type = retrieval.selected(request, Resource.METADATA).media_type
     coding = compression.of(request)
     base = request.base_url.encode("latin-1")
     url = f"{target.url(request.base_url)}/metadata"

@@ -66,7 +66,7 @@ async def search_all_instances(request: Request) -> Response:
 
 async def _search(request: Request, level: Level) -> Response:
     settings = request.gateway.settings
-    media_type = retrieval.choices(request, Resource.SEARCH)[0].media_type
+    media_type = retrieval.selected(request, Resource.SEARCH).media_type
     study, series = urls.uid(request.params, "study"), urls.uid(request.params, "series")
     parameters = [(name, value) for name, value in request.query if name not in NEGOTIATION]
     query, texts = matching.parse_query(level, study, series, parameters, settings.search_max_results)

@@ -51,7 +51,7 @@ async def store(request: Request) -> Response:
     """Answer POST /studies and /studies/{study}."""
     boundary = accepted_boundary(request)
     settings = request.gateway.settings
-    negotiation.select_json(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
+    negotiation.select(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
     study = urls.uid(request.params, "study")
     inbox: Inbox = request.gateway.part("inbox")
     if not request.gateway.nats.is_connected:
@@ -150,7 +150,7 @@ def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict
         lambda study: urls.study(base, study),
         lambda it: urls.instance(base, it.study_instance_uid, it.series_instance_uid, it.sop_instance_uid),
     )
-    body, content_type = _module_as(retrieval.choices(request, Resource.STORE)[0], module)
+    body, content_type = _module_as(retrieval.selected(request, Resource.STORE), module)
     response = Response(body, 202 if status == 200 and lags else status)
     response.headers["Content-Type"] = content_type
     studies = store_response.stored_studies(told)
