@@ -2,7 +2,8 @@
 
 from gantry_renderer import codecs
 from gantry_renderer.cache import ByteBoundedCache, Flights
-from gantry_renderer.instances import AttributesReader, Instance, read_frame
+from gantry_renderer.frames import locate
+from gantry_renderer.instances import AttributesReader, Instance, run_with_frame
 from gantry_renderer.pool import Admission, Pool
 from gantry_renderer.render import Presentation
 from gantry_runtime.blob_reader import BlobReader
@@ -45,10 +46,8 @@ class Rendering:
 
     async def _render(self, instance: Instance, frame_number: int, presentation: Presentation) -> bytes:
         with self._admission():
-            data = await read_frame(self._reader, instance, frame_number)
+            locate(instance.stored, frame_number)
             codecs.require_decodable(instance.transfer_syntax_uid, instance.description)
-            attributes = await self._attributes.read(instance)
-            image: bytes = await self._pool.run(
-                "render", instance.transfer_syntax_uid, data, instance.description, attributes.frame(frame_number), presentation
-            )
+            attributes = (await self._attributes.read(instance)).frame(frame_number)
+            image: bytes = await run_with_frame(self._reader, self._pool, "render", instance, frame_number, attributes, presentation)
             return image
