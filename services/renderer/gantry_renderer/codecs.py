@@ -239,6 +239,7 @@ def _decode_jpeg(data: bytes, description: PixelDescription) -> Samples:
 
 def _decode_jpeg_ls(data: bytes, description: PixelDescription) -> Samples:
     head = _checked(read_jpeg_head(data), description, "JPEG-LS")
+    head = dataclasses.replace(head, is_reversible=read_jpeg_ls_near(data) == 0)
     return _conformed(imagecodecs.jpegls_decode(data), head, description)
 
 
@@ -378,13 +379,19 @@ def _encode_htj2k_lossy(samples: Samples, description: PixelDescription) -> byte
 
 
 def _encode_jpeg_xl(samples: Samples, description: PixelDescription) -> bytes:
-    bits = _precision(samples, description)
+    samples, bits = _of_precision(samples, description)
     return bytes(imagecodecs.jpegxl_encode(samples, lossless=True, effort=1, bitspersample=bits, numthreads=1))
 
 
 def _encode_jpeg_xl_lossy(samples: Samples, description: PixelDescription) -> bytes:
-    bits = _precision(samples, description)
+    samples, bits = _of_precision(samples, description)
     return bytes(imagecodecs.jpegxl_encode(samples, distance=JPEG_XL_DISTANCE, effort=3, bitspersample=bits, numthreads=1))
+
+
+def _of_precision(samples: Samples, description: PixelDescription) -> tuple[Samples, int]:
+    """Return the samples and their precision; up to 8 bits in bytes, as libjxl takes them."""
+    bits = _precision(samples, description)
+    return (samples.astype(np.uint8, copy=False) if bits <= 8 else samples), bits
 
 
 DEFLATE_LEVEL = 6
@@ -413,7 +420,6 @@ _TO_RCT, _TO_ICT = (("RGB", "YBR_RCT"),), (("RGB", "YBR_ICT"),)
 _TO_422 = (("RGB", "YBR_FULL_422"), ("YBR_FULL", "YBR_FULL_422"))
 _JPEG_2000_TAKES = (Takes(_BITS_16, _TO_16, _INDEXED), Takes(_BITS_16, _TO_16, _COLOR, signed=False))
 _JPEG_LOSSLESS_TAKES = _JPEG_2000_TAKES
-_HTJ2K_TAKES = (Takes(_BITS_32, range(1, 33), _INDEXED), Takes(_BITS_16, _TO_16, _COLOR, signed=False))
 _JPEG_LS_TAKES = (
     Takes(_BITS_16, range(2, 17), _INDEXED),
     Takes(_BITS_16, range(2, 17), frozenset(("RGB",)), signed=False),
@@ -500,14 +506,14 @@ CODECS: dict[str, Codec] = {
     "1.2.840.10008.1.2.4.92": Codec("JPEG 2000 Part 2 Lossless", _decode_jpeg_2000, rgb_from=_MCT, codec="JPEG2K"),
     "1.2.840.10008.1.2.4.93": Codec("JPEG 2000 Part 2", _decode_jpeg_2000, rgb_from=_MCT, codec="JPEG2K"),
     "1.2.840.10008.1.2.4.201": Codec(
-        "HTJ2K Lossless", _decode_htj2k, rgb_from=_MCT, encode=_encode_htj2k, takes=_HTJ2K_TAKES, renamed=_TO_RCT, codec="HTJ2K"
+        "HTJ2K Lossless", _decode_htj2k, rgb_from=_MCT, encode=_encode_htj2k, takes=_JPEG_2000_TAKES, renamed=_TO_RCT, codec="HTJ2K"
     ),
     "1.2.840.10008.1.2.4.202": Codec(
         "HTJ2K Lossless RPCL",
         _decode_htj2k,
         rgb_from=_MCT,
         encode=_encode_htj2k_rpcl,
-        takes=_HTJ2K_TAKES,
+        takes=_JPEG_2000_TAKES,
         renamed=_TO_RCT,
         codec="HTJ2K",
     ),

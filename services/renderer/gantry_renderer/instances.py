@@ -9,10 +9,11 @@ from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer import attributes, codecs, frames
 from gantry_renderer.attributes import RenderAttributes
-from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.flights import Flights
 from gantry_renderer.pool import Pool
 from gantry_renderer.stored_frames import StoredFrame
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 

@@ -1,12 +1,13 @@
 """Render: one frame as an image in a rendered media type (PS3.18 §10.4.1.1.3)."""
 
 from gantry_renderer import codecs
-from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.flights import Flights
 from gantry_renderer.frames import locate
 from gantry_renderer.instances import AttributesReader, Instance, run_with_frame
 from gantry_renderer.pool import Admission, Pool
 from gantry_renderer.render import Presentation
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import OPTIONS
 from gantry_standard import errors
 

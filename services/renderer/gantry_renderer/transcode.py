@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gantry_renderer import codecs, head
-from gantry_renderer.cache import ByteBoundedCache, Flights
 from gantry_renderer.derivation import Compression
 from gantry_renderer.elements import element, us
+from gantry_renderer.flights import Flights
 from gantry_renderer.instances import Instance, read, read_frame, run_with_frame
 from gantry_renderer.pool import Admission, Pool
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
