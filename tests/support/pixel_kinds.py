@@ -1,4 +1,4 @@
-"""One small image per kind of pixel data that PS3.3 §C.7.6.3 knows, with its values, and the transfer syntaxes that can hold it without loss.
+"""One small image per kind of pixel data that PS3.3 §C.7.6.3 knows: its values, and the transfer syntaxes that hold it without loss.
 
 Which those are stands here as PS3.5 §8.2 has it, not as the code has it.
 """

@@ -126,7 +126,7 @@ async def test_a_transcoded_frame_is_kept_for_the_next_request(world: World) -> 
     assert parts_of(await world.get(path, OCTETS))[0].body == first
     assert len(world.renderer.sources) == 1
     both = parts_of(await world.get(f"{world.instance(WSI)}/frames/1,2", OCTETS))
-    assert [part.body for part in both][0] == first
+    assert both[0].body == first
     assert [part.body for part in both] == [part.body for part in parts_of(await world.get(f"{world.instance(WSI)}/frames/1,2", OCTETS))]
     assert len(world.renderer.sources) == 2
 
