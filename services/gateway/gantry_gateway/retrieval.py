@@ -28,8 +28,9 @@ def install(gateway: Gateway, reader: BlobReader) -> Records:
     Nothing is connected: without `records.listening` every request asks index.
     """
     kept = Records(gateway.index, gateway.settings.record_cache_entries)
+    made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
     gateway.parts["reader"], gateway.parts["records"] = reader, kept
-    gateway.parts["retrieval"] = Retrieval(kept, reader, Renditions(gateway.renderer, gateway.index))
+    gateway.parts["retrieval"] = Retrieval(kept, reader, made)
     return kept
 
 
