@@ -26,7 +26,7 @@ from gantry_runtime.events import Inbox
 from gantry_standard import errors, negotiation, store_response
 from gantry_standard.media_types import Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
-from gantry_standard.reasons import DUPLICATE_SOP_INSTANCE
+from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
 from gantry_standard.store_response import StoreResult
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ SUPPORTED = 'supported are multipart/related; type="application/dicom" and appli
 
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
+
+ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
 
 MOST_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
@@ -167,13 +169,17 @@ def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:
     reason = result.failure_reason
     if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
         reason = DUPLICATE_SOP_INSTANCE
+    # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
+    is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
+    told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
     return StoreResult(
         result.study_instance_uid,
         result.series_instance_uid,
         result.sop_class_uid,
         result.sop_instance_uid,
         reason,
-        tuple(result.warning_reasons) if not reason else (),
+        tuple(told),
+        tuple(orjson.loads(result.original_attributes)[ORIGINAL_ATTRIBUTES_SEQUENCE]["Value"]) if is_coerced else (),
     )
 
 
