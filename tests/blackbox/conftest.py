@@ -52,6 +52,26 @@ def _forget(settings: dict[str, str]) -> None:
                     http.delete(f"/{row['index']}")
 
 
+@pytest.fixture(scope="session", params=["one-machine"])
+def shared_breakable_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """The suite behind `breakable_suite`."""
+    running = Suite(tmp_path_factory.mktemp("breakable"), _settings(request.param, request))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def breakable_suite(shared_breakable_suite: Suite) -> Suite:
+    """A suite on the default stores that a test may kill, stop and start as it likes; ready when a test gets it.
+
+    What earlier tests stored is there: a test looks at what is its own.
+    """
+    if not shared_breakable_suite.is_running():
+        shared_breakable_suite.start()
+    shared_breakable_suite.wait_ready()
+    return shared_breakable_suite
+
+
 @pytest.fixture(params=["one-machine"])
 def own_suite(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Suite]]:
     """Start suites of the test's own, with more settings where given; they are stopped at its end."""

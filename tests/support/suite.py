@@ -64,6 +64,10 @@ class Suite:
         if self.process is not None:
             self.stop()
 
+    def is_running(self) -> bool:
+        """Say whether `gantry up` runs."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self, *options: str) -> None:
         """Start `gantry up` and wait until the suite is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
