@@ -94,8 +94,8 @@ class Held:
         return self._file
 
     def whole(self) -> Path | None:
-        """Return a file of all bytes; None where they were too many."""
-        if self._chunks is None and self._file is None:
+        """Return a file of all bytes; None where they were too many, or none."""
+        if not self.size or (self._chunks is None and self._file is None):
             return None
         file = self._open()
         file.flush()

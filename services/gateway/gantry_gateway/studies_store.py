@@ -107,11 +107,11 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
 
     Raises:
         errors.BadRequest: the payload is empty, has no part, is broken or not whole.
-        errors.PayloadTooLarge: it has too many parts.
+        errors.PayloadTooLarge: it has too many parts or bytes.
     """
     count = 0
     if boundary is None:
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             if not count:
                 yield PartBegin({"content-type": DICOM})
             count += 1
@@ -121,7 +121,7 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
     else:
         reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
         is_empty = True
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             is_empty = False
             for event in reader.feed(chunk):
                 count += isinstance(event, PartBegin)
