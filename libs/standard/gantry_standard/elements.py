@@ -15,7 +15,7 @@ from typing import Union
 
 from gantry_standard import reasons
 from gantry_standard.dictionary import STANDARD_VRS, US_OR_SS, implicit_vr
-from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
 from gantry_standard.part10 import UNDEFINED_LENGTH, encode_element_header
 from gantry_standard.scanned import Origin
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind, ValueRepresentation
@@ -556,7 +556,7 @@ class ElementReader:
             raise self._too_much(f"more than {self._limits.value_bytes} bytes of values that are not bulk")
 
     def _corrupt(self, message: str, at: int) -> ScanFailure:
-        return ScanFailure(f"byte {at}: {message}", reasons.CANNOT_UNDERSTAND, is_structural=True)
+        return BrokenStructure(f"byte {at}: {message}", reasons.CANNOT_UNDERSTAND)
 
     def _cut_off(self, where: str) -> ScanFailure:
         return ScanFailure(f"byte {self.at}: the data set ends {where}", reasons.CANNOT_UNDERSTAND)

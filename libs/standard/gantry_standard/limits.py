@@ -34,7 +34,6 @@ class ScanFailure(errors.CorruptInstance):
     Attributes:
         reason: Failure Reason (0008,1197), a row of `reasons.FAILURE_REASONS`.
         study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: as far as the scan came to know them, else "".
-        is_structural: the bytes contradict themselves; not that they are cut off, too many, or no data set at all.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class ScanFailure(errors.CorruptInstance):
         series_instance_uid: str = "",
         sop_class_uid: str = "",
         sop_instance_uid: str = "",
-        is_structural: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -54,4 +52,10 @@ class ScanFailure(errors.CorruptInstance):
         self.series_instance_uid = series_instance_uid
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
-        self.is_structural = is_structural
+
+
+class BrokenStructure(ScanFailure):
+    """Bytes that contradict themselves; not ones that are cut off, too many, or no data set at all.
+
+    Another reader may know what is meant.
+    """

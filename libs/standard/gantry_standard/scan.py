@@ -342,14 +342,13 @@ class Scanner:
 
     def _with_uids(self, failure: ScanFailure) -> ScanFailure:
         root = self._reader.root if self._reader is not None else {}
-        return ScanFailure(
+        return type(failure)(
             failure.message,
             failure.reason,
             study_instance_uid=_uid_of(root, _STUDY_INSTANCE_UID),
             series_instance_uid=_uid_of(root, _SERIES_INSTANCE_UID),
             sop_class_uid=_uid_of(root, _SOP_CLASS_UID),
             sop_instance_uid=_uid_of(root, _SOP_INSTANCE_UID),
-            is_structural=failure.is_structural,
         )
 
 

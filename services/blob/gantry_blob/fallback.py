@@ -13,6 +13,7 @@ The process exists because this is a parser of 100 modules on bytes from outside
 blob. Source: PS3.5 §7; decision 0060.
 """
 
+import fcntl
 import hashlib
 import io
 import os
@@ -48,6 +49,9 @@ HELD_BYTES = 1 << 20
 
 MEMORY_BYTES = 2 << 30
 """Address space of the process."""
+
+CPU_S = 120
+"""Processor time of the process, should nobody be left to end it."""
 
 CONCURRENT = 2
 """Processes at once; the next waits for one of them."""
@@ -87,7 +91,7 @@ class Held:
 
     def _open(self) -> IO[bytes]:
         if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="fallback-")  # noqa: SIM115 closed by `forget`
+            self._file = named_temporary(self._directory)
             for chunk in self._chunks or ():
                 self._file.write(chunk)
             self._chunks = None
@@ -107,6 +111,13 @@ class Held:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def named_temporary(directory: Path | None) -> IO[bytes]:
+    """Open a temporary file that the process finds by its name; it is gone when it is closed."""
+    file = tempfile.NamedTemporaryFile(dir=directory, prefix="fallback-")  # noqa: SIM115 the caller closes it
+    fcntl.flock(file, fcntl.LOCK_EX)  # whoever removes what crashes have left there takes it for one that is in use
+    return file
 
 
 def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
@@ -316,7 +327,7 @@ def _rewritten(source: Path) -> Iterator[bytes]:
 
 def main(arguments: Sequence[str]) -> int:
     """Read one file, write another."""
-    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (most, most))
     source, target = map(Path, arguments)
     try:

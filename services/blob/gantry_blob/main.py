@@ -77,6 +77,7 @@ def _rules(settings: BlobSettings) -> StoreRules:
         coerce=_coercion(settings),
         fallback_bytes=settings.fallback_max_bytes,
         fallback_timeout_s=settings.fallback_timeout_s,
+        fallback_parts=settings.fallback_max_parts,
     )
 
 

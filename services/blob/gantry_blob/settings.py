@@ -31,6 +31,7 @@ class BlobSettings(ProcessSettings):
         64 << 20, "Largest instance that a second, lenient reader is tried on where its structure is broken; 0: none is."
     )
     fallback_timeout_s: float = setting(20.0, "Seconds that the second reader may take for one instance.")
+    fallback_max_parts: int = setting(1000, "Instances of one store request that the second reader is tried on; further broken ones fail.")
     disk_reserve_percent: float = setting(2.0, "Part of the disk that Store leaves free, in percent; then it answers 503 with A700.")
     pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
     pack_max_instances: int = setting(1000, "A pack of so many instances closes.")

@@ -26,7 +26,7 @@ from gantry_runtime import telemetry
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors, reasons
 from gantry_standard.elements import Elements
-from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
 from gantry_standard.scan import Scanner
 from gantry_standard.scanned import ScannedInstance
 
@@ -47,6 +47,7 @@ class StoreRules:
         coerce: changes attributes of a data set (`coercion.py`); None: nothing does.
         fallback_bytes: largest part that a second reader is tried on; 0: none.
         fallback_timeout_s: that it may take.
+        fallback_parts: of one request that it is tried on; further ones fail.
     """
 
     pack: PackLimits = field(default_factory=PackLimits)
@@ -57,6 +58,7 @@ class StoreRules:
     coerce: Callable[[Elements], Elements | None] | None = None
     fallback_bytes: int = 64 << 20
     fallback_timeout_s: float = 20.0
+    fallback_parts: int = 1000
 
 
 class Part:
@@ -86,17 +88,23 @@ class Part:
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes."""
         self._guarded(lambda: self._scanner.feed(chunk))
-        if self.failure is None or self.failure.is_structural:
+        if self.failure is None or isinstance(self.failure, BrokenStructure):
             self._held.take(chunk, is_needed=self.failure is not None)
         else:
             self._held.forget()
 
     def finish(self, terms: Terms) -> None:
-        """Conclude the scan and look whether the instance may be stored here. May take as long as the fallback may."""
+        """Conclude the scan and look whether the instance may be stored here."""
         self._guarded(lambda: self._conclude(self._scanner.finish(), terms))
-        if self.failure is not None and self.failure.is_structural and (whole := self._held.whole()) is not None:
-            first, self.failure = self.failure, None
-            self._guarded(lambda: self._read_otherwise(whole, first, terms))
+
+    def try_fallback(self, terms: Terms) -> bool:
+        """Have a second reader try where it may; say whether it did. Takes as long as `fallback_timeout_s` or its turn may take."""
+        failure = self.failure
+        if not isinstance(failure, BrokenStructure) or (whole := self._held.whole()) is None:
+            return False
+        self.failure = None
+        self._guarded(lambda: self._read_otherwise(whole, failure, terms))
+        return True
 
     def _conclude(self, scanned: ScannedInstance, terms: Terms) -> None:
         admit(scanned, terms)
@@ -108,7 +116,7 @@ class Part:
         Raises:
             ScanFailure: it does not account for every byte either (`failure`), or what it reads may not be stored.
         """
-        self.rewritten = tempfile.NamedTemporaryFile(dir=self._rules.spool_directory, prefix="fallback-")  # noqa: SIM115 closed by `close`
+        self.rewritten = fallback.named_temporary(self._rules.spool_directory)
         if not fallback.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
             raise failure
         self._rendition.close()
@@ -192,6 +200,7 @@ class Upload:
         self._pack: PackWriter | None = None
         self._events: PackEvents | None = None
         self._sealed: list[PackWriter] = []
+        self._fallbacks = 0
         self._is_aborted = False
 
     def apply(self, messages: Iterable[blob_pb2.StoreInstancesRequest]) -> None:
@@ -246,7 +255,10 @@ class Upload:
         if part is None:
             return
         try:
-            part.finish(Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes))
+            terms = Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
+            part.finish(terms)
+            if self._fallbacks < self._rules.fallback_parts:
+                self._fallbacks += part.try_fallback(terms)
             self.results.append(self._keep(part) if part.failure is None else _failed(part.number, part.failure))
         finally:
             part.close()
