@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tests.support import hand_made as h
 
+_CHARSET = 0x00080005
 PROCEDURE_CODES = 0x00081032
 CODE = h.explicit(0x00080100, "SH", b"CODE") + h.explicit(0x00080102, "SH", b"DCM ")
 IMPLICIT_CODE = h.implicit(0x00080100, b"CODE") + h.implicit(0x00080102, b"DCM ")
@@ -32,7 +33,8 @@ def _file(uids: dict[int, str], elements: dict[int, bytes], syntax: str = h.EXPL
     encode: Callable[[int, bytes], bytes] = (
         h.implicit if syntax == h.IMPLICIT else lambda tag, value: h.explicit(tag, "UI", value, order=order)
     )
-    encoded = {tag: encode(tag, h.even(uid)) for tag, uid in uids.items()} | elements
+    charset = h.implicit(_CHARSET, b"ISO_IR 100") if syntax == h.IMPLICIT else h.explicit(_CHARSET, "CS", b"ISO_IR 100", order=order)
+    encoded = {tag: encode(tag, h.even(uid)) for tag, uid in uids.items()} | elements | {_CHARSET: charset}
     return h.file(b"".join(value for _, value in sorted(encoded.items())), syntax)
 
 

@@ -5,9 +5,10 @@
     python -m gantry_blob.fallback SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
 
 pydicom is lenient, and lenient readers lose things without a word. So it is believed only where it accounts for every byte: from the
-first of the data set to the last, each is a header or a value that it found, in the order of the file, and every item begins with the tag
-of an item. What may then be wrong are lengths of items, an Implicit VR element in a Big Endian data set, undefined lengths where the VR
-has none. TARGET is the same elements, value by value, in Explicit VR Little Endian; it is scanned as any other file.
+first of the data set to the last, each is a header or a value that it found, in the order of the file, every item begins with the tag of
+an item, tags ascend and are ones that there are (bytes out of the middle of a value make elements too, but not such). What may then be
+wrong are lengths of items, Implicit VR elements in a Big Endian data set, undefined lengths where the VR has none. TARGET is the same
+elements, value by value, in Explicit VR Little Endian; it is scanned as any other file.
 
 The process exists because this is a parser of 100 modules on bytes from outside: it may not use up the memory, the time or the life of
 blob. Source: PS3.5 §7; decision 0060.
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from gantry_standard.dictionary import US_OR_SS, implicit_vr
+from gantry_standard.dictionary import US_OR_SS, implicit_vr, standard_vr
 from gantry_standard.elements import swap_words
 from gantry_standard.file_head import FileHead
 from gantry_standard.limits import Limits, ScanFailure
@@ -42,7 +43,7 @@ from gantry_standard.part10 import (
     encode_file_meta,
 )
 from gantry_standard.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntax
-from gantry_standard.value_representations import VALUE_REPRESENTATIONS
+from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
 
 HELD_BYTES = 1 << 20
 """So much of a part that reads well is held in memory; what is wrong with it must show within."""
@@ -59,6 +60,7 @@ CONCURRENT = 2
 READ, REFUSED = 0, 3
 _READERS = threading.BoundedSemaphore(CONCURRENT)
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_LAST_META_TAG, _FIRST_PRIVATE_GROUP, _FIRST_PRIVATE_ELEMENT = 0x0002FFFF, 0x0009, 0x1000
 _PIXEL_DATA, _PIXEL_REPRESENTATION, _BITS_ALLOCATED = 0x7FE00010, 0x00280103, 0x00280100
 
 
@@ -195,14 +197,16 @@ class _Tiling:
         encoded: dict[int, bytes] = {}
         if _PIXEL_REPRESENTATION in found:
             us_or_ss = b"SS" if found.get_item(_PIXEL_REPRESENTATION).value in (b"\1\0", b"\0\1") else b"US"
+        last = _LAST_META_TAG
         for tag in found.keys():  # noqa: SIM118 iterating a Dataset itself sorts and converts
-            element, number = found.get_item(tag), int(tag)
-            if number >> 16 in (0x0000, 0x0002, 0xFFFE):
+            element, number = found.get_item(tag, keep_deferred=True), int(tag)
+            if number <= last:
                 _refuse()
-            if hasattr(element, "VM"):
-                encoded[number] = self._undefined_sequence(element, number, us_or_ss)
+            last = number
+            if getattr(element, "is_undefined_length", False) and element.VR == "SQ":
+                encoded[number] = self._undefined_sequence(element, number, us_or_ss, is_implicit=found.original_encoding[0])
             else:
-                encoded[number] = self._raw(element, number, values, us_or_ss)
+                encoded[number] = self._raw(self._unconverted(element, found), number, values, us_or_ss)
         # Group lengths are not right any more, and retired.
         return b"".join(encoded[tag] for tag in sorted(encoded) if tag & 0xFFFF)
 
@@ -211,8 +215,19 @@ class _Tiling:
         if self._data[self._at :].strip(b"\0"):
             _refuse()
 
+    def _unconverted(self, element: Any, found: Any) -> Any:
+        """Return an element as it was read; pydicom has converted the character set for its own use."""
+        from pydicom.dataelem import RawDataElement
+        from pydicom.filereader import data_element_generator
+
+        if isinstance(element, RawDataElement):
+            return element
+        self._file.seek(self._at)
+        return next(data_element_generator(self._file, *found.original_encoding))
+
     def _raw(self, raw: Any, tag: int, values: dict[int, bytes], us_or_ss: bytes) -> bytes:
         vr, is_long = self._vr(raw, tag, values)
+        self._check_tag(tag, is_implicit=raw.VR is None, is_mixed=raw.VR is None and not raw.is_implicit_VR)
         self._header(raw.value_tell, tag, 12 if is_long else 8)
         if vr == US_OR_SS:
             vr = us_or_ss
@@ -239,8 +254,17 @@ class _Tiling:
         if raw.VR is None:
             return implicit_vr(tag, values.get), False
         said = str(raw.VR).encode("ascii")
-        row = VALUE_REPRESENTATIONS.get(said)
-        return (said, row.is_long) if row is not None else (b"UN", False)
+        row = VALUE_REPRESENTATIONS.get(said) or _refuse()
+        return said, row.is_long
+
+    @staticmethod
+    def _check_tag(tag: int, *, is_implicit: bool, is_mixed: bool) -> None:
+        """Refuse a tag that is none; where Implicit VR stands in Explicit VR, one that the dictionary does not know."""
+        if standard_vr(tag) is not None:
+            return
+        is_private_data = tag >> 16 & 1 and tag & 0xFFFF >= _FIRST_PRIVATE_ELEMENT
+        if is_mixed or not is_private_data or (is_implicit and tag >> 16 < _FIRST_PRIVATE_GROUP):
+            _refuse()
 
     def _header(self, value_at: int, tag: int, length: int) -> None:
         """Pass over the header of an element."""
@@ -258,7 +282,9 @@ class _Tiling:
             _refuse()
         if value[:4] == struct.pack("<HH", *_ITEM):
             return encode_element_header(tag, vr if vr == b"OW" else b"OB", UNDEFINED_LENGTH) + value + SEQUENCE_DELIMITER
-        return encode_element(tag, vr if vr != b"SQ" else b"UN", value)
+        if VALUE_REPRESENTATIONS[vr].kind not in (Kind.TEXT, Kind.LONG_TEXT):
+            _refuse()
+        return encode_element(tag, vr, value)
 
     def _defined_sequence(self, raw: Any, tag: int, us_or_ss: bytes) -> bytes:
         from pydicom.filereader import read_sequence
@@ -273,9 +299,11 @@ class _Tiling:
             _refuse()
         return encoded
 
-    def _undefined_sequence(self, element: Any, tag: int, us_or_ss: bytes) -> bytes:
+    def _undefined_sequence(self, element: Any, tag: int, us_or_ss: bytes, *, is_implicit: bool) -> bytes:
         """Encode a sequence of undefined length, which pydicom has read already."""
-        self._header(element.file_tell, tag, 12 if element.file_tell - self._at == 12 else 8)
+        is_short = element.file_tell - self._at == 8
+        self._check_tag(tag, is_implicit=is_short, is_mixed=is_short and not is_implicit)
+        self._header(element.file_tell, tag, 8 if is_short else 12)
         encoded = self._items(element.value, tag, us_or_ss)
         if not self._takes(_SEQUENCE_END):
             _refuse()

@@ -122,9 +122,12 @@ class Part:
         self._rendition.close()
         self._rendition = self._temporary()
         scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
-        for piece in self.rewritten_file():
-            scanner.feed(piece)
-        scanned = scanner.finish()
+        try:
+            for piece in self.rewritten_file():
+                scanner.feed(piece)
+            scanned = scanner.finish()
+        except BrokenStructure:
+            raise failure from None
         told = fallback.identify(uploaded, self._rules.scan)
         warned = dict.fromkeys((*scanned.warning_reasons, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING))
         self._conclude(
