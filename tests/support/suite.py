@@ -99,7 +99,7 @@ class Suite:
     def wait_ready(self) -> None:
         """Wait until every service of the suite is well, as /healthz/ready of each says."""
         end = time.monotonic() + READY_S
-        with httpx.Client(trust_env=False, timeout=5) as http:
+        with httpx.Client(verify=False, trust_env=False, timeout=5) as http:
             while not self._is_ready(http):
                 assert self.process is None or self.process.poll() is None, f"gantry up ended\n{self.output()}"
                 assert time.monotonic() < end, f"the suite is not ready after {READY_S} s\n{self.output()}\n{self.logs()}"
