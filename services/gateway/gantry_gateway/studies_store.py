@@ -27,7 +27,7 @@ from gantry_standard import errors, multipart_writer, native_xml, negotiation, s
 from gantry_standard.media_types import DICOM_XML, Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
 from gantry_standard.negotiation import Choice
-from gantry_standard.reasons import DUPLICATE_SOP_INSTANCE
+from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
 from gantry_standard.store_response import StoreResult
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ SUPPORTED = 'supported are multipart/related; type="application/dicom" and appli
 
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
+
+ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
 
 MOST_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
@@ -106,11 +108,11 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
 
     Raises:
         errors.BadRequest: the payload is empty, has no part, is broken or not whole.
-        errors.PayloadTooLarge: it has too many parts.
+        errors.PayloadTooLarge: it has too many parts or bytes.
     """
     count = 0
     if boundary is None:
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             if not count:
                 yield PartBegin({"content-type": DICOM})
             count += 1
@@ -120,7 +122,7 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
     else:
         reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
         is_empty = True
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             is_empty = False
             for event in reader.feed(chunk):
                 count += isinstance(event, PartBegin)
@@ -182,13 +184,17 @@ def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:
     reason = result.failure_reason
     if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
         reason = DUPLICATE_SOP_INSTANCE
+    # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
+    is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
+    told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
     return StoreResult(
         result.study_instance_uid,
         result.series_instance_uid,
         result.sop_class_uid,
         result.sop_instance_uid,
         reason,
-        tuple(result.warning_reasons) if not reason else (),
+        tuple(told),
+        tuple(orjson.loads(result.original_attributes)[ORIGINAL_ATTRIBUTES_SEQUENCE]["Value"]) if is_coerced else (),
     )
 
 
