@@ -9,24 +9,22 @@ Source: PS3.18 §10.5, Annex I.
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-import orjson
 from starlette.responses import Response
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
-from gantry_gateway import retrieval, urls
+from gantry_gateway import retrieval, urls, xml_parts
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.upload import Outcomes, Upload
 from gantry_runtime.events import Inbox
-from gantry_standard import errors, multipart_writer, native_xml, negotiation, store_response
-from gantry_standard.media_types import DICOM_XML, Resource
+from gantry_standard import errors, negotiation, store_response
+from gantry_standard.media_types import Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
-from gantry_standard.negotiation import Choice
 from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
 from gantry_standard.store_response import StoreResult
 
@@ -152,7 +150,7 @@ def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict
         lambda study: urls.study(base, study),
         lambda it: urls.instance(base, it.study_instance_uid, it.series_instance_uid, it.sop_instance_uid),
     )
-    body, content_type = _module_as(retrieval.selected(request, Resource.STORE), module)
+    body, content_type = xml_parts.one_object(retrieval.selected(request, Resource.STORE), module)
     response = Response(body, 202 if status == 200 and lags else status)
     response.headers["Content-Type"] = content_type
     studies = store_response.stored_studies(told)
@@ -166,18 +164,6 @@ def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict
     if any(result.failure_reason in OUT_OF_RESOURCES for result in told):
         response.headers.append("Warning", warning(base, "Out of resources", "A700"))
     return response
-
-
-def _module_as(choice: Choice, module: dict[str, Any]) -> tuple[bytes, str]:
-    """Return the Store Instances Response Module in a representation, and its Content-Type."""
-    if choice.media_type != DICOM_XML:
-        return orjson.dumps(module), choice.media_type
-    document = native_xml.write(module)
-    if not choice.multipart:
-        return document, DICOM_XML
-    boundary = multipart_writer.new_boundary()
-    head = multipart_writer.part_head(boundary, DICOM_XML, "", len(document), first=True)
-    return head + document + multipart_writer.closing(boundary), multipart_writer.content_type(DICOM_XML, boundary)
 
 
 def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:

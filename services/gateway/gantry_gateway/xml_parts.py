@@ -10,8 +10,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
+import orjson
+
 from gantry_standard import multipart_writer, native_xml
 from gantry_standard.media_types import DICOM_XML
+from gantry_standard.negotiation import Choice
 
 AT_ONCE_BYTES = 256 << 10
 """DICOM JSON that is written as one piece, with the Content-Length of its part; longer objects are written in pieces, without."""
@@ -51,6 +54,18 @@ async def payload(boundary: str, objects: list[bytes]) -> bytes:
     while block := await asyncio.to_thread(_block, made):
         blocks.append(block)
     return b"".join(blocks) + multipart_writer.closing(boundary, empty=not objects)
+
+
+def one_object(choice: Choice, model: native_xml.Object) -> tuple[bytes, str]:
+    """Return a small DICOM JSON object that represents no resource in a representation of it, and the Content-Type of the payload."""
+    if choice.media_type != DICOM_XML:
+        return orjson.dumps(model), choice.media_type
+    document = native_xml.write(model)
+    if not choice.multipart:
+        return document, DICOM_XML
+    boundary = multipart_writer.new_boundary()
+    head = multipart_writer.part_head(boundary, DICOM_XML, "", len(document), first=True)
+    return head + document + multipart_writer.closing(boundary), multipart_writer.content_type(DICOM_XML, boundary)
 
 
 def _block(made: Iterator[bytes]) -> bytes:
