@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
+import orjson
 from starlette.responses import Response
 
 from gantry.blob.v1 import blob_pb2
