@@ -390,7 +390,7 @@ def test_a_nearly_full_disk_takes_no_new_objects_but_decisions(tmp_path: Path, m
     assert "2%" in status.explanation
 
 
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", ["writev", "fsync"])
 def test_a_full_disk_is_out_of_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry_blob import directory_store
 from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.pack import PackLimits
 from gantry_blob.store import StoreRules
@@ -161,7 +162,10 @@ async def test_facts_that_do_not_fit_into_an_event_stay_in_the_pack(blob: Runnin
     assert sum(len(instance.dicom_json) for instance in stored) > 256 << 10
 
 
-async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(local: RunningBlob) -> None:
+async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(
+    local: RunningBlob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
     study = instances.new_uid()
     files = [large_ct(StudyInstanceUID=study) for _ in range(8)]
     gate = asyncio.Event()
@@ -202,7 +206,8 @@ async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob
     assert local.packs() == []
 
 
-async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob) -> None:
+async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
     forever = asyncio.Event()
 
     async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
