@@ -127,6 +127,8 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     for title, make, note in SECTIONS:
         parts += [f"## {title}", note, make()]
     parts += [
+        "## Metadata, character sets and content codings",
+        REPRESENTATIONS,
         "## Notifications",
         NOTIFICATIONS,
         "## Security",
@@ -139,6 +141,12 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+REPRESENTATIONS = (
+    "Metadata, search results and store responses are DICOM JSON or Native DICOM Model XML, by negotiation; what PS3.19 leaves open is in "
+    "[decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and Accept-Charset are ignored. They are "
+    "sent in the coding zstd or gzip where Accept-Encoding names it; other payloads never are. Values of OB, OD, OF, OL, OV, OW and UN "
+    "above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a BulkDataURI."
+)
 NOTIFICATIONS = (
     "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "
     "One text frame holds one DICOM JSON object. A report that was not seen to arrive (ping and pong) may come again after a broken "
