@@ -36,3 +36,9 @@ def is_storage_sop_class(uid: str, accept_private: bool) -> bool:
     if row is not None and row[0]:
         return row[1] == "SOP Class" and "Storage" in row[0]
     return accept_private and (not uid.startswith(_DICOM_ROOT) or uid.startswith(_STORAGE_ROOT))
+
+
+def sop_class_name(uid: str) -> str:
+    """Return the name of a SOP class, or its UID where PS3.6 has none."""
+    row = UID_dictionary.get(uid)
+    return row[0] if row is not None and row[0] else uid

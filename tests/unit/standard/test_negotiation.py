@@ -113,7 +113,8 @@ def test_best_choice(resource: Resource, accept: str, media_type: str, multipart
     ("resource", "accept"),
     [
         pytest.param(Resource.INSTANCES, "application/dicom", id="single part of a study"),
-        pytest.param(Resource.INSTANCE, OCTETS, id="legacy bulkdata"),
+        pytest.param(Resource.INSTANCES, "application/octet-stream", id="legacy bulkdata of a study, single part"),
+        pytest.param(Resource.INSTANCE, "application/zip", id="an archive of one instance"),
         pytest.param(Resource.FRAMES, "application/octet-stream", id="single part of several frames"),
         pytest.param(Resource.RENDERED, "image/jpeg;transfer-syntax=1.2.840.10008.1.2.4.50", id="transfer-syntax on a rendered type"),
         pytest.param(Resource.RENDERED_FRAMES, "image/jpeg", id="single part of rendered frames"),
@@ -135,7 +136,9 @@ def test_a_missing_header_is_refused_when_strict() -> None:
     with pytest.raises(errors.NotAcceptable):
         negotiate(Resource.FRAME, "", strict=True)
     with pytest.raises(errors.NotAcceptable):
-        negotiate(Resource.FRAME, "", "application/octet-stream", strict=True)
+        negotiate(Resource.FRAME, "", "application/x-unknown", strict=True)
+    (choice,) = negotiate(Resource.FRAME, "", "application/octet-stream", strict=True)
+    assert (choice.media_type, choice.multipart) == (OCTET_STREAM, False)
 
 
 @pytest.mark.parametrize(
