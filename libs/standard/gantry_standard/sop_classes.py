@@ -39,5 +39,5 @@ def is_storage_sop_class(uid: str, accept_private: bool) -> bool:
 
 def sop_class_name(uid: str) -> str:
     """Return the name of a SOP class, or its UID where PS3.6 has none."""
-    row = UID_dictionary.get(uid)
+    row = UIDS.get(uid)
     return row[0] if row is not None and row[0] else uid

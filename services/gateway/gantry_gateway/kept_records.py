@@ -88,6 +88,10 @@ def _slim(record: InstanceRecord) -> InstanceRecord:
             sop_class_uid=stored.sop_class_uid,
             dataset_digest=stored.dataset_digest,
             location=Location(object=stored.location.object),
-            layout=Layout(wire_transfer_syntax_uid=stored.layout.wire_transfer_syntax_uid, wire=stored.layout.wire),
+            layout=Layout(
+                wire_transfer_syntax_uid=stored.layout.wire_transfer_syntax_uid,
+                wire=stored.layout.wire,
+                pixel_element=stored.layout.pixel_element if stored.layout.HasField("pixel_element") else None,
+            ),
         ),
     )

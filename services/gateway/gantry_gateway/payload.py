@@ -207,9 +207,7 @@ async def single_part(request: Request, reader: BlobReader, part: Part, etag: st
     return await begun(status, fields, _pieces_only(reader, content, ask_again))
 
 
-async def generated(
-    request: Request, content_type: str, content_location: str, etag: str, pieces: AsyncGenerator[Piece, None]
-) -> Response:
+async def generated(request: Request, content_type: str, content_location: str, etag: str, pieces: AsyncGenerator[Piece, None]) -> Response:
     """Return one representation that is made while it is sent; a range of it where it is whole within `GATHER_BYTES`.
 
     Raises whatever making the first piece raises.

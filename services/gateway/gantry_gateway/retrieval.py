@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
-from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
 from gantry_gateway import urls
-from gantry_gateway.records import Records
+from gantry_gateway.records import INDEX_S, Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
+from gantry_runtime import rpc_errors
 from gantry_runtime.blob_reader import BlobReader
 from gantry_standard import errors, negotiation
 from gantry_standard.media_types import DICOM, EXPLICIT_VR_LE, Resource
 from gantry_standard.negotiation import Choice, Plan, negotiate
 from gantry_standard.transfer_syntaxes import transfer_syntax
+
+METADATA_S = 20 * INDEX_S
+"""Seconds that index may take for the metadata of a study."""
 
 LONGEST_VALUE_BYTES = 0xFFFFFFFE
 """Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
@@ -98,6 +102,19 @@ async def records_of(request: Request, target: Target) -> AsyncGenerator[Instanc
         return
     async for record in tools.records.scope(target.study, target.series):
         yield record
+
+
+async def fragments_of(request: Request, target: Target) -> AsyncGenerator[MetadataFragment, None]:
+    """Yield the metadata of a study, a series or an instance, in the order of `records_of`. Errors as `Records.get`."""
+    scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
+    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope), timeout=METADATA_S)
+    try:
+        with rpc_errors.translated("index"):
+            async for message in call:
+                for fragment in message.fragments:
+                    yield fragment
+    finally:
+        call.cancel()
 
 
 def native_bytes(stored: StoredInstance) -> int:

@@ -11,6 +11,7 @@ Source: PS3.10 §8, PS3.3 Annex F for DICOMDIR; PS3.18 Table 10.4.4-1 has no arc
 import asyncio
 import zlib
 from array import array
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 import orjson
 
 from gantry.index.v1.index_pb2 import MetadataFragment
-from gantry_gateway import payload, retrieval, studies_metadata
+from gantry_gateway import payload, retrieval
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.kept_records import KeptRecords
 from gantry_gateway.payload import Response
@@ -54,6 +55,7 @@ class _Archive:
     Attributes:
         series: per instance, the number of its series from 1.
         places: per instance, its number in its series from 1.
+        index: INDEX.txt, made of `lines`.
     """
 
     kept: KeptRecords
@@ -61,11 +63,8 @@ class _Archive:
     series: "array[int]" = field(default_factory=lambda: array("I"))
     places: "array[int]" = field(default_factory=lambda: array("I"))
     lines: list[str] = field(default_factory=list)
+    index: bytes = b""
     etag: str = ""
-
-    def index(self) -> bytes:
-        """Return INDEX.txt."""
-        return "".join(self.lines).encode()
 
     def files(self) -> Iterator[tuple[Entry, Content]]:
         """Yield the entry and the bytes of each instance."""
@@ -121,26 +120,33 @@ async def _collect(request: Request, target: Target) -> _Archive:
     archive = _Archive(kept, dicomdir.Directory(f"2.25.{int(digest, 16)}"), etag=entity_tag("zip", digest, weak=True))
     async with aclosing(_described(request, tools, target)) as described:
         await _describe(archive, described)
+    archive.index = "".join(archive.lines).encode()
+    archive.lines.clear()
     return archive
 
 
 async def _described(request: Request, tools: Retrieval, target: Target) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """Yield (SOP Instance UID, the attributes that a directory needs) of each instance, in the order of index."""
-    async with aclosing(studies_metadata.fragments_of(request, target)) as found:
-        async for fragments in found:
-            for fragment in fragments:
-                yield fragment.sop_instance_uid, await _attributes(request, tools, target, fragment)
+    async with aclosing(retrieval.fragments_of(request, target)) as fragments:
+        async for fragment in fragments:
+            yield fragment.sop_instance_uid, await _attributes(tools, fragment)
 
 
-async def _attributes(request: Request, tools: Retrieval, target: Target, fragment: MetadataFragment) -> dict[str, Any]:
+async def _attributes(tools: Retrieval, fragment: MetadataFragment) -> dict[str, Any]:
+    place = fragment.location
     if not fragment.HasField("location"):
         text = fragment.dicom_json
-    elif fragment.location.length > PARSED_BYTES:
+    elif place.length > PARSED_BYTES:
         return {}
     else:
-        async with aclosing(studies_metadata.fragment_pieces(request, target.study, fragment)) as pieces:
-            text = b"".join([bytes(piece) async for piece in pieces])
+        content = Content(place.object, ((place.offset, place.length),), place.length)
+        async with aclosing(read(tools.reader, [content], _moved)) as pieces:
+            text = b"".join([bytes(piece) async for _, piece in pieces])
     return await asyncio.to_thread(_parsed, text) if len(text) > OFF_LOOP_BYTES else _parsed(text)
+
+
+async def _moved(_: int) -> Content:
+    raise errors.Unavailable("the metadata of an instance was moved while its archive was made")
 
 
 def _parsed(dicom_json: bytes) -> dict[str, Any]:
@@ -201,13 +207,13 @@ def _text(attributes: dict[str, Any], tag: str) -> str:
 
 
 def _made(archive: _Archive) -> list[tuple[str, list[bytes]]]:
-    return [("INDEX.txt", [archive.index()]), ("DICOMDIR", list(archive.directory.pieces()))]
+    return [("INDEX.txt", [archive.index]), ("DICOMDIR", list(archive.directory.pieces()))]
 
 
 async def _measured(archive: _Archive) -> int:
     """Return the bytes of the whole archive, without holding the loop."""
     measure = Measure()
-    measure.add(Entry("INDEX.txt", len(archive.index())))
+    measure.add(Entry("INDEX.txt", len(archive.index)))
     measure.add(Entry("DICOMDIR", archive.directory.length))
     for index, (entry, _) in enumerate(archive.files()):
         measure.add(entry)
@@ -218,58 +224,57 @@ async def _measured(archive: _Archive) -> int:
 
 async def _pieces(tools: Retrieval, archive: _Archive) -> AsyncGenerator[Piece, None]:
     """Yield the archive."""
-    sums, offsets, at = array("I"), array("Q"), 0
-    for name, pieces in _made(archive):
-        entry = Entry(name, sum(len(piece) for piece in pieces))
-        sums.append(zlib.crc32(b"".join(pieces)))
-        offsets.append(at)
-        yield b"".join((entry.local_header(), *pieces, entry.descriptor(sums[-1])))
-        at += entry.length
-    async with aclosing(_files(tools, archive)) as pieces_of_files:
-        async for piece, entry_and_sum in pieces_of_files:
-            if entry_and_sum is not None:
-                entry, check_sum = entry_and_sum
-                sums.append(check_sum)
-                offsets.append(at)
-                at += entry.length
+    sums = array("I")
+    for name, pieces in (("INDEX.txt", [archive.index]), ("DICOMDIR", list(archive.directory.pieces()))):
+        body = b"".join(pieces)
+        sums.append(zlib.crc32(body))
+        entry = Entry(name, len(body))
+        yield b"".join((entry.local_header(), body, entry.descriptor(sums[-1])))
+    async with aclosing(_files(tools, archive, sums)) as files:
+        async for piece in files:
             yield piece
-    begin = at
+    begin = at = 0
+    headers = bytearray()
     for index, entry in enumerate(_entries(archive)):
-        header = entry.central_header(sums[index], offsets[index])
-        at += len(header)
-        yield header
-    yield end(len(sums), at - begin, begin)
+        headers += entry.central_header(sums[index], at)
+        at += entry.length
+        if len(headers) > OFF_LOOP_BYTES:
+            begin += len(headers)
+            yield bytes(headers)
+            headers.clear()
+    yield bytes(headers) + end(len(sums), begin + len(headers), at)
 
 
 def _entries(archive: _Archive) -> Iterator[Entry]:
-    yield Entry("INDEX.txt", len(archive.index()))
+    yield Entry("INDEX.txt", len(archive.index))
     yield Entry("DICOMDIR", archive.directory.length)
     for entry, _ in archive.files():
         yield entry
 
 
-async def _files(tools: Retrieval, archive: _Archive) -> AsyncGenerator[tuple[Piece, tuple[Entry, int] | None], None]:
-    """Yield pieces of the files with their headers and descriptors; with the last piece of each, its entry and check sum."""
+async def _files(tools: Retrieval, archive: _Archive, sums: "array[int]") -> AsyncGenerator[Piece, None]:
+    """Yield the files with their headers and descriptors; append the check sum of each to `sums`."""
 
     async def ask_again(index: int) -> Content:
         return wire_content((await archive.kept.again(index)).stored)
 
-    entries: list[Entry] = []
+    entries: deque[Entry] = deque()
 
     def contents() -> Iterator[Content]:
         for entry, content in archive.files():
             entries.append(entry)
             yield content
 
-    current, check_sum = -1, 0
+    current, check_sum, descriptor = -1, 0, b""
     async with aclosing(read(tools.reader, contents(), ask_again)) as pieces:
         async for index, piece in pieces:
             if index != current:
                 if current >= 0:
-                    yield entries[current].descriptor(check_sum), (entries[current], check_sum)
+                    sums.append(check_sum)
+                    descriptor = entries.popleft().descriptor(check_sum)
                 current, check_sum = index, 0
-                yield entries[index].local_header(), None
+                yield descriptor + entries[0].local_header()
             check_sum = zlib.crc32(piece, check_sum)
-            yield piece, None
-    if current >= 0:
-        yield entries[current].descriptor(check_sum), (entries[current], check_sum)
+            yield piece
+    sums.append(check_sum)
+    yield entries.popleft().descriptor(check_sum)

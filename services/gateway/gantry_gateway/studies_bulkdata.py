@@ -85,7 +85,7 @@ class _Element:
 
     @property
     def encoding(self) -> str:
-        """"native" or "encapsulated" for pixel data whose frames are known; "" for any other value."""
+        """ "native" or "encapsulated" for pixel data whose frames are known; "" for any other value."""
         layout = self.stored.layout
         if self.element.path != layout.pixel.tag or not layout.HasField("frames"):
             return ""
@@ -226,9 +226,7 @@ async def _send_transcoded_element(request: Request, tools: Retrieval, element: 
 
 def _draft(request: Request, tools: Retrieval, element: _Element, plans: tuple[Plan, ...]) -> Draft:
     url = element.url(request.base_url)
-    return Draft(
-        element.stored.sop_instance_uid, element.record.version, plans, lambda plan: _element_events(tools, element, plan, url)
-    )
+    return Draft(element.stored.sop_instance_uid, element.record.version, plans, lambda plan: _element_events(tools, element, plan, url))
 
 
 async def _element_events(tools: Retrieval, element: _Element, plan: Plan, url: str) -> Events:
@@ -339,9 +337,7 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
     return await assembly.send(request, Assembly(tools.renditions, found.drafts(tools)), media_type, status, found.etag)
 
 
-async def _collect(
-    request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...], only_pixels: bool
-) -> _Elements:
+async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...], only_pixels: bool) -> _Elements:
     """Ask index for the instances and decide how each of their elements is sent."""
     accepted = tuple(choice for choice in choices if choice.multipart)
     found, limit, facts = _Elements(request, KeptRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
