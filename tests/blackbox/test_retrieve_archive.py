@@ -86,7 +86,9 @@ def test_the_directory_leads_to_every_file(dicomweb: DicomWeb, tmp_path: Path) -
     assert (patient.PatientName, patient.PatientID) == ("Müller^Jürgen", "P-1")
     assert report.ConceptNameCodeSequence[0].CodeMeaning == "Röntgen"
     assert (report.CompletionFlag, report.ContentTime) == ("COMPLETE", "1015")
-    found = {instance.SOPInstanceUID: instance for instance in FileSet(directory)}
+    file_set = FileSet(directory)
+    file_set._stage["t"].cleanup()  # pydicom makes one for every file-set and leaves it to the garbage collector
+    found = {instance.SOPInstanceUID: instance for instance in file_set}
     assert set(found) == {data_set.SOPInstanceUID for data_set in data_sets}
     for data_set in data_sets:
         instance = found[data_set.SOPInstanceUID]

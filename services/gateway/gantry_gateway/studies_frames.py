@@ -23,6 +23,7 @@ from gantry_gateway.stored_content import Content, Piece, frame_content
 from gantry_standard import errors
 from gantry_standard.media_types import Resource
 from gantry_standard.negotiation import Choice, Plan, available
+from gantry_standard.transfer_syntaxes import transfer_syntax
 
 FRAME_GATHER_BYTES = 16 << 20
 """Bytes of a transcoded frame that are gathered for the Content-Length of its part."""
@@ -66,6 +67,8 @@ async def retrieve_frames(request: Request) -> Response:
     choices = retrieval.choices(request, resource)
     record = await retrieval.record_of(request)
     check_frames(record.stored, numbers)
+    if transfer_syntax(record.stored.layout.wire_transfer_syntax_uid).is_video:
+        raise errors.NotAcceptable("a video is one bit stream, so its frames cannot be had; its bulkdata is the whole of it")
     base = retrieval.target(request).url(request.base_url)
     return await _send_frames(request, FrameSet(record, numbers, text, lambda number: f"{base}/frames/{number}"), resource, choices)
 
