@@ -33,7 +33,9 @@ def test_every_request_gets_an_answer_with_a_status(suite: Suite, target: bytes)
 
 
 def test_what_is_no_http_gets_400(suite: Suite) -> None:
-    assert raw(suite, b"this is no request\r\n\r\n").startswith(b"HTTP/1.1 400")
+    answer = raw(suite, b"this is no request\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"\r\ncross-origin-resource-policy: cross-origin\r\n" in answer
 
 
 @pytest.mark.requirement("A-052")

@@ -217,7 +217,7 @@ class Directory:
 
 
 def encode_json_element(tag: str, element: Object) -> bytes:
-    """Encode an element of DICOM JSON in Explicit VR Little Endian, text in UTF-8; only text, whole numbers and sequences."""
+    """Encode an element of DICOM JSON in Explicit VR Little Endian, text in UTF-8; only text, unsigned numbers and sequences."""
     vr = (element.get("vr") or (standard_vr(int(tag, 16)) or b"UN").decode()).encode("ascii")
     values = [value for value in element.get("Value", []) if value is not None]
     if vr == b"SQ":
@@ -225,7 +225,9 @@ def encode_json_element(tag: str, element: Object) -> bytes:
         return encode_element_header(int(tag, 16), b"SQ", len(items)) + items
     row = VALUE_REPRESENTATIONS[vr]
     if row.kind is Kind.NUMBER:
-        return encode_element(int(tag, 16), vr, b"".join(struct.pack(f"<{row.format}", value) for value in values))
+        # What is no number of its VR in the instance is not there in its directory record.
+        numbers = [value for value in values if isinstance(value, int) and 0 <= value < 1 << (8 * row.word - row.format.islower())]
+        return encode_element(int(tag, 16), vr, struct.pack(f"<{len(numbers)}{row.format}", *numbers))
     return encode_element(int(tag, 16), vr, "\\".join(texts(values)).encode("utf-8"))
 
 

@@ -50,6 +50,10 @@ class KeptRecords:
         """Return what is kept of an instance: UIDs, object and wire form, or all of it."""
         return self._kept(index).stored
 
+    def whole(self, index: int) -> InstanceRecord:
+        """Return the whole record of an instance where `are_whole`."""
+        return self._kept(index)
+
     def version(self, index: int) -> int:
         """Return the version of an instance's record."""
         return self._kept(index).version

@@ -1,6 +1,7 @@
 """What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -100,8 +101,9 @@ async def records_of(request: Request, target: Target) -> AsyncGenerator[Instanc
     if target.instance:
         yield await tools.records.get(target.study, target.series, target.instance)
         return
-    async for record in tools.records.scope(target.study, target.series):
-        yield record
+    async with aclosing(tools.records.scope(target.study, target.series)) as found:
+        async for record in found:
+            yield record
 
 
 async def fragments_of(request: Request, target: Target) -> AsyncGenerator[MetadataFragment, None]:
@@ -141,6 +143,11 @@ class Limit:
     def __init__(self, request: Request) -> None:
         self._most = request.gateway.settings.retrieve_max_bytes
         self._bytes = 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return self._most > 0
 
     def add(self, size_bytes: int) -> None:
         """Count bytes as they are stored.

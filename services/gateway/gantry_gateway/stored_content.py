@@ -84,8 +84,10 @@ def frame_content(stored: StoredInstance, frame_number: int) -> Content:
 
 
 def frames_are_separate(stored: StoredInstance) -> bool:
-    """Say whether the frames of encapsulated pixel data can be told apart as stored."""
+    """Say whether the frames can be told apart as stored; those of native pixel data can."""
     table = stored.layout.frames
+    if table.WhichOneof("encoding") != "encapsulated":
+        return True
     found = table.encapsulated
     return bool(found.first_fragments) or len(found.fragment_offsets) == table.number_of_frames
 

@@ -3,7 +3,7 @@
     INDEX.txt  DICOMDIR  S0001/I0000001  S0001/I0000002  S0002/I0000001 …
 
 The files are those that leave as stored. Their names are File IDs, so that the archive is a file-set once it is unpacked. It is made
-while it is sent; directory and index are made before and kept, some 500 bytes per instance.
+while it is sent; directory and index are made before and kept, some 700 bytes per instance.
 
 Source: PS3.10 §8, PS3.3 Annex F for DICOMDIR; PS3.18 Table 10.4.4-1 has no archive.
 """
@@ -34,7 +34,7 @@ from gantry_standard.media_types import ZIP
 from gantry_standard.negotiation import Choice
 from gantry_standard.sop_classes import sop_class_name
 
-MOST_FILES = 250_000
+MOST_FILES = 100_000
 """Instances of one archive; more is 413: its directory is held in memory."""
 
 MOST_SERIES = 9_999
@@ -110,12 +110,15 @@ async def _collect(request: Request, target: Target) -> _Archive:
     tools = retrieval.of(request)
     facts, limit = blake2b(request.base_url.encode(), digest_size=16), Limit(request)
     kept = KeptRecords(tools.records, target.study)
-    async for record in retrieval.records_of(request, target):
-        limit.add(wire_content(record.stored).length)
-        if len(kept) == MOST_FILES:
-            raise errors.PayloadTooLarge(f"an archive holds at most {MOST_FILES} instances; ask for one series, or for multipart/related")
-        kept.add(record, whole=False)
-        facts.update(f"{record.version} {record.stored.sop_instance_uid};".encode())
+    async with aclosing(retrieval.records_of(request, target)) as records:
+        async for record in records:
+            if len(kept) == MOST_FILES:
+                raise errors.PayloadTooLarge(
+                    f"an archive holds at most {MOST_FILES} instances; ask for one series, or for multipart/related"
+                )
+            limit.add(wire_content(record.stored).length)
+            kept.add(record, whole=False)
+            facts.update(f"{record.version} {record.stored.sop_instance_uid};".encode())
     digest = facts.hexdigest()
     archive = _Archive(kept, dicomdir.Directory(f"2.25.{int(digest, 16)}"), etag=entity_tag("zip", digest, weak=True))
     async with aclosing(_described(request, tools, target)) as described:

@@ -140,9 +140,10 @@ def _bulk_element(stored: StoredInstance, path: str) -> BulkElement:
     raise errors.NotFound(f"instance {stored.sop_instance_uid} has no bulkdata {path}")
 
 
-def _elements(record: InstanceRecord, only_pixels: bool) -> list[_Element]:
-    bulk = record.stored.layout.bulk
-    return [_Element(record, element) for element in bulk if not only_pixels or element.path in PIXEL_DATA_PATHS]
+def _elements(record: InstanceRecord, only_pixels: bool) -> dict[int, _Element]:
+    """Return the bulkdata elements of an instance, or its pixel data, by their place among all."""
+    bulk = enumerate(record.stored.layout.bulk)
+    return {number: _Element(record, element) for number, element in bulk if not only_pixels or element.path in PIXEL_DATA_PATHS}
 
 
 async def _possible(tools: Retrieval, element: _Element, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
@@ -267,14 +268,14 @@ class _Elements:
     """The bulkdata elements of an answer, and how each is sent.
 
     Attributes:
-        places: per element, the index of its instance, its path, and what may be tried.
+        places: per element, the index of its instance, its own among the bulkdata of the instance, and what may be tried.
         first_parts: per element, how many parts come before its first.
         refused: elements that cannot be had as the client wants.
     """
 
     request: Request
     kept: KeptRecords
-    places: list[tuple[int, str, tuple[Plan, ...]]] = field(default_factory=list)
+    places: list[tuple[int, int, tuple[Plan, ...]]] = field(default_factory=list)
     first_parts: list[int] = field(default_factory=list)
     number_of_parts: int = 0
     refused: int = 0
@@ -285,31 +286,31 @@ class _Elements:
         """Whether all leave as they are stored, and nothing has to be asked for again."""
         return self.kept.are_whole and all(plans[0].as_stored for _, _, plans in self.places)
 
-    def add(self, index: int, element: _Element, plans: tuple[Plan, ...]) -> None:
+    def add(self, index: int, number: int, element: _Element, plans: tuple[Plan, ...]) -> None:
         """Append an element."""
-        self.places.append((index, element.element.path, plans))
+        self.places.append((index, number, plans))
         self.first_parts.append(self.number_of_parts)
         self.number_of_parts += element.number_of_parts(plans[0])
 
     def __iter__(self) -> Iterator[Part]:
         """Yield all parts as stored."""
-        for index, path, plans in self.places:
-            stored = self.kept.stored(index)
-            element = _Element(InstanceRecord(stored=stored), _bulk_element(stored, path))
+        for index, number, plans in self.places:
+            record = self.kept.whole(index)
+            element = _Element(record, record.stored.layout.bulk[number])
             yield from _StoredParts(content_type_of(plans[0]), element.url(self.request.base_url), element, plans[0])
 
     async def ask_again(self, part: int) -> Content:
         """Return where a part lies now."""
         place = bisect_right(self.first_parts, part) - 1
-        index, path, plans = self.places[place]
+        index, number, plans = self.places[place]
         record = await self.kept.again(index)
-        return _Element(record, _bulk_element(record.stored, path)).content(plans[0], part - self.first_parts[place])
+        return _Element(record, record.stored.layout.bulk[number]).content(plans[0], part - self.first_parts[place])
 
     async def drafts(self, tools: Retrieval) -> AsyncGenerator[Draft, None]:
         """Yield all elements to be made while they are sent."""
-        for index, path, plans in self.places:
+        for index, number, plans in self.places:
             record = await self.kept.record(index)
-            yield _draft(self.request, tools, _Element(record, _bulk_element(record.stored, path)), plans)
+            yield _draft(self.request, tools, _Element(record, record.stored.layout.bulk[number]), plans)
 
 
 async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...] | None, only_pixels: bool) -> Response:
@@ -321,8 +322,9 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
     if target.instance:
         elements = _elements(await retrieval.record_of(request), only_pixels)
         if len(elements) == 1:
-            accepted = choices if choices is not None else retrieval.choices(request, elements[0].resource)
-            return await _send_element(request, elements[0], accepted)
+            (element,) = elements.values()
+            accepted = choices if choices is not None else retrieval.choices(request, element.resource)
+            return await _send_element(request, element, accepted)
     if choices is None:
         choices = retrieval.choices(request, Resource.BULKDATA_ITEMS)
     tools = retrieval.of(request)
@@ -342,18 +344,19 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
     accepted = tuple(choice for choice in choices if choice.multipart)
     found, limit, facts = _Elements(request, KeptRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
     same: dict[tuple[Plan, ...], tuple[Plan, ...]] = {}
-    async for record in retrieval.records_of(request, target):
-        elements = _elements(record, only_pixels)
-        if elements:
-            found.kept.add(record, whole=True)
-        for element in elements:
-            possible = await _possible(tools, element, accepted)
-            facts.update(f"{record.version} {record.stored.sop_instance_uid} {element.element.path} {possible[:1]};".encode())
-            if not possible:
-                found.refused += 1
-                continue
-            limit.add(element.element.value.length)
-            found.add(len(found.kept) - 1, element, same.setdefault(possible, possible))
+    async with aclosing(retrieval.records_of(request, target)) as records:
+        async for record in records:
+            elements = _elements(record, only_pixels)
+            if elements:
+                found.kept.add(record, whole=True)
+            for number, element in elements.items():
+                possible = await _possible(tools, element, accepted)
+                facts.update(f"{record.version} {record.stored.sop_instance_uid} {element.element.path} {possible[:1]};".encode())
+                if not possible:
+                    found.refused += 1
+                    continue
+                limit.add(element.element.value.length)
+                found.add(len(found.kept) - 1, number, element, same.setdefault(possible, possible))
     if not found.places and not found.refused:
         raise _NoBulkdata(f"there is no {'pixel data' if only_pixels else 'bulkdata'} in it")
     if not found.places:

@@ -18,8 +18,8 @@ from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Part, Response
 from gantry_gateway.renditions import IMPOSSIBLE
 from gantry_gateway.request import Request
-from gantry_gateway.retrieval import Retrieval
-from gantry_gateway.stored_content import Content, Piece, frame_content
+from gantry_gateway.retrieval import Limit, Retrieval
+from gantry_gateway.stored_content import Content, Piece, frame_content, frames_are_separate
 from gantry_standard import errors
 from gantry_standard.media_types import Resource
 from gantry_standard.negotiation import Choice, Plan, available
@@ -91,7 +91,10 @@ class FrameSet:
 async def _send_frames(request: Request, frames: FrameSet, resource: Resource, choices: tuple[Choice, ...]) -> Response:
     """Send frames in the first form that can be produced."""
     tools, stored = retrieval.of(request), frames.record.stored
-    reason = "nothing that the client accepts can be produced"
+    reason, limit = "nothing that the client accepts can be produced", Limit(request)
+    if limit.is_set and frames_are_separate(stored):
+        for number in frames.numbers:
+            limit.add(frame_content(stored, number).length)
     for plan in retrieval.plans_of(stored, choices):
         if not plan.multipart and len(frames.numbers) > 1:
             continue
