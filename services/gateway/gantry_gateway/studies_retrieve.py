@@ -115,18 +115,19 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
     """Ask index for the instances and decide how each is sent."""
     files = _Files(KeptRecords(tools.records, target.study), request.base_url)
     limit, facts = Limit(request), blake2b(digest_size=16)
-    same: dict[tuple[Plan, ...], tuple[Plan, ...]] = {}
+    same: dict[tuple[Plan, ...], tuple[tuple[Plan, ...], str]] = {}
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
             files.stored_as = record.stored.layout.wire_transfer_syntax_uid
             possible = await _possible(tools, choices, record)
-            facts.update(f"{record.version} {record.stored.sop_instance_uid} {possible[:1]};".encode())
+            possible, name = same.get(possible) or same.setdefault(possible, (possible, repr(possible[:1])))
+            facts.update(f"{record.version} {record.stored.sop_instance_uid} {name};".encode())
             if not possible:
                 files.refused += 1
                 continue
             limit.add(wire_content(record.stored).length)
             files.kept.add(record, whole=not possible[0].as_stored)
-            files.plans.append(same.setdefault(possible, possible))
+            files.plans.append(possible)
     if not files.plans:
         what = available(Resource.INSTANCE if target.instance else Resource.INSTANCES, files.stored_as)
         raise errors.NotAcceptable(f"no transfer syntax that the client accepts can be produced; {what}")
