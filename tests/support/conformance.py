@@ -12,7 +12,7 @@ from gantry_blob.settings import BlobSettings
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.settings import describe
-from gantry_standard import query_attributes, reasons, sop_classes, transfer_syntaxes
+from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
 from tests.support.requirements import Row
 
 EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
@@ -79,6 +79,20 @@ def syntaxes() -> str:
     )
 
 
+def representations() -> str:
+    """Media types of each resource, in the order of preference."""
+    return table(
+        ("resource", "media types"),
+        (
+            (
+                resource.value,
+                ", ".join(f"{'multipart of ' if o.multipart else ''}{o.media_type}{' (by name)' if o.by_name else ''}" for o in offers),
+            )
+            for resource, offers in media_types.OFFERS.items()
+        ),
+    )
+
+
 SECTIONS = (
     ("Transactions", transactions, "Role: origin server, native (no DIMSE behind it). Every resource below `GANTRY_BASE_PATH`."),
     ("Configuration", configuration, "Base URI, port and policies of the gateway; all services: [operations](operations.md)."),
@@ -93,6 +107,15 @@ SECTIONS = (
         "Transfer syntaxes",
         syntaxes,
         "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte.",
+    ),
+    (
+        "Representations",
+        representations,
+        "The first is what `*/*` selects; what is marked *by name* no wildcard selects: octet-stream of a study, series or instance is "
+        "its bulkdata, `application/zip` an extension (files as stored with a DICOMDIR). A transfer syntax that is not named is "
+        "Explicit VR Little Endian, or the default of the compressed media type; what is lossy already and cannot be decoded (video), or "
+        "is too long uncompressed, then leaves as stored. Several ranges are answered with the whole. HTTP/2 (A-002) is the matter of the "
+        "proxy in front, which also speaks TLS; between it and the gateway HTTP/1.1 does not limit anything.",
     ),
     (
         "Store reasons",

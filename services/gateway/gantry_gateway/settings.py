@@ -38,6 +38,7 @@ class GatewaySettings(ProcessSettings):
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
     websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
     search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
+    retrieve_max_bytes: int = setting(0, "Most bytes, as stored, that one retrieve may answer with; more is 413; 0: no limit.")
     request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
     drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
     record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")
