@@ -93,7 +93,8 @@ def _taken(codec: codecs.Codec) -> str:
     def one(takes: codecs.Takes) -> str:
         allocated = "/".join(map(str, sorted(takes.allocated)))
         sign = "" if takes.signed else ", unsigned"
-        return f"{', '.join(sorted(takes.interpretations)) or 'any'}: {allocated} bits, {takes.stored.start} to {takes.stored[-1]} stored{sign}"
+        names = ", ".join(sorted(takes.interpretations)) or "any"
+        return f"{names}: {allocated} bits, {takes.stored.start} to {takes.stored[-1]} stored{sign}"
 
     return "; ".join(map(one, codec.takes))
 
@@ -116,16 +117,17 @@ SECTIONS = (
     (
         "Transcoding",
         transcoding,
-        "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, YBR_PARTIAL and what a "
-        "row does not take is 406 in that transfer syntax, with what there is in the body. Not decoded: video, JPEG processes that no decoder "
-        "knows, JPIP, and JPEG 2000 Part 2 with several frames in one code stream. Deflated Explicit VR Little Endian is inflated at ingest "
-        "and not sent.\n\n"
-        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2): its SOP Instance UID is 2.25 and a UUID made of the original's UID and "
-        "the transfer syntax, the same for every request; Image Type begins with DERIVED; Lossy Image Compression is 01, Ratio (that of the "
-        "first frame) and Method are appended; Derivation Description, Derivation Code Sequence (113040) and Source Image Sequence (the "
-        "original, 121320) are written. Frame Type of functional groups stays. Frames by themselves carry no UID. Quality: JPEG 90, "
-        "JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the range, JPEG XL distance 0.1. Pixels that came with loss and are "
-        "decoded keep their UID; Lossy Image Compression becomes 01 where it was missing.",
+        "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, "
+        "YBR_PARTIAL and what a row does not take is 406 in that transfer syntax, with what there is in the body. Not decoded: "
+        "video, JPEG processes that no decoder knows, JPIP, and JPEG 2000 Part 2 with several frames in one code stream. "
+        "Deflated Explicit VR Little Endian is inflated at ingest and not sent.\n\n"
+        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2): its SOP Instance UID is 2.25 and a UUID made of the "
+        "original's UID and the transfer syntax, the same for every request; Image Type begins with DERIVED; Lossy Image "
+        "Compression is 01, Ratio (that of the first frame) and Method are appended; Derivation Description, Derivation Code "
+        "Sequence (113040) and Source Image Sequence (the original, 121320) are written. Frame Type of functional groups stays. "
+        "Frames by themselves carry no UID. Quality: JPEG 90, JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the "
+        "range, JPEG XL distance 0.1. Pixels that came with loss and are decoded keep their UID; Lossy Image Compression "
+        "becomes 01 where it was missing.",
     ),
     (
         "Store reasons",
