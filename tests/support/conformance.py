@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from gantry_blob.settings import BlobSettings
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
+from gantry_renderer import codecs
 from gantry_runtime.settings import describe
 from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
 from tests.support.requirements import Row
@@ -93,6 +94,33 @@ def representations() -> str:
     )
 
 
+def transcoding() -> str:
+    """Transfer syntaxes that frames are decoded from and encoded to."""
+    rewritten = {target: source for source, target in codecs.REWRITES}
+
+    def made(uid: str) -> str:
+        codec = codecs.CODECS[uid]
+        if codec.encode:
+            return "lossy, by name only" if codec.loss else "lossless"
+        return f"from {rewritten[uid]}, bit stream unchanged" if uid in rewritten else "no"
+
+    rows = (
+        (uid, codec.name, made(uid), _taken(codec), ", ".join(f"{a} → {b}" for a, b in codec.renamed))
+        for uid, codec in codecs.CODECS.items()
+    )
+    return table(("transfer syntax", "name", "encoded to", "takes", "Photometric Interpretation"), rows)
+
+
+def _taken(codec: codecs.Codec) -> str:
+    def one(takes: codecs.Takes) -> str:
+        allocated = "/".join(map(str, sorted(takes.allocated)))
+        sign = "" if takes.signed else ", unsigned"
+        names = ", ".join(sorted(takes.interpretations)) or "any"
+        return f"{names}: {allocated} bits, {takes.stored.start} to {takes.stored[-1]} stored{sign}"
+
+    return "; ".join(map(one, codec.takes))
+
+
 SECTIONS = (
     ("Transactions", transactions, "Role: origin server, native (no DIMSE behind it). Every resource below `GANTRY_BASE_PATH`."),
     ("Configuration", configuration, "Base URI, port and policies of the gateway; all services: [operations](operations.md)."),
@@ -116,6 +144,19 @@ SECTIONS = (
         "Explicit VR Little Endian, or the default of the compressed media type; what is lossy already and cannot be decoded (video), or "
         "is too long uncompressed, then leaves as stored. Several ranges are answered with the whole. HTTP/2 (A-002) is the matter of the "
         "proxy in front, which also speaks TLS; between it and the gateway HTTP/1.1 does not limit anything.",
+        "Transcoding",
+        transcoding,
+        "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, "
+        "YBR_PARTIAL and what a row does not take is 406 in that transfer syntax, with what there is in the body. Not decoded: "
+        "video, JPEG processes that no decoder knows, JPIP, and JPEG 2000 Part 2 with several frames in one code stream. "
+        "Deflated Explicit VR Little Endian is inflated at ingest and not sent.\n\n"
+        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2): its SOP Instance UID is 2.25 and a UUID made of the "
+        "original's UID and the transfer syntax, the same for every request; Image Type begins with DERIVED; Lossy Image "
+        "Compression is 01, Ratio (that of the first frame) and Method are appended; Derivation Description, Derivation Code "
+        "Sequence (113040) and Source Image Sequence (the original, 121320) are written. Frame Type of functional groups stays. "
+        "Frames by themselves carry no UID. Quality: JPEG 90, JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the "
+        "range, JPEG XL distance 0.1. Pixels that came with loss and are decoded keep their UID; Lossy Image Compression "
+        "becomes 01 where it was missing.",
     ),
     (
         "Store reasons",

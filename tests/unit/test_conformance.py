@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
         pytest.param(title, make, id=title, marks=pytest.mark.requirement(*ids))
         for (title, make, _), ids in zip(
             conformance.SECTIONS,
-            [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("D-006",), ("S-043",), ("S-043",)],
+            [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("D-006",), ("R-051",), ("S-043",), ("S-043",)],
             strict=True,
         )
     ],
