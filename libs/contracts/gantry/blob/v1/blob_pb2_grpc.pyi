@@ -36,7 +36,9 @@ class BlobServiceStub:
     StoreInstances: _grpc.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with one result per part, in part order (several messages when there are many).
+    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+    and each bulkdata part that no data set refers to.
     """
     Read: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
@@ -62,7 +64,9 @@ class BlobServiceAsyncStub(BlobServiceStub):
     StoreInstances: _aio.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]  # type: ignore[assignment]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with one result per part, in part order (several messages when there are many).
+    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+    and each bulkdata part that no data set refers to.
     """
     Read: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]  # type: ignore[assignment]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
@@ -91,7 +95,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.StoreInstancesResponse], _abc.AsyncIterator[_blob_pb2.StoreInstancesResponse]]:
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
         Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-        with one result per part, in part order (several messages when there are many).
+        with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+        the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+        and each bulkdata part that no data set refers to.
         """
 
     @_abc_1.abstractmethod
