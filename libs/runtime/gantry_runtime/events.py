@@ -6,11 +6,16 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 
 import asyncio
 import logging
+import sys
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+if _is_without_aiohttp := "aiohttp" not in sys.modules:
+    # nats-py takes aiohttp, where it is installed, for WebSocket transports that nobody uses here: a fifth of a second in each process.
+    sys.modules["aiohttp"] = None  # type: ignore[assignment]
 
 import nats
 import nats.errors
@@ -23,6 +28,9 @@ from nats.js import api
 from nats.js.kv import KeyValue
 
 from gantry_standard import errors
+
+if _is_without_aiohttp:
+    del sys.modules["aiohttp"]
 
 log = logging.getLogger(__name__)
 

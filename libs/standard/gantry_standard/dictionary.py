@@ -6,9 +6,7 @@ Source: PS3.6 §6 and the private dictionaries, both as pydicom carries them; PS
 from collections.abc import Callable
 from functools import lru_cache
 
-from pydicom._dicom_dict import DicomDictionary, RepeatersDictionary
-from pydicom._private_dict import private_dictionaries
-
+from gantry_standard.pydicom_tables import ATTRIBUTES, PRIVATE_ATTRIBUTES, REPEATERS
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS
 
 US_OR_SS = b"xs"
@@ -33,15 +31,13 @@ def _encoded(vr: str) -> bytes:
     return name if name in VALUE_REPRESENTATIONS or name in (US_OR_SS, US_OR_OW) else b"UN"
 
 
-STANDARD_VRS: dict[int, bytes] = {
-    int(tag): _encoded(row[0]) for tag, row in DicomDictionary.items() if row[0] != "NONE" and tag >= 0x00020000
-}
+STANDARD_VRS: dict[int, bytes] = {int(tag): _encoded(row[0]) for tag, row in ATTRIBUTES.items() if row[0] != "NONE" and tag >= 0x00020000}
 """Tag to VR, or one of the two placeholders above; without the command elements of group 0000."""
 
 
 def _repeating_groups() -> dict[int, dict[int, bytes]]:
     masks: dict[int, dict[int, bytes]] = {}
-    for pattern, row in RepeatersDictionary.items():
+    for pattern, row in REPEATERS.items():
         mask = int("".join("0" if digit == "x" else "F" for digit in pattern), 16)
         masks.setdefault(mask, {})[int(pattern.replace("x", "0"), 16)] = _encoded(row[0])
     return masks
@@ -69,7 +65,7 @@ def standard_vr(tag: int) -> bytes | None:
 @lru_cache(maxsize=4096)
 def private_vr(private_creator: str, tag: int) -> bytes | None:
     """Return the VR of a private attribute (block number in bits 8 to 15 does not matter), None where it is unknown."""
-    rows = private_dictionaries.get(private_creator)
+    rows = PRIVATE_ATTRIBUTES.get(private_creator)
     if rows is None:
         return None
     group, element = f"{tag >> 16:04X}", f"{tag & 0xFF:02X}"

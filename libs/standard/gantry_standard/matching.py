@@ -14,6 +14,7 @@ from enum import Enum
 
 from gantry_standard import errors, terms
 from gantry_standard.levels import Level
+from gantry_standard.pydicom_tables import tag_of
 from gantry_standard.query_attributes import (
     DATE_TIME_PAIRS,
     ENTITY,
@@ -24,7 +25,6 @@ from gantry_standard.query_attributes import (
     is_private_creator,
     keyword_of,
     resolve,
-    tag_of,
     vr_of,
 )
 

@@ -10,10 +10,8 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from pydicom._dicom_dict import DicomDictionary
-from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
-
 from gantry_standard.levels import Level
+from gantry_standard.pydicom_tables import KEYWORDS, attribute, tag_of
 
 
 class Entity(Enum):
@@ -53,14 +51,6 @@ class Attribute:
     def tag(self) -> str:
         """8 upper-case hex digits."""
         return tag_of(self.keyword)
-
-
-def tag_of(keyword: str) -> str:
-    """Return the tag of a keyword as 8 upper-case hex digits."""
-    tag = tag_for_keyword(keyword)
-    if tag is None:
-        raise KeyError(keyword)
-    return f"{tag:08X}"
 
 
 def _rows(entity: Entity, returned: Returned, keywords: str) -> tuple[Attribute, ...]:
@@ -227,7 +217,6 @@ WORKITEM_ATTRIBUTES: tuple[WorkitemAttribute, ...] = tuple(
 WORKITEM: dict[str, WorkitemAttribute] = {row.tag: row for row in WORKITEM_ATTRIBUTES}
 
 TAG = re.compile(r"[0-9A-Fa-f]{8}")
-KEYWORDS = frozenset(entry[4] for entry in DicomDictionary.values() if entry[4])
 
 
 def resolve(name: str) -> str:
@@ -249,20 +238,19 @@ def is_private_creator(tag: str) -> bool:
 
 def vr_of(tag: str) -> str:
     """Return the first VR that the dictionary gives; "UN" for what it does not have."""
-    try:
-        return "LO" if is_private_creator(tag) else dictionary_VR(int(tag, 16))[:2]
-    except KeyError:
-        return "UN"
+    if is_private_creator(tag):
+        return "LO"
+    row = attribute(int(tag, 16))
+    return "UN" if row is None else row.vr[:2]
 
 
 def is_multi_valued(tag: str) -> bool:
     """Whether the value multiplicity may be above 1."""
-    try:
-        return dictionary_VM(int(tag, 16)) != "1"
-    except KeyError:
-        return True
+    row = attribute(int(tag, 16))
+    return row is None or row.vm != "1"
 
 
 def keyword_of(tag: str) -> str:
     """Return the keyword, or the tag where it has none."""
-    return keyword_for_tag(int(tag, 16)) or tag
+    row = attribute(int(tag, 16))
+    return tag if row is None else row.keyword or tag

@@ -5,8 +5,7 @@ Source: PS3.6 Table A-1 as pydicom carries it; PS3.4 Annex B.5 and GG.3.
 
 from functools import lru_cache
 
-from pydicom._uid_dict import UID_dictionary
-
+from gantry_standard.pydicom_tables import UIDS
 from gantry_standard.uids import is_valid_uid
 
 # "Storage" in the name, and not composite objects to be stored by Store.
@@ -32,7 +31,7 @@ def is_storage_sop_class(uid: str, accept_private: bool) -> bool:
     """
     if not is_valid_uid(uid) or uid in _NOT_STORED:
         return False
-    row = UID_dictionary.get(uid)
+    row = UIDS.get(uid)
     if row is not None and row[0]:
         return row[1] == "SOP Class" and "Storage" in row[0]
     return accept_private and (not uid.startswith(_DICOM_ROOT) or uid.startswith(_STORAGE_ROOT))

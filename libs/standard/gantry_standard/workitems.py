@@ -15,7 +15,7 @@ X a value for CANCELED (which the server fills in), RC conditional, O nothing.
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
+from gantry_standard.pydicom_tables import attribute, tag_of
 
 SOP_CLASS_UID = "1.2.840.10008.5.1.4.34.6.1"
 """UPS Push SOP Class: SOP Class UID of every workitem, whichever service touches it (PS3.4 CC.3.1.1)."""
@@ -141,14 +141,6 @@ class Attribute:
         return self.path[-1]
 
 
-def tag_of(keyword: str) -> str:
-    """Return a tag as 8 upper-case hex digits."""
-    tag = tag_for_keyword(keyword)
-    if tag is None:
-        raise KeyError(keyword)
-    return f"{tag:08X}"
-
-
 def _read(table: str) -> tuple[Attribute, ...]:
     rows: list[Attribute] = []
     path: list[str] = []
@@ -185,26 +177,19 @@ def vr_of(tag: str) -> str:
 
     Where it allows several ("US or SS") it is "".
     """
-    try:
-        vr = dictionary_VR(int(tag, 16))
-    except KeyError:
-        return ""
-    return vr if len(vr) == 2 else ""
+    row = attribute(int(tag, 16))
+    return row.vr if row is not None and len(row.vr) == 2 else ""
 
 
 def name_of(tag: str) -> str:
     """Return how a message names an attribute: Procedure Step State (0074,1000)."""
-    try:
-        name = dictionary_description(int(tag, 16)) + " "
-    except KeyError:
-        name = ""
+    row = attribute(int(tag, 16))
+    name = "" if row is None else f"{row.name} "
     return f"{name}({tag[:4]},{tag[4:]})"
 
 
 @lru_cache(8192)
 def is_code_sequence(tag: str) -> bool:
     """Say whether the items of a sequence are codes (PS3.3 Table 8.8-1)."""
-    try:
-        return vr_of(tag) == "SQ" and dictionary_description(int(tag, 16)).endswith("Code Sequence")
-    except KeyError:
-        return False
+    row = attribute(int(tag, 16))
+    return row is not None and row.vr == "SQ" and row.name.endswith("Code Sequence")

@@ -1,5 +1,6 @@
 """The sample instances that pydicom ships: loaded into an empty archive, and used in the commands to try."""
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -7,20 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pydicom
-import pydicom.data
-
 from gantry_suite import client
 
 DEFAULT_DATA = Path(".gantry")
 SHOWN = "CT_small.dcm"
 """The sample that the commands to try store again and render."""
 
+SHOWN_UIDS = (
+    "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322",
+    "1.3.6.1.4.1.5962.1.3.1.1.20040119072730.12322",
+    "1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322",
+)
+"""Study, Series and SOP Instance UID of `SHOWN`."""
+
 
 def files() -> list[Path]:
     """Return the instances in pydicom's own folder; nothing is downloaded."""
-    root = Path(pydicom.data.__file__).parent
+    root = _folder()
     return sorted(path for path in root.rglob("*") if path.is_file() and path.name != "DICOMDIR" and is_instance(path))
+
+
+def _folder() -> Path:
+    """Return pydicom's folder of data; pydicom itself, which is slow to import, stays out of a suite that starts."""
+    package = importlib.util.find_spec("pydicom")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "data"
 
 
 def is_instance(path: Path) -> bool:
@@ -47,8 +60,8 @@ def commands_to_try(url: str, data: Path) -> list[str]:
     """Return lines that say where the suite listens, and four commands that work when they are pasted."""
     program = _program()
     option = "" if data == DEFAULT_DATA else f" --url {shlex.quote(url)}"
-    file = Path(pydicom.data.__file__).parent / "test_files" / SHOWN
-    study, series, instance = _shown_instance(url, file)
+    file = _folder() / "test_files" / SHOWN
+    study, series, instance = _shown_instance(url)
     path = f"{study}/{series}/{instance}"
     resource = f"{url}/studies/{study}/series/{series}/instances/{instance}"
     commands = (
@@ -63,21 +76,19 @@ def commands_to_try(url: str, data: Path) -> list[str]:
     return lines
 
 
-def _shown_instance(url: str, file: Path) -> tuple[str, str, str]:
+def _shown_instance(url: str) -> tuple[str, str, str]:
     """Return the UIDs of an image that is in the archive, else those of the sample that the first command stores."""
-    head = pydicom.dcmread(file, stop_before_pixels=True)
-    sample = (str(head.StudyInstanceUID), str(head.SeriesInstanceUID), str(head.SOPInstanceUID))
     try:
         with client.session() as http:
-            found = http.get(f"{url}/instances", params={"SOPInstanceUID": sample[2]}, headers=client.DICOM_JSON)
+            found = http.get(f"{url}/instances", params={"SOPInstanceUID": SHOWN_UIDS[2]}, headers=client.DICOM_JSON)
             if found.is_success and not found.content:
                 found = http.get(f"{url}/instances", params={"limit": 200}, headers=client.DICOM_JSON)
             rows: list[dict[str, Any]] = found.json() if found.is_success and found.content else []
     except (client.Failed, ValueError):
-        return sample
+        return SHOWN_UIDS
     image = next((row for row in rows if row.get("00280010", {}).get("Value")), None)
     if image is None:
-        return sample
+        return SHOWN_UIDS
     study, series, instance = (str(image[tag]["Value"][0]) for tag in ("0020000D", "0020000E", "00080018"))
     return study, series, instance
 

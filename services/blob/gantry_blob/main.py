@@ -14,7 +14,6 @@ from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.edge import BlobEdge, Pools
 from gantry_blob.object_store import ObjectStore
 from gantry_blob.pack import PackLimits
-from gantry_blob.s3_store import S3Store
 from gantry_blob.settings import BlobSettings
 from gantry_blob.store import StoreRules
 from gantry_blob.threads import in_thread
@@ -33,6 +32,9 @@ STATUS_S = 5.0
 def _store(settings: BlobSettings) -> Iterator[ObjectStore]:
     store: ObjectStore
     if settings.object_store == "s3":
+        # Its client is large and slow to import: one machine does without.
+        from gantry_blob.s3_store import S3Store
+
         store = S3Store(
             settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key, settings.s3_bucket, part_bytes=settings.s3_part_bytes
         )

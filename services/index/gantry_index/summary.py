@@ -13,7 +13,8 @@ import orjson
 from gantry_index.store import WorkitemDocument
 from gantry_standard import terms
 from gantry_standard.levels import Level
-from gantry_standard.query_attributes import COMPUTED, RETURNED, tag_of
+from gantry_standard.pydicom_tables import tag_of
+from gantry_standard.query_attributes import COMPUTED, RETURNED
 from gantry_standard.terms import Term
 
 BASE_MARK = "\ufdd0"
