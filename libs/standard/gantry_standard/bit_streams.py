@@ -326,10 +326,9 @@ def _read_jpeg_xl(source: Source) -> Picture:
     bits = _Bits(data[2:])
     rows, columns = _jpeg_xl_size(bits)
     precision, samples, is_xyb = _jpeg_xl_metadata(bits)
-    if is_recompressed:
-        uids = syntaxes("4.111", "4.112")
-    else:  # whether the frames themselves lose something shows only when they are decoded
-        uids = syntaxes("4.112") if is_xyb else syntaxes("4.112", "4.110")
+    # Whether the frames themselves lose something shows only when they are decoded: the lossless syntax must be named.
+    also_lossless = () if is_xyb else syntaxes("4.110")
+    uids = syntaxes("4.111", "4.112") if is_recompressed else (*syntaxes("4.112"), *also_lossless)
     photometric = "MONOCHROME2" if samples == 1 else "XYB" if is_xyb else "YBR_FULL_422" if is_recompressed else "RGB"
     return Picture(uids, rows, columns, samples, precision, photometric, 0, source.length)
 

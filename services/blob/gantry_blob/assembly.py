@@ -1,9 +1,9 @@
 """A PS3.10 file out of a data set that was sent as metadata, and the bulkdata that was sent with it.
 
-The file is a stream of pieces: File Meta Information of ours, the data set in Explicit VR Little Endian, its long values read from the spool
-as they are needed. Compressed pixel data is encapsulated unchanged in the transfer syntax that fits its bits; attributes of the Image
-Pixel Description Macro that the metadata leaves out come from the bit stream, and where the two contradict each other the instance
-fails: either of them may be the wrong one. Of a picture that was transformed (PNG, GIF) the attributes describe the result.
+The file is a stream of pieces: File Meta Information of ours, the data set in Explicit VR Little Endian, its long values read from the
+spool as they are needed. Compressed pixel data is encapsulated unchanged, in the transfer syntax that fits its bits. Attributes of the Image
+Pixel Description Macro that the metadata leaves out come from the bit stream; where the two contradict each other the instance fails, as
+either of them may be the wrong one. Of a picture that was transformed (PNG, GIF) the attributes describe the result.
 
 Source: PS3.18 §10.5.1.4 and §10.5.2; PS3.5 §A.4; PS3.10 §7.1.
 """
@@ -143,7 +143,10 @@ class Assembly:
         parts = self._found(tag, self._parts.find_frames(reference.uri) if is_pixel_data else self._parts.find(reference.uri))
         if len(parts) > 1 and not is_pixel_data:
             raise _mismatch(f"({tag:08X}) has {len(parts)} parts with its BulkDataURI, expected one")
-        if any(part.type.media_type in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES or part.pixel is not None for part in parts) and not is_pixel_data:
+        if (
+            any(part.type.media_type in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES or part.pixel is not None for part in parts)
+            and not is_pixel_data
+        ):
             raise _mismatch(f"({tag:08X}) is sent as {parts[0].type.media_type}, expected bytes of VR {vr.decode()}")
         length = sum(part.content.length for part in parts)
         word = VALUE_REPRESENTATIONS[vr].word

@@ -16,7 +16,7 @@ import orjson
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.spool import Spool, SpooledBytes
 from gantry_standard import errors, native_xml, reasons
-from gantry_standard.limits import ScanFailure
+from gantry_standard.limits import Limits, ScanFailure
 from gantry_standard.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
 from gantry_standard.multipart import parse_content_type
 
@@ -78,15 +78,15 @@ class PayloadParts:
 
     Args:
         request_uri: what relative URIs are resolved against.
-        most_metadata_bytes: of one metadata part.
+        limits: of one metadata part, its length included.
     """
 
-    def __init__(self, spool: Spool, request_uri: str, most_metadata_bytes: int) -> None:
+    def __init__(self, spool: Spool, request_uri: str, limits: Limits) -> None:
         self.data_sets: list[PendingDataSet] = []
         self.bulk: list[BulkPart] = []
         self._spool = spool
         self._request_uri = request_uri
-        self._most_metadata_bytes = most_metadata_bytes
+        self._limits = limits
         self._by_uri: dict[str, list[BulkPart]] = {}
         self._used: set[int] = set()
         self._start = blob_pb2.PartStart()
@@ -108,7 +108,7 @@ class PayloadParts:
         self._size += len(chunk)
         if part_type(self._start.content_type).media_type not in METADATA:
             self._spool.write(chunk)
-        elif self._size <= self._most_metadata_bytes:
+        elif self._size <= self._limits.value_bytes:
             self._metadata += chunk
 
     def end(self) -> None:
@@ -124,10 +124,10 @@ class PayloadParts:
             self._end_bulk(found)
 
     def _end_metadata(self, found: PartType) -> None:
-        if self._size > self._most_metadata_bytes:
-            raise ScanFailure(f"metadata has more than {self._most_metadata_bytes} bytes", reasons.PROCESSING_FAILURE)
+        if self._size > self._limits.value_bytes:
+            raise ScanFailure(f"metadata has more than {self._limits.value_bytes} bytes", reasons.PROCESSING_FAILURE)
         data, self._metadata = bytes(self._metadata), bytearray()
-        data_sets = _data_sets_of_xml(data) if found.media_type == DICOM_XML else _data_sets_of_json(data)
+        data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else _data_sets_of_json(data)
         for data_set in data_sets:
             begin = self._spool.length
             self._spool.write(orjson.dumps(data_set))
@@ -184,10 +184,3 @@ def _data_sets_of_json(data: bytes) -> list[dict[str, Any]]:
     if not isinstance(data_sets, list) or not data_sets or not all(isinstance(entry, dict) for entry in data_sets):
         raise ScanFailure("the metadata part is no array of DICOM JSON objects", reasons.CANNOT_UNDERSTAND)
     return data_sets
-
-
-def _data_sets_of_xml(data: bytes) -> list[dict[str, Any]]:
-    try:
-        return [native_xml.to_json_model(data)]
-    except errors.RequestError as error:
-        raise ScanFailure(error.message, reasons.CANNOT_UNDERSTAND) from None
