@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from gantry_standard import reasons
 from gantry_standard.dictionary import US_OR_OW, US_OR_SS, standard_vr
 from gantry_standard.limits import ScanFailure
@@ -61,6 +63,27 @@ class BulkReference:
 
 
 Piece = bytes | BulkReference
+
+
+def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
+    """Parse what a client sends as DICOM JSON: an array of objects, or a single object.
+
+    Raises:
+        ScanFailure: it is something else.
+    """
+    try:
+        found = orjson.loads(document)
+    except orjson.JSONDecodeError:
+        raise ScanFailure("the metadata is not JSON", reasons.CANNOT_UNDERSTAND) from None
+    data_sets = [found] if isinstance(found, dict) else found
+    if not isinstance(data_sets, list) or not data_sets or not all(isinstance(entry, dict) for entry in data_sets):
+        raise ScanFailure("the metadata is no array of DICOM JSON objects", reasons.CANNOT_UNDERSTAND)
+    return data_sets
+
+
+def serialise(data_set: JsonDataSet) -> bytes:
+    """Return a DICOM JSON object as text, UTF-8."""
+    return orjson.dumps(data_set)
 
 
 def is_ascii(value: Any) -> bool:

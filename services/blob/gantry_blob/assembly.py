@@ -1,9 +1,9 @@
 """A PS3.10 file out of a data set that was sent as metadata, and the bulkdata that was sent with it.
 
 The file is a stream of pieces: File Meta Information of ours, the data set in Explicit VR Little Endian, its long values read from the
-spool as they are needed. Compressed pixel data is encapsulated unchanged, in the transfer syntax that fits its bits. Attributes of the Image
-Pixel Description Macro that the metadata leaves out come from the bit stream; where the two contradict each other the instance fails, as
-either of them may be the wrong one. Of a picture that was transformed (PNG, GIF) the attributes describe the result.
+spool as they are needed. Compressed pixel data is encapsulated unchanged, in the transfer syntax that fits its bits. What the metadata
+leaves out of the Image Pixel Description Macro comes from the bit stream; where the two contradict each other the instance fails, as either
+of them may be the wrong one. Of a picture that was transformed (PNG, GIF) the attributes describe the result.
 
 Source: PS3.18 §10.5.1.4 and §10.5.2; PS3.5 §A.4; PS3.10 §7.1.
 """

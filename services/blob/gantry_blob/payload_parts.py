@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin
 
-import orjson
-
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.spool import Spool, SpooledBytes
 from gantry_standard import errors, native_xml, reasons
+from gantry_standard.json_to_explicit import parse_data_sets, serialise
 from gantry_standard.limits import Limits, ScanFailure
 from gantry_standard.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
 from gantry_standard.multipart import parse_content_type
@@ -69,7 +68,7 @@ class PendingDataSet:
 
     def load(self) -> dict[str, Any]:
         """Return the object; keys at its root are in upper case."""
-        found = orjson.loads(self.json.read(0, self.json.length))
+        (found,) = parse_data_sets(self.json.read(0, self.json.length))
         return {key.upper(): element for key, element in found.items()}
 
 
@@ -127,10 +126,10 @@ class PayloadParts:
         if self._size > self._limits.value_bytes:
             raise ScanFailure(f"metadata has more than {self._limits.value_bytes} bytes", reasons.PROCESSING_FAILURE)
         data, self._metadata = bytes(self._metadata), bytearray()
-        data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else _data_sets_of_json(data)
+        data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else parse_data_sets(data)
         for data_set in data_sets:
             begin = self._spool.length
-            self._spool.write(orjson.dumps(data_set))
+            self._spool.write(serialise(data_set))
             self.data_sets.append(PendingDataSet(self._spool.since(begin), found.transfer_syntax_uid))
 
     def _end_bulk(self, found: PartType) -> None:
@@ -173,14 +172,3 @@ class PayloadParts:
             return urljoin(self._request_uri, uri)
         except ValueError:
             return uri
-
-
-def _data_sets_of_json(data: bytes) -> list[dict[str, Any]]:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise ScanFailure("the metadata part is not JSON", reasons.CANNOT_UNDERSTAND) from None
-    data_sets = [found] if isinstance(found, dict) else found
-    if not isinstance(data_sets, list) or not data_sets or not all(isinstance(entry, dict) for entry in data_sets):
-        raise ScanFailure("the metadata part is no array of DICOM JSON objects", reasons.CANNOT_UNDERSTAND)
-    return data_sets
