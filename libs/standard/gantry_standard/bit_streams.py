@@ -47,7 +47,6 @@ class Picture:
         photometric_interpretation: "" where it cannot be told.
         number_of_frames: 0 where the bit stream does not tell; 1 for a still image.
         offset, length: of the bytes that belong into a frame; a JP2 file is more than its codestream.
-        bits_allocated: 8, 16, 32.
     """
 
     transfer_syntax_uids: tuple[str, ...]
@@ -64,7 +63,7 @@ class Picture:
     @property
     def bits_allocated(self) -> int:
         """Bits that a sample takes when decoded."""
-        return 8 if self.precision <= 8 else 16 if self.precision <= 16 else 32
+        return next(bits for bits in (8, 16, 32, 64) if self.precision <= bits)
 
 
 def syntaxes(*suffixes: str) -> tuple[str, ...]:
@@ -372,7 +371,7 @@ def _jpeg_xl_metadata(bits: _Bits) -> tuple[int, int, bool]:
 
 
 # Segments of a frame -> samples and bits of a sample (PS3.5 §G.2): one segment per byte of a sample.
-_RLE_SEGMENTS = {1: (1, 8), 2: (1, 16), 3: (3, 8), 4: (1, 32), 6: (3, 16)}
+_RLE_SEGMENTS = {1: (1, 8), 2: (1, 16), 3: (3, 8), 4: (1, 32), 6: (3, 16), 8: (1, 64), 12: (3, 32)}
 
 
 def _read_rle(source: Source) -> Picture:
