@@ -14,7 +14,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.assembly import Assembly
 from gantry_blob.payload_parts import PayloadParts
 from gantry_blob.spool import Spool
-from gantry_standard import native_xml, reasons
+from gantry_standard import reasons
 from gantry_standard.limits import Limits, ScanFailure
 from gantry_standard.media_types import OCTET_STREAM
 from gantry_standard.scanned import EncapsulatedFrames
@@ -58,15 +58,11 @@ def assembled(parts: PayloadParts) -> bytes:
     return b"".join(Assembly(pending.load(), pending.transfer_syntax_uid, parts, 64).pieces())
 
 
-def taken_apart(parts: PayloadParts, found: Scan, *, metadata: str = "application/dicom+json") -> None:
+def taken_apart(parts: PayloadParts, found: Scan) -> None:
     """Send what our own metadata and bulkdata answers hold."""
     scanned, syntax = found.scanned, TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid]
     json = scanned.dicom_json.replace(b"\x00", BASE.encode())
-    content_type = f"{metadata}; transfer-syntax={syntax.uid}"
-    if metadata == "application/dicom+json":
-        add(parts, content_type, b"[" + json + b"]")
-    else:
-        add(parts, content_type, native_xml.write_encoded(json))
+    add(parts, f"application/dicom+json; transfer-syntax={syntax.uid}", b"[" + json + b"]")
     prefix = (
         f"{BASE}/studies/{scanned.study_instance_uid}/series/{scanned.series_instance_uid}/instances/{scanned.sop_instance_uid}/bulkdata/"
     )
@@ -101,15 +97,6 @@ def test_a_sample_taken_apart_and_put_together_is_the_same_data_set(parts: Paylo
     assert not parts.unused()
     assert after.scanned.transfer_syntax_uid == _NAMED_WRONGLY.get(path.name, before.scanned.wire_transfer_syntax_uid)
     assert pydicom.dcmread(io.BytesIO(file)).file_meta.MediaStorageSOPInstanceUID == before.scanned.sop_instance_uid
-
-
-@pytest.mark.parametrize("path", sample_files()[::7], ids=lambda path: path.name)
-def test_metadata_may_be_xml_as_well(parts: PayloadParts, path: Path) -> None:
-    before = _storable(path)
-    if path.name in _CONTRADICTORY:
-        pytest.skip("bits and attributes contradict each other")
-    taken_apart(parts, before, metadata="application/dicom+xml")
-    _same(scan(assembled(parts)), before, path.name)
 
 
 def _same(after: Scan, before: Scan, name: str) -> None:
