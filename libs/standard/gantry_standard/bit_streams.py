@@ -21,6 +21,7 @@ from gantry_standard.limits import ScanFailure
 from gantry_standard.media_types import bulkdata_media_type
 
 _SYNTAX = "1.2.840.10008.1.2."
+_MOST_PRECISION = 64
 
 
 class Source(Protocol):
@@ -104,9 +105,12 @@ def read_still(source: Source, media_type: str) -> Picture:
         ScanFailure: they cannot be read, or no transfer syntax takes such a bit stream.
     """
     try:
-        return _READERS[media_type](source)
-    except (struct.error, IndexError):
+        picture = _READERS[media_type](source)
+    except (struct.error, IndexError, ValueError):
         raise corrupt(f"the {media_type} bit stream is truncated") from None
+    if not 0 < picture.precision <= _MOST_PRECISION or not picture.samples_per_pixel:
+        raise corrupt(f"the {media_type} bit stream has {picture.samples_per_pixel} samples of {picture.precision} bits")
+    return picture
 
 
 # JPEG: start of frame -> transfer syntaxes (PS3.5 Table A-1; ITU-T T.81 Table B.1). The retired ones are the only ones for their process.

@@ -184,7 +184,10 @@ def _value_key(tag: int, element: JsonDataSet) -> str:
 def _value(tag: int, vr: bytes, key: str, element: JsonDataSet) -> bytes:
     row = VALUE_REPRESENTATIONS[vr]
     if key == "InlineBinary":
-        return _inline_binary(tag, element[key])
+        data = _inline_binary(tag, element[key])
+        if row.word > 1 and row.kind is Kind.NUMBER and len(data) % row.word:
+            raise _failure(tag, f"has an InlineBinary of {len(data)} bytes, expected numbers of VR {vr.decode()}")
+        return data
     values = _list(tag, element[key])
     if row.kind is Kind.BINARY:
         if values:

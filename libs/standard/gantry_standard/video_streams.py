@@ -43,7 +43,7 @@ def read_video(source: Source, media_type: str) -> Picture:
     """
     try:
         return _READERS[media_type](source)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         raise corrupt(f"the {media_type} bit stream is truncated") from None
 
 
@@ -294,7 +294,7 @@ def _hevc_picture(source: Source, unit: bytes, number_of_frames: int) -> Picture
     precision = 8 + bits.unsigned()
     is_main = profile == _HEVC_MAIN or bool(compatible >> (31 - _HEVC_MAIN) & 1)
     is_main_10 = profile == _HEVC_MAIN_10 or bool(compatible >> (31 - _HEVC_MAIN_10) & 1)
-    if chroma != _CHROMA_420 or level > _HEVC_LEVEL_5_1 or not (is_main or is_main_10):
+    if chroma != _CHROMA_420 or level > _HEVC_LEVEL_5_1 or precision > 10 or not (is_main or is_main_10):
         raise not_supported(f"HEVC video of profile {profile}, level {level / 30:g} has no transfer syntax")
     uids = syntaxes("4.107", "4.108") if is_main and precision == 8 else syntaxes("4.108")
     return _picture(source, uids, rows, columns, precision, number_of_frames)
