@@ -52,7 +52,7 @@ class Spool:
         self.length = 0
         self._directory = str(directory or tempfile.gettempdir())
         self._reserve = reserve
-        self._checked = 0
+        self._unchecked_until = IN_MEMORY_BYTES
         self._file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=self._directory)  # noqa: SIM115 closed by `close`
 
     def write(self, data: bytes) -> None:
@@ -61,7 +61,7 @@ class Spool:
         Raises:
             errors.OutOfResources: too little room is left.
         """
-        if self.length + len(data) > max(self._checked + CHECK_EVERY_BYTES, IN_MEMORY_BYTES):
+        if self.length + len(data) > self._unchecked_until:
             self._check_room()
         with _no_room_told():
             self._file.seek(self.length)
@@ -86,7 +86,7 @@ class Spool:
         disk = os.statvfs(self._directory)
         if disk.f_bavail < disk.f_blocks * self._reserve:
             raise errors.OutOfResources(f"less than {self._reserve:.0%} of the disk is free", retry_after_s=60)
-        self._checked = self.length
+        self._unchecked_until = self.length + CHECK_EVERY_BYTES
 
 
 @contextmanager
