@@ -198,7 +198,8 @@ class Assembly:
             raise ScanFailure("Pixel Data is named with a transfer syntax that is not supported", reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
         if named is None or not named.is_encapsulated:
             return ""
-        is_start = named.is_video or is_codestream_start(named.codestream, part.content.read(0, 16))
+        has_no_mark = named.is_video or named.codestream is Codestream.NONE
+        is_start = has_no_mark or is_codestream_start(named.codestream, part.content.read(0, 16))
         if not (is_start or part.type.transfer_syntax_uid):
             return ""
         found = named.media_type.lower()
@@ -285,7 +286,8 @@ class Assembly:
 
     def _is_missing(self, tag: str) -> bool:
         element = self._data_set.get(tag)
-        return not isinstance(element, dict) or (element.get("Value") or [None])[0] in (None, "")
+        values = element.get("Value") if isinstance(element, dict) else None
+        return not isinstance(values, list) or not values or values[0] in (None, "")
 
     def _fill(self, tag: str, vr: str, value: int | str) -> None:
         if self._is_missing(tag):

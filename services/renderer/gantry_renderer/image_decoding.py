@@ -1,7 +1,7 @@
 """Native frames out of a PNG or GIF file, for a store that transforms them.
 
 The file is gathered in a temporary directory, a process of the pool writes the frames next to it, one after another, and the answer is read
-from there: neither the file nor its frames are ever in memory as a whole.
+from there: what is in memory is at most one frame and its file, and that in the process that decodes.
 
 Source: PS3.18 §10.5.2 and its notes.
 """
