@@ -148,6 +148,28 @@ def test_a_backslash_divides_the_values_of_some_vrs_and_is_text_in_others(dicomw
     assert found["00081190"] == {"vr": "UR", "Value": ["http://example.org/a?b=c"]}
 
 
+@pytest.mark.requirement("X-015")
+def test_a_backslash_divides_the_values_of_short_and_long_strings_and_names(dicomweb: DicomWeb) -> None:
+    data_set = instances.ct(SpecificCharacterSet="ISO_IR 13")
+    data_set.add_new(0x00081010, "SH", "")
+    data_set.PatientID = "ID"
+    data_set.OtherPatientNames = ["A^B", "C^D"]
+    encoded = instances.encoded(data_set).replace(b"SH\0\0", b"SH\x04\0" + b"\xb1\\\xb2 ", 1)
+    dicomweb.store(encoded)
+    (found,) = dicomweb.metadata(instances.resource(data_set))
+    # In JIS X 0201 the byte 5C is a yen sign, and it still divides values.
+    assert found["00081010"] == {"vr": "SH", "Value": ["ｱ", "ｲ"]}
+    assert found["00101001"] == {"vr": "PN", "Value": [{"Alphabetic": "A^B"}, {"Alphabetic": "C^D"}]}
+    several = instances.ct()
+    several.add_new(0x00081010, "SH", ["one", "", "two"])
+    several.add_new(0x00080115, "UI", ["1.2", "1.3"])
+    several.add_new(0x00181020, "LO", ["first", "second"])
+    found = metadata(dicomweb, several)
+    assert found["00081010"]["Value"] == ["one", None, "two"]
+    assert found["00080115"]["Value"] == ["1.2", "1.3"]
+    assert found["00181020"]["Value"] == ["first", "second"]
+
+
 @pytest.mark.requirement("X-016")
 def test_a_number_that_is_none_becomes_bulkdata(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()

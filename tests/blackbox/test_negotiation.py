@@ -1,11 +1,11 @@
 """Content negotiation (PS3.18 §8.7): what is chosen, and when nothing is."""
 
+from urllib.parse import quote
+
 import pytest
 
 from tests.support import instances
-from tests.support.dicomweb import AS_STORED, DICOM, JSON, OCTETS, DicomWeb, parts_of
-
-XML = 'multipart/related; type="application/dicom+xml"'
+from tests.support.dicomweb import AS_STORED, DICOM, JSON, OCTETS, XML, DicomWeb, parts_of
 
 
 @pytest.fixture
@@ -122,6 +122,41 @@ def test_the_highest_q_wins(dicomweb: DicomWeb, path: str) -> None:
 def test_the_most_specific_range_decides_the_q(dicomweb: DicomWeb, path: str) -> None:
     accept = "image/*;q=1, image/jpeg;q=0.1, image/gif;q=0, image/png;q=0.5"
     assert dicomweb.get(f"{path}/frames/1/rendered", accept).headers["content-type"].startswith("image/png")
+
+
+def kind(dicomweb: DicomWeb, path: str, accept: str) -> str:
+    """Return the kind of metadata that is answered: JSON or XML."""
+    response = dicomweb.get(path, accept)
+    assert response.status_code == 200, response.text
+    content_type = response.headers["content-type"]
+    assert content_type == JSON or content_type.startswith(XML)
+    return JSON if content_type == JSON else XML
+
+
+@pytest.mark.requirement("A-018", "A-019")
+def test_the_highest_q_wins_between_json_and_xml(dicomweb: DicomWeb, path: str) -> None:
+    assert kind(dicomweb, f"{path}/metadata", f"{JSON};q=0.2, {XML};q=0.9") == XML
+    assert kind(dicomweb, f"{path}/metadata", f"{JSON};q=0.9, {XML};q=0.2") == JSON
+    assert kind(dicomweb, f"{path}/metadata", f"{XML};q=0.9, {JSON}") == JSON
+    assert kind(dicomweb, f"{path}/metadata", f"{JSON};q=0.9, {XML}") == XML
+
+
+@pytest.mark.requirement("A-020", "A-021")
+def test_the_most_specific_range_decides_between_json_and_xml(dicomweb: DicomWeb, path: str) -> None:
+    assert kind(dicomweb, f"{path}/metadata", f"*/*;q=1, {JSON};q=0.1, {XML};q=0.5") == XML
+    assert kind(dicomweb, f"{path}/metadata", f"{JSON};q=0, */*") == XML
+    assert kind(dicomweb, f"{path}/metadata", f"{XML};q=0, */*;q=0.1") == JSON
+
+
+@pytest.mark.requirement("A-024", "A-025", "A-027")
+def test_the_accept_parameter_chooses_between_json_and_xml(dicomweb: DicomWeb, path: str) -> None:
+    xml = quote(XML, safe="")
+    assert kind(dicomweb, f"{path}/metadata?accept={xml}", f"{JSON}, */*") == XML
+    assert kind(dicomweb, f"{path}/metadata?accept={xml}", "*/*") == XML
+    assert kind(dicomweb, f"{path}/metadata?accept={xml}", JSON) == JSON
+    assert kind(dicomweb, f"{path}/metadata?accept={quote(JSON, safe='')}", f"{XML}, */*;q=0.1") == JSON
+    data_set = path.split("/")[2]
+    assert kind(dicomweb, f"/studies?StudyInstanceUID={data_set}&accept={xml}", "*/*") == XML
 
 
 @pytest.mark.requirement("A-025")

@@ -8,11 +8,12 @@ Source: PS3.2 Annex N; PS3.18 §6.
 
 from collections.abc import Iterable
 
+from gantry_blob.settings import BlobSettings
 from gantry_gateway.pictures import TRANSFORMED
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.settings import describe
-from gantry_standard import media_types, query_attributes, reasons, transfer_syntaxes
+from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
 from gantry_standard.bit_streams import STILL_MEDIA_TYPES
 from gantry_standard.video_streams import VIDEO_MEDIA_TYPES
 from tests.support.requirements import Row
@@ -52,7 +53,14 @@ def transactions() -> str:
 def store_reasons() -> str:
     """Failure and warning reasons of Store."""
     rows = [*reasons.FAILURE_REASONS.values(), *reasons.WARNING_REASONS.values()]
-    return table(("code", "name", "meaning"), ((f"{row.code:04X}H ({row.code})", row.name, row.sentence) for row in rows))
+    return table(
+        ("code", "name", "meaning", "source"), ((f"{row.code:04X}H ({row.code})", row.name, row.sentence, row.source) for row in rows)
+    )
+
+
+def storage_classes() -> str:
+    """SOP classes that can be stored."""
+    return table(("SOP class", "name"), sop_classes.storage_sop_classes().items())
 
 
 def store_payloads() -> str:
@@ -113,7 +121,17 @@ SECTIONS = (
         "Store reasons",
         store_reasons,
         "Any storage SOP class is taken; private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`; classes that are "
-        "no storage class are refused with 0122H. No attribute is coerced.",
+        "no storage class are refused with 0122H. Attributes are coerced by the rules of `GANTRY_COERCION_RULES` only, and by none "
+        "without it; rules change text attributes of the data set, never UIDs, pixel data or what describes it, and each change is told "
+        "with B000H and an item of the Original Attributes Sequence, in the answer and in the object. The same upload again is 200 and "
+        "changes nothing. A part that is no instance, or does not say which, is an item of the Other Failures Sequence. Of several "
+        "reasons the response tells one: B000H, then B007H, then B006H. A full disk is 503 with `Warning: A700`, and nothing is stored.",
+    ),
+    (
+        "SOP classes",
+        storage_classes,
+        "Stored whatever `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES` says; an instance is kept with all its attributes, standard and private "
+        "(level 2, full).",
     ),
 )
 
@@ -138,7 +156,7 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
         "## Notifications",
         NOTIFICATIONS,
         "## Security",
-        SECURITY,
+        security(),
         "## Requirements",
         _requirements(rows, found),
         "## Tests of each transaction",
@@ -164,8 +182,30 @@ NOTIFICATIONS = (
 SECURITY = (
     "The server has no access control of its own: it listens on the loopback address unless told otherwise, lets browser pages of local "
     "origins alone read its answers, and belongs behind a proxy that authenticates and speaks TLS. Logs, metrics and error messages hold "
-    "no patient attributes."
+    "no patient attributes. An upload is read by a scan that holds bounded memory; a second reader runs in a process with limits of its "
+    "own. A preamble that could be run leaves as zeros. What bounds a request:"
 )
+SECURITY_SETTINGS = (
+    "GANTRY_HOST",
+    "GANTRY_CORS_ORIGINS",
+    "GANTRY_STORE_MAX_BYTES",
+    "GANTRY_STORE_MAX_PARTS",
+    "GANTRY_STORE_MAX_S",
+    "GANTRY_UPLOAD_IDLE_S",
+    "GANTRY_SCAN_MAX_ELEMENTS",
+    "GANTRY_SCAN_MAX_DEPTH",
+    "GANTRY_SCAN_MAX_VALUE_BYTES",
+    "GANTRY_SCAN_MAX_INFLATED_BYTES",
+    "GANTRY_FALLBACK_MAX_BYTES",
+    "GANTRY_FALLBACK_TIMEOUT_S",
+)
+
+
+def security() -> str:
+    """Security mechanisms: what there is, and the settings that bound a request."""
+    known = {name: (name, default, doc) for cls in (GatewaySettings, BlobSettings) for name, default, doc in describe(cls)}
+    rows = ((f"`{name}`", *known[name][1:]) for name in SECURITY_SETTINGS)
+    return SECURITY + "\n\n" + table(("setting", "default", "what"), rows)
 
 
 def _requirements(rows: dict[str, Row], found: dict[str, list[str]]) -> str:

@@ -15,6 +15,7 @@ AS_STORED = f"{DICOM}; transfer-syntax=*"
 OCTETS = 'multipart/related; type="application/octet-stream"'
 OCTETS_AS_STORED = f"{OCTETS}; transfer-syntax=*"
 JSON = "application/dicom+json"
+XML = 'multipart/related; type="application/dicom+xml"'
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 
@@ -47,12 +48,12 @@ def _content_type(value: str) -> Message:
     return message
 
 
-def parts_of(response: httpx.Response) -> list[Part]:
+def parts_of(response: httpx.Response, statuses: tuple[int, ...] = (200, 206)) -> list[Part]:
     """Read a multipart/related answer, strictly: CRLF everywhere, no preamble, a closing boundary and nothing after it.
 
     Checks PS3.18 §8.6.1.2 on the way: type and boundary parameters, a legal boundary that no part holds, a Content-Type in each part.
     """
-    assert response.status_code in (200, 206), f"{response.status_code} {response.text[:500]}"
+    assert response.status_code in statuses, f"{response.status_code} {response.text[:500]}"
     content_type = _content_type(response.headers["content-type"])
     assert content_type.get_content_type() == "multipart/related", response.headers["content-type"]
     assert content_type.get_param("type"), "multipart/related without type"

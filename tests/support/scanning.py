@@ -1,9 +1,13 @@
 """Scan bytes in a test, and read back what the scan refers to."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from gantry_standard.elements import Elements
 from gantry_standard.scan import Limits, Scanner
 from gantry_standard.scanned import EncapsulatedFrames, NativeFrames, Origin, ScannedInstance, Span
+
+Amend = Callable[[Elements], Elements | None]
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ def _native_frame(value: bytes, frame_bits: int, frame_index: int) -> bytes:
     return whole.to_bytes((frame_bits + 7) // 8, "little")
 
 
-def scan(original: bytes, *, chunk_bytes: int = 1 << 20, limits: Limits = Limits()) -> Scan:  # noqa: B008
+def scan(original: bytes, *, chunk_bytes: int = 1 << 20, limits: Limits = Limits(), amend: Amend | None = None) -> Scan:  # noqa: B008
     """Feed a file in chunks of equal size."""
     rendition = bytearray()
-    scanner = Scanner(rendition.extend, limits)
+    scanner = Scanner(rendition.extend, limits, amend)
     view = memoryview(original)
     for start in range(0, len(original), chunk_bytes):
         scanner.feed(view[start : start + chunk_bytes])

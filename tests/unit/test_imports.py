@@ -26,7 +26,7 @@ MAY_IMPORT = {
 """Which packages of ours each of ours may import. The suite starts the services as processes and imports none of them."""
 
 STANDARD_MAY_IMPORT = {"pydicom", "orjson"}
-DRIVERS = ("minio", "elasticsearch", "PIL", "nats", "imagecodecs")
+DRIVERS = ("minio", "elasticsearch", "PIL", "nats", "imagecodecs", "zstandard")
 """Each is imported by exactly one module of the project."""
 
 USED_WITHOUT_IMPORT = {

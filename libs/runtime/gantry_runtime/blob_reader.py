@@ -60,6 +60,10 @@ class BlobReader(Protocol):
         """Return the ranges at once, one or more views each at most 1 MiB, when nothing has to be waited for; else None."""
         ...
 
+    def path(self, object_key: str) -> str | None:
+        """Return the path of the file that the object is on this machine, for another process to map; None where there is none."""
+        ...
+
 
 def check_object_key(object_key: str) -> None:
     """Refuse what is not a key: segments of letters, digits and `._~-` that begin with a letter or digit, separated by "/".
@@ -120,6 +124,10 @@ class StreamedReader:
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
         """Return None: a call has to be waited for."""
+        return None
+
+    def path(self, object_key: str) -> str | None:
+        """Return None: the object is elsewhere."""
         return None
 
     async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
@@ -195,6 +203,10 @@ class MappedReader:
             if offset < 0 or offset + length > mapping.size or not mapping.is_warm(offset, length):
                 return None
         return [mapping.view[offset : offset + length] for offset, length in cut(wanted)]
+
+    def path(self, object_key: str) -> str | None:
+        """Return the path of the object's file; None when it is not there."""
+        return None if self._mapping(object_key) is None else str(object_path(self._directory, object_key))
 
     async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
         """Yield views of the map; cold ranges are read ahead in a thread."""

@@ -15,7 +15,7 @@ from typing import Union
 
 from gantry_standard import reasons
 from gantry_standard.dictionary import STANDARD_VRS, US_OR_SS, implicit_vr
-from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
 from gantry_standard.part10 import UNDEFINED_LENGTH, encode_element_header
 from gantry_standard.scanned import Origin
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind, ValueRepresentation
@@ -171,6 +171,7 @@ class ElementReader:
 
     `read` is given unread bytes and tells how many it took; the rest is to be given again with what follows, `need` bytes at
     least. While `skip` is not 0, so many bytes go to `skipped` instead. `at` is the offset of the next byte in its stream.
+    `count`: elements, items and fragments that were read, also those that a later one of the same tag has replaced.
     `is_padding`: only zeros may follow. `is_mixed`: Implicit VR was met in Explicit VR (some writers change inside a sequence).
 
     Args:
@@ -212,6 +213,11 @@ class ElementReader:
         self._swap_word = 0
         self._swap_rest = b""
         self._swap_padding = b""
+
+    @property
+    def count(self) -> int:
+        """Return how many elements, items and fragments were read."""
+        return self._count
 
     def read(self, data: bytes) -> int:
         """Take elements from the front of `data`; return how many bytes were taken."""
@@ -257,13 +263,13 @@ class ElementReader:
     def finish(self, rest: bytes) -> None:
         """Check that the stream ended with a whole data set; `rest` is what `read` did not take."""
         if self.skip:
-            raise self._corrupt(f"the data set ends {self.skip} bytes before the end of a value", self.at)
+            raise self._cut_off(f"{self.skip} bytes before the end of a value")
         while self._outer and self.at == self._current.end:
             self._close()
         if self._outer:
-            raise self._corrupt("the data set ends inside a sequence or encapsulated pixel data", self.at)
+            raise self._cut_off("inside a sequence or encapsulated pixel data")
         if rest.strip(b"\0"):
-            raise self._corrupt("the data set ends inside an element", self.at)
+            raise self._cut_off("inside an element")
 
     def _read_explicit(self, data: bytes, position: int, current: _Container) -> int:
         """Read elements of Explicit VR until something else comes; the hot path of the whole scan."""
@@ -550,7 +556,10 @@ class ElementReader:
             raise self._too_much(f"more than {self._limits.value_bytes} bytes of values that are not bulk")
 
     def _corrupt(self, message: str, at: int) -> ScanFailure:
-        return ScanFailure(f"byte {at}: {message}", reasons.CANNOT_UNDERSTAND)
+        return BrokenStructure(f"byte {at}: {message}", reasons.CANNOT_UNDERSTAND)
+
+    def _cut_off(self, where: str) -> ScanFailure:
+        return ScanFailure(f"byte {self.at}: the data set ends {where}", reasons.CANNOT_UNDERSTAND)
 
     def _too_much(self, message: str) -> ScanFailure:
         return ScanFailure(f"instance has {message}", reasons.PROCESSING_FAILURE)

@@ -52,3 +52,10 @@ class ScanFailure(errors.CorruptInstance):
         self.series_instance_uid = series_instance_uid
         self.sop_class_uid = sop_class_uid
         self.sop_instance_uid = sop_instance_uid
+
+
+class BrokenStructure(ScanFailure):
+    """Bytes that contradict themselves; not ones that are cut off, too many, or no data set at all.
+
+    Another reader may know what is meant.
+    """

@@ -100,6 +100,7 @@ class Resource(Enum):
     METADATA = "metadata"
     SEARCH = "search results"
     STORE = "a store response"
+    WORKITEMS = "workitems"
     FRAME = "one frame"
     FRAMES = "frames"
     BULKDATA = "bulkdata"
@@ -116,14 +117,16 @@ def _both(media_types: tuple[str, ...], multipart_first: bool) -> tuple[Offer, .
 
 _COMPRESSED = tuple(media_type for media_type in BULKDATA if media_type != OCTET_STREAM)
 _JSON = (Offer(DICOM_JSON),)
+_JSON_OR_XML = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
 # In our order of preference; the first is what */* selects (Table 10.4.4-1, 00 §7.4 and 02 §3 for its decisions).
 OFFERS: dict[Resource, tuple[Offer, ...]] = {
     Resource.INSTANCES: (Offer(DICOM, multipart=True),),
     Resource.INSTANCE: (Offer(DICOM, multipart=True), Offer(DICOM)),
-    Resource.METADATA: _JSON,
-    Resource.SEARCH: _JSON,
-    Resource.STORE: _JSON,
+    Resource.METADATA: _JSON_OR_XML,
+    Resource.SEARCH: _JSON_OR_XML,
+    Resource.STORE: (*_JSON_OR_XML, Offer(DICOM_XML)),
+    Resource.WORKITEMS: _JSON,
     Resource.FRAME: _both((OCTET_STREAM, *_COMPRESSED), multipart_first=True),
     Resource.FRAMES: tuple(Offer(media_type, multipart=True) for media_type in (OCTET_STREAM, *_COMPRESSED)),
     Resource.BULKDATA: _both((OCTET_STREAM,), multipart_first=False),
@@ -141,6 +144,6 @@ NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA})
 
 # application/json is what tools send that do not know application/dicom+json.
 JSON_NAMES = frozenset({DICOM_JSON, "application/json"})
-JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE})
+JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE, Resource.WORKITEMS})
 
 RENDERED_RESOURCES = frozenset({Resource.RENDERED, Resource.RENDERED_FRAMES, Resource.RENDERED_INSTANCE_FRAMES})

@@ -32,13 +32,14 @@ def part_head(boundary: str, part_content_type: str, content_location: str, leng
 
     Args:
         part_content_type: spelled as it shall be sent, such as `application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1`.
-        content_location: URL of the resource that the part represents.
+        content_location: URL of the resource that the part represents; "" where it represents none.
         length: of the part in bytes; None where it is not known yet.
         first: nothing stands before it.
     """
     begin = "" if first else "\r\n"
     size = "" if length is None else f"Content-Length: {length}\r\n"
-    head = f"{begin}--{boundary}\r\nContent-Type: {part_content_type}\r\n{size}Content-Location: {content_location}\r\n\r\n"
+    location = f"Content-Location: {content_location}\r\n" if content_location else ""
+    head = f"{begin}--{boundary}\r\nContent-Type: {part_content_type}\r\n{size}{location}\r\n"
     return head.encode("latin-1")
 
 

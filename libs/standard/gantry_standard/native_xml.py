@@ -14,7 +14,7 @@ import json
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -481,9 +481,92 @@ def write(model: Object) -> bytes:
     return "".join(out).encode()
 
 
-def write_encoded(dicom_json: bytes) -> bytes:
-    """Write an encoded DICOM JSON object as a document; numbers keep their digits (1.50 stays 1.50)."""
-    return write(json.loads(dicom_json, parse_int=str, parse_float=str))
+def write_encoded(dicom_json: bytes) -> Iterator[bytes]:
+    """Write an encoded DICOM JSON object as a document, in pieces.
+
+    Neither the object nor the document is ever whole as Python values: top-level attributes are written one by one, and their
+    sequences item by item, so that a thread which does it lets others run in between.
+
+    Args:
+        dicom_json: as Gantry keeps it, tags ascending. Numbers keep their digits (1.50 stays 1.50).
+
+    Yields:
+        What `write` returns, together.
+    """
+    text = dicom_json.decode()
+    private: Object = {}
+    position = 0
+    yield _BEGIN.encode()
+    while found := _KEY.match(text, position):
+        key, position = found[1], found.end()
+        if private and next(iter(private))[:4] != key[:4]:
+            yield _group(private)
+            private = {}
+        is_private = int(key[3], 16) & 1
+        if not is_private and (sequence := _SEQUENCE.match(text, position)):
+            position = yield from _sequence_pieces(text, key, sequence.end())
+            continue
+        element, position = _DECODER.raw_decode(text, position)
+        if is_private:
+            private[key] = element  # creators, and the order as written, need the whole group
+        else:
+            yield _group({key: element})
+    yield _group(private)
+    yield _END.encode()
+
+
+def first_values(dicom_json: bytes, keys: Collection[str]) -> dict[str, str]:
+    """Return the first values of top-level attributes of an encoded DICOM JSON object, without those that have none.
+
+    Args:
+        dicom_json: as Gantry keeps it, tags ascending; it is read no further than the last of `keys`.
+        keys: of attributes whose values are strings.
+    """
+    text = dicom_json.decode()
+    last = max(keys)
+    values: dict[str, str] = {}
+    position = 0
+    while (found := _KEY.match(text, position)) and found[1] <= last:
+        element, position = _DECODER.raw_decode(text, found.end())
+        if found[1] in keys and "Value" in element:
+            values[found[1]] = element["Value"][0]
+    return values
+
+
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
+_KEY = re.compile(r'[\s{,]*"([0-9A-F]{8})"\s*:\s*')
+_SEQUENCE = re.compile(r'\{\s*"vr"\s*:\s*"SQ"\s*,\s*"Value"\s*:\s*\[\s*(?=\{)')
+_NEXT_ITEM = re.compile(r"\s*,\s*")
+_END_OF_SEQUENCE = re.compile(r"\s*\]\s*\}")
+
+
+def _group(elements: Object) -> bytes:
+    out: list[str] = []
+    _write_data_set(elements, out)
+    return "".join(out).encode()
+
+
+def _sequence_pieces(text: str, key: str, position: int) -> Generator[bytes, None, int]:
+    """Yield a sequence item by item, and return where its value object ends.
+
+    Args:
+        position: of the first item.
+    """
+    yield f"{_head(key, 'SQ')}>".encode()
+    number, is_more = 0, True
+    while is_more:
+        item, position = _DECODER.raw_decode(text, position)
+        number += 1
+        out: list[str] = []
+        _write_item(number, item, out)
+        yield "".join(out).encode()
+        if is_more := (comma := _NEXT_ITEM.match(text, position)) is not None:
+            position = comma.end()
+    yield f"</{_ATTRIBUTE}>".encode()
+    end = _END_OF_SEQUENCE.match(text, position)
+    if end is None:
+        raise ValueError(f"({key}) does not end after its items")
+    return end.end()
 
 
 def _escaped(text: str) -> str:
@@ -528,7 +611,8 @@ def _write_element(head: str, element: Object, out: list[str]) -> None:
         out.append(head + ">")
         vr = element["vr"]
         if vr == "SQ":
-            _write_items(values, out)
+            for number, item in enumerate(values, 1):
+                _write_item(number, item, out)
         elif vr == "PN":
             out += [_person_name(number, name) for number, name in enumerate(values, 1)]
         else:
@@ -549,18 +633,17 @@ def _value(number: int, value: str | int | float | None) -> str:
     return f'<Value number="{number}">{text}</Value>'
 
 
-def _write_items(items: list[Object | None], out: list[str]) -> None:
-    for number, item in enumerate(items, 1):
-        if item:
-            out.append(f'<Item number="{number}">')
-            _write_data_set(item, out)
-            out.append("</Item>")
-        else:
-            out.append(f'<Item number="{number}"/>')
+def _write_item(number: int, item: Object | None, out: list[str]) -> None:
+    if item:
+        out.append(f'<Item number="{number}">')
+        _write_data_set(item, out)
+        out.append("</Item>")
+    else:
+        out.append(f'<Item number="{number}"/>')
 
 
 def _person_name(number: int, name: dict[str, str] | None) -> str:
-    groups = [_component_group(group, text) for group in _GROUPS if (text := (name or {}).get(group))]
+    groups = [_component_group(group, text) for group in _GROUPS if (text := (name or {}).get(group, "").rstrip("^"))]
     return f'<PersonName number="{number}">{"".join(groups)}</PersonName>' if groups else f'<PersonName number="{number}"/>'
 
 

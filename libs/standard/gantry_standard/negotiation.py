@@ -314,16 +314,15 @@ def negotiate(resource: Resource, accept: str, query_accept: str | None = None, 
 
 
 @lru_cache(1024)
-def select_json(resource: Resource, accept: str, query_accept: str | None = None, strict: bool = False) -> None:
-    """Check that a client accepts DICOM JSON, the representation of search results, store responses and metadata.
+def select(resource: Resource, accept: str, query_accept: str | None = None, strict: bool = False) -> Choice:
+    """Return the representation that a client wants of a resource that has each in one form only: metadata, search results and the like.
 
-    `application/json` counts as application/dicom+json.
-
-    Raises:
-        errors.BadRequest: DICOM and rendered media types are mixed; a wildcard in the parameter.
-        errors.NotAcceptable: it does not.
+    Of several that it wants equally, ours first: DICOM JSON. `application/json` counts as application/dicom+json.
+    Arguments and errors as `negotiate`.
     """
-    negotiate(resource, accept, query_accept, strict)
+    choices = negotiate(resource, accept, query_accept, strict)
+    places = {(offer.media_type, offer.multipart): place for place, offer in enumerate(OFFERS[resource])}
+    return min(choices, key=lambda choice: (choice.preference, places[choice.media_type, choice.multipart]))
 
 
 def _target(choice: Choice, stored: str) -> str:

@@ -14,11 +14,13 @@ class Reason:
         code: as written into the attribute (US).
         name: for logs and metrics.
         sentence: for people.
+        source: where the standard has it; Table I.2-2 allows others where they are documented.
     """
 
     code: int
     name: str
     sentence: str
+    source: str = "PS3.18 Table I.2-2"
 
 
 COERCION = 0xB000
@@ -37,15 +39,24 @@ DUPLICATE_SOP_INSTANCE = 0x0111
 INVALID_SOP_INSTANCE = 0x0117
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 
+WARNINGS = "PS3.18 Table I.2-1"
+SERVICES = "implementation specific, as PS3.7 §C.5 has it"
+
 WARNING_REASONS: dict[int, Reason] = {
     row.code: row
     for row in (
-        Reason(COERCION, "coercion", "Attributes were changed to fit what the server already has."),
-        Reason(ELEMENTS_DISCARDED, "elements discarded", "Some elements were not kept."),
+        Reason(COERCION, "coercion", "Attributes were changed by rules of the operator.", WARNINGS),
+        Reason(
+            ELEMENTS_DISCARDED,
+            "elements discarded",
+            "Elements that metadata cannot hold (repeated, or of group 2 and below) were left out.",
+            WARNINGS,
+        ),
         Reason(
             DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING,
             "data set does not match SOP class",
-            "The data set does not match its SOP class; it was stored as it is.",
+            "Pixel data is not as long as its attributes say, or the structure was broken; it was stored as it is.",
+            WARNINGS,
         ),
     )
 }
@@ -62,8 +73,10 @@ FAILURE_REASONS: dict[int, Reason] = {
         Reason(BULKDATA_NOT_REFERENCED, "bulkdata not referenced", "No BulkDataURI of the metadata is the Content-Location of the part."),
         Reason(TRANSFER_SYNTAX_NOT_SUPPORTED, "transfer syntax not supported", "The transfer syntax is not supported."),
         Reason(PROCESSING_FAILURE, "processing failure", "The instance passes a documented limit of this server."),
-        Reason(DUPLICATE_SOP_INSTANCE, "duplicate SOP instance", "Another instance with this SOP Instance UID is stored already."),
-        Reason(INVALID_SOP_INSTANCE, "invalid SOP instance", "A UID of the instance breaks the rules of UIDs."),
+        Reason(
+            DUPLICATE_SOP_INSTANCE, "duplicate SOP instance", "Another instance with this SOP Instance UID is stored already.", SERVICES
+        ),
+        Reason(INVALID_SOP_INSTANCE, "invalid SOP instance", "A UID of the instance breaks the rules of UIDs.", SERVICES),
         Reason(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported", "The SOP class is not one that is stored."),
     )
 }

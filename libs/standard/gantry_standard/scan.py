@@ -11,7 +11,8 @@ Memory does not depend on the size of the instance: long values are skipped, sho
     elements.py   elements out of the stream                              values.py     elements to DICOM JSON
     frames.py     where each frame lies                                   wire.py       what leaves as stored
 
-Where bytes can be read in two ways the scan refuses instead of guessing; it has no second, more lenient reader behind it.
+Where bytes can be read in two ways the scan refuses instead of guessing. Who has the whole file may then look whether another
+reader accounts for every byte of it (blob's `fallback.py`), and scan what that one makes of it.
 
 Source: PS3.10 §7; PS3.5 §7 and Annex A; PS3.18 §8.7.3 and Annex F.
 """
@@ -40,10 +41,10 @@ from gantry_standard.file_head import FileHead, find_encoding
 from gantry_standard.frames import FragmentTable, is_codestream_start, locate_encapsulated_frames, locate_native_frames
 from gantry_standard.limits import Limits, ScanFailure
 from gantry_standard.part10 import PREAMBLE, encode_file_meta
-from gantry_standard.scanned import FrameTable, Origin, PixelDescription, ScannedInstance, Span
+from gantry_standard.scanned import FrameTable, NativeFrames, Origin, PixelDescription, ScannedInstance, Span
 from gantry_standard.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES, TransferSyntax, transfer_syntax
 from gantry_standard.uids import is_valid_uid
-from gantry_standard.values import BASE_URL, DicomJson
+from gantry_standard.values import BASE_URL, SPECIFIC_CHARACTER_SET, DicomJson
 from gantry_standard.wire import ExplicitEncoder, Wire
 
 __all__ = ["Limits", "ScanFailure", "Scanner"]
@@ -58,6 +59,8 @@ _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
 _NUMBER_OF_FRAMES = 0x00280008
 _EXTENDED_OFFSET_TABLE = 0x7FE00001
+_ORIGINAL_ATTRIBUTES_SEQUENCE = 0x04000561
+_FIRST_DATA_SET_TAG = 0x00030000
 # A deflated syntax to the one that its inflated data set has (PS3.5 Annex A.5, A.7, A.9).
 _INFLATED = {
     "1.2.840.10008.1.2.1.99": EXPLICIT_VR_LITTLE_ENDIAN,
@@ -72,9 +75,18 @@ class Scanner:
     Args:
         write_rendition: takes the bytes of the stream `Origin.RENDITION`, piece by piece; what it raises passes through.
         limits: of what the instance may ask for.
+        amend: changes attributes of the whole data set in place, and returns the item that it added to its Original Attributes
+            Sequence; None where it changed nothing. UIDs, pixel data and what describes it must stay. The wire form and DICOM JSON
+            are those of the changed data set, the digest and the original are not.
     """
 
-    def __init__(self, write_rendition: Callable[[bytes | memoryview], None], limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        write_rendition: Callable[[bytes | memoryview], None],
+        limits: Limits = Limits(),  # noqa: B008
+        amend: "Callable[[Elements], Elements | None] | None" = None,
+    ) -> None:
+        self._amend = amend
         self._rendition = Rendition(write_rendition)
         self._limits = limits
         self._head = FileHead(limits.head_bytes)
@@ -215,11 +227,14 @@ class Scanner:
     def _conclude(self, reader: ElementReader) -> ScannedInstance:
         root, head = reader.root, self._head
         study, series, sop_class, sop_instance = self._required_uids(root)
-        json = DicomJson(BASE_URL + f"/studies/{study}/series/{series}/instances/{sop_instance}/bulkdata/".encode("ascii"), self._place_of)
+        is_all_kept = _count_kept(root) == reader.count
+        item = self._amend(root) if self._amend is not None else None
+        uri_prefix = BASE_URL + f"/studies/{study}/series/{series}/instances/{sop_instance}/bulkdata/".encode("ascii")
+        json = DicomJson(uri_prefix, self._place_of)
         dicom_json = json.encode(root)
         wire_syntax = self._wire_transfer_syntax_uid()
         wire = Wire(self._rendition)
-        header, pixel_element = self._write_wire(wire, reader, sop_class, sop_instance, wire_syntax)
+        header, pixel_element = self._write_wire(wire, reader, sop_class, sop_instance, wire_syntax, is_amended=item is not None)
         pixel, frames, is_complete = self._pixel_data(root)
         return ScannedInstance(
             study_instance_uid=study,
@@ -239,7 +254,8 @@ class Scanner:
             frames=frames,
             bulk=tuple(json.bulk),
             pixel=pixel,
-            warning_reasons=() if is_complete else (reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING,),
+            warning_reasons=_warnings(is_coerced=item is not None, is_all_kept=is_all_kept, is_complete=is_complete),
+            original_attributes=DicomJson(uri_prefix, self._place_of).encode(_told(root, item)) if item is not None else b"",
         )
 
     def _required_uids(self, root: Elements) -> tuple[str, str, str, str]:
@@ -279,14 +295,14 @@ class Scanner:
         return Span(Origin.ORIGINAL if self._inflator is None else Origin.RENDITION, offset, len(value))
 
     def _write_wire(
-        self, wire: Wire, reader: ElementReader, sop_class_uid: str, sop_instance_uid: str, wire_syntax: str
+        self, wire: Wire, reader: ElementReader, sop_class_uid: str, sop_instance_uid: str, wire_syntax: str, *, is_amended: bool
     ) -> tuple[Span | None, Span | None]:
         """Lay out the wire form; return the spans of the pixel element's header, if it lies apart, and of the pixel element."""
         head = self._head
         meta = encode_file_meta(sop_class_uid, sop_instance_uid, wire_syntax)
-        if self._encoding is not EXPLICIT_LITTLE or (reader.is_mixed and self._inflator is None):
+        if is_amended or self._encoding is not EXPLICIT_LITTLE or (reader.is_mixed and self._inflator is None):
             wire.write(meta)
-            encoder = ExplicitEncoder(wire)
+            encoder = ExplicitEncoder(wire, is_swapped=self._encoding is EXPLICIT_BIG)
             encoder.encode(reader.root)
             return encoder.pixel_header, encoder.pixel_element
         if self._inflator is not None:
@@ -317,7 +333,7 @@ class Scanner:
                 return pixel, None, False  # native bytes under the name of a compressed syntax
             span = Span(value.origin, value.offset, value.length)
             frames = locate_native_frames(span, pixel, number_of_frames)
-            return pixel, frames, is_right and frames is not None and frames.number_of_frames == number_of_frames
+            return pixel, frames, is_right and frames is not None and _is_filled(frames, number_of_frames, value.length)
         assert isinstance(value, Fragments)
         is_video = self._syntax is not None and self._syntax.is_video
         table = _fragment_table(root, value)
@@ -326,7 +342,7 @@ class Scanner:
 
     def _with_uids(self, failure: ScanFailure) -> ScanFailure:
         root = self._reader.root if self._reader is not None else {}
-        return ScanFailure(
+        return type(failure)(
             failure.message,
             failure.reason,
             study_instance_uid=_uid_of(root, _STUDY_INSTANCE_UID),
@@ -334,6 +350,45 @@ class Scanner:
             sop_class_uid=_uid_of(root, _SOP_CLASS_UID),
             sop_instance_uid=_uid_of(root, _SOP_INSTANCE_UID),
         )
+
+
+def _count_kept(elements: Elements) -> int:
+    """Count elements, items and fragments that are in DICOM JSON; group lengths, which nobody needs, count as if they were."""
+    count = 0
+    for tag, (_, value, _) in elements.items():
+        if tag < _FIRST_DATA_SET_TAG and tag & 0xFFFF:
+            continue  # group 2 and below do not belong into a data set
+        count += 1
+        if type(value) is list:
+            count += len(value) + sum(map(_count_kept, value))
+        elif isinstance(value, Fragments):
+            count += len(value.offsets)
+    return count
+
+
+def _warnings(*, is_coerced: bool, is_all_kept: bool, is_complete: bool) -> tuple[int, ...]:
+    """Return Warning Reasons, that which matters most first: the response has room for one."""
+    told = (
+        (is_coerced, reasons.COERCION),
+        (not is_complete, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING),
+        (not is_all_kept, reasons.ELEMENTS_DISCARDED),
+    )
+    return tuple(reason for applies, reason in told if applies)
+
+
+def _told(root: Elements, item: Elements) -> Elements:
+    """Return a data set of the item that coercion added, alone, in the character set of its instance."""
+    told: Elements = {_ORIGINAL_ATTRIBUTES_SEQUENCE: (b"SQ", [item], 0)}
+    if (charset := root.get(SPECIFIC_CHARACTER_SET)) is not None:
+        told[SPECIFIC_CHARACTER_SET] = charset
+    return told
+
+
+def _is_filled(frames: FrameTable, number_of_frames: int, length: int) -> bool:
+    """Say whether native pixel data is as long as its attributes say, but for one byte that makes it even."""
+    assert isinstance(frames.encoding, NativeFrames)
+    needed = (frames.encoding.frame_bits * number_of_frames + 7) // 8
+    return frames.number_of_frames == number_of_frames and needed <= length <= needed + (needed & 1)
 
 
 def _text_of(root: Elements, tag: int) -> str:

@@ -113,6 +113,7 @@ class ScannedInstance:
         pixel_element_header: where the header could not be put next to the value (Implicit VR: header in RENDITION, value in ORIGINAL);
             `pixel_element` is then the value alone, and the header comes directly before it in `wire`. Else None.
         warning_reasons: (0008,1196), such as 0xB007.
+        original_attributes: DICOM JSON object whose (0400,0561) has the one item that coercion added; b"" where nothing was coerced.
     """
 
     study_instance_uid: str
@@ -133,3 +134,4 @@ class ScannedInstance:
     bulk: tuple[BulkElement, ...] = ()
     pixel: PixelDescription = field(default_factory=PixelDescription)
     warning_reasons: tuple[int, ...] = ()
+    original_attributes: bytes = b""

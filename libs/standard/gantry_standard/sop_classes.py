@@ -35,3 +35,8 @@ def is_storage_sop_class(uid: str, accept_private: bool) -> bool:
     if row is not None and row[0]:
         return row[1] == "SOP Class" and "Storage" in row[0]
     return accept_private and (not uid.startswith(_DICOM_ROOT) or uid.startswith(_STORAGE_ROOT))
+
+
+def storage_sop_classes() -> dict[str, str]:
+    """Return the well-known SOP classes that are stored: UID to name, in the order of PS3.6."""
+    return {uid: row[0] for uid, row in UIDS.items() if is_storage_sop_class(uid, accept_private=False)}

@@ -16,6 +16,7 @@ class StoreResult:
         study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: "" where the part did not tell.
         failure_reason: (0008,1197); 0: stored.
         warning_reasons: (0008,1196) of a stored instance; the first is told, the attribute has one value.
+        original_attributes: items of the Original Attributes Sequence (0400,0561) that the store added, as DICOM JSON objects.
     """
 
     study_instance_uid: str = ""
@@ -24,6 +25,7 @@ class StoreResult:
     sop_instance_uid: str = ""
     failure_reason: int = 0
     warning_reasons: tuple[int, ...] = ()
+    original_attributes: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_stored(self) -> bool:
@@ -78,7 +80,11 @@ def _failed(result: StoreResult) -> dict[str, Any]:
 
 def _stored(result: StoreResult, url: str) -> dict[str, Any]:
     item = _reference(result) | {"00081190": {"vr": "UR", "Value": [url]}}
-    return item | _us("00081196", result.warning_reasons[0]) if result.warning_reasons else item
+    if result.warning_reasons:
+        item |= _us("00081196", result.warning_reasons[0])
+    if result.original_attributes:
+        item |= {"04000561": {"vr": "SQ", "Value": list(result.original_attributes)}}
+    return item
 
 
 def _reference(result: StoreResult) -> dict[str, Any]:

@@ -74,13 +74,17 @@ class Wire:
 class ExplicitEncoder:
     """Encodes elements in Explicit VR Little Endian.
 
+    Args:
+        is_swapped: bulk of the rendition was changed from big endian, its header and padding written before and after it.
+
     Attributes:
         pixel_header: header of the pixel element of the data set in the rendition, where the value did not move.
         pixel_element: header, value and delimiter where they are together, else the value.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, is_swapped: bool) -> None:
         self._wire = wire
+        self._is_swapped = is_swapped
         self.pixel_header: Span | None = None
         self.pixel_element: Span | None = None
 
@@ -119,8 +123,9 @@ class ExplicitEncoder:
 
     def _bulk(self, tag: int, vr: bytes, bulk: Bulk, *, is_pixel_element: bool) -> None:
         # Padding would be in a third place; an odd pixel element is kept odd.
-        padding = 0 if is_pixel_element and bulk.origin is Origin.ORIGINAL else bulk.length & 1
-        if bulk.origin is Origin.RENDITION:
+        is_swapped = self._is_swapped and bulk.origin is Origin.RENDITION
+        padding = 0 if is_pixel_element and not is_swapped else bulk.length & 1
+        if is_swapped:
             length = bulk.offset + bulk.length + padding - bulk.header_offset
             self._wire.refer(bulk.origin, bulk.header_offset, length)
             if is_pixel_element:

@@ -8,12 +8,15 @@ from gantry_standard.scanned import EncapsulatedFrames, FrameTable, NativeFrames
 Place = Callable[[Span], blob_pb2.Range]
 
 
-def stored_instance(scanned: ScannedInstance, part_number: int, object_key: str, original: int, rendition: int) -> blob_pb2.StoredInstance:
+def stored_instance(
+    scanned: ScannedInstance, part_number: int, object_key: str, original: int, rendition: int, uploaded: int
+) -> blob_pb2.StoredInstance:
     """Convert, without the DICOM JSON.
 
     Args:
-        original: offset in the pack of the first byte of the file as sent.
+        original: offset in the pack of the first byte of the file that was scanned.
         rendition: offset in the pack of the first byte of the rendition.
+        uploaded: offset in the pack of the first byte of the file as sent, which is another one where `fallback` wrote it anew.
     """
     base = {Origin.ORIGINAL: original, Origin.RENDITION: rendition}
 
@@ -26,7 +29,7 @@ def stored_instance(scanned: ScannedInstance, part_number: int, object_key: str,
         sop_instance_uid=scanned.sop_instance_uid,
         sop_class_uid=scanned.sop_class_uid,
         transfer_syntax_uid=scanned.transfer_syntax_uid,
-        location=blob_pb2.Location(object=object_key, offset=original, length=scanned.length),
+        location=blob_pb2.Location(object=object_key, offset=uploaded, length=scanned.length),
         dataset_digest=scanned.dataset_digest,
         head_digest=scanned.head_digest,
         head_length=scanned.head_length,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from gantry.blob.v1.blob_pb2_grpc import add_BlobServiceServicer_to_server
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry_blob.announcer import Announcer, AnnouncerTimes
+from gantry_blob.coercion import Coercion, load_rules
 from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.edge import BlobEdge, Pools
 from gantry_blob.object_store import ObjectStore
@@ -56,6 +57,11 @@ def _pools(settings: BlobSettings) -> Iterator[Pools]:
         yield Pools(uploads, reads, others)
 
 
+def _coercion(settings: BlobSettings) -> Coercion | None:
+    rules = load_rules(settings.coercion_rules) if settings.coercion_rules is not None else ()
+    return Coercion(rules, settings.modifying_system) if rules else None
+
+
 def _rules(settings: BlobSettings) -> StoreRules:
     return StoreRules(
         pack=PackLimits(settings.pack_max_bytes, settings.pack_max_instances, settings.pack_max_trailer_bytes),
@@ -69,6 +75,10 @@ def _rules(settings: BlobSettings) -> StoreRules:
         most_parts=settings.store_max_parts,
         spool_directory=settings.blob_directory / INCOMING if settings.object_store == "directory" else None,
         spool_reserve=settings.disk_reserve_percent / 100,
+        coerce=_coercion(settings),
+        fallback_bytes=settings.fallback_max_bytes,
+        fallback_timeout_s=settings.fallback_timeout_s,
+        fallback_parts=settings.fallback_max_parts,
     )
 
 

@@ -1,9 +1,11 @@
 """What blob can be told."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gantry_blob.coercion import load_rules
 from gantry_runtime.process import ProcessSettings
 from gantry_runtime.settings import setting
 
@@ -23,6 +25,13 @@ class BlobSettings(ProcessSettings):
     s3_bucket: str = setting("gantry", "Bucket of the objects; made when it is not there.")
     s3_part_bytes: int = setting(8 << 20, "Bytes of one part of an upload to S3, at least 5 MiB; two are held in memory per upload.")
     accept_private_sop_classes: bool = setting(True, "Store instances of private and of not yet known SOP classes.")
+    coercion_rules: Path | None = setting(None, "TOML file of coercion rules (see coercion.py); without it nothing is coerced.")
+    modifying_system: str = setting("GANTRY", "Modifying System (0400,0563) of what coercion changes; 1 to 64 characters of ASCII.")
+    fallback_max_bytes: int = setting(
+        64 << 20, "Largest instance that a second, lenient reader is tried on where its structure is broken; 0: none is."
+    )
+    fallback_timeout_s: float = setting(20.0, "Seconds that the second reader may take for one instance.")
+    fallback_max_parts: int = setting(1000, "Instances of one store request that the second reader is tried on; further broken ones fail.")
     disk_reserve_percent: float = setting(2.0, "Part of the disk that Store leaves free, in percent; then it answers 503 with A700.")
     pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
     pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
@@ -52,7 +61,23 @@ class BlobSettings(ProcessSettings):
             problems.append(f"GANTRY_S3_PART_BYTES={self.s3_part_bytes}: expected 5 MiB to 1 GiB")
         if not 0 <= self.disk_reserve_percent < 100:
             problems.append(f"GANTRY_DISK_RESERVE_PERCENT={self.disk_reserve_percent}: expected 0 to 100")
-        for name in ("concurrent_uploads", "concurrent_reads", "blob_read_threads", "pack_max_instances", "announce_every_s"):
+        if self.coercion_rules is not None:
+            try:
+                load_rules(self.coercion_rules)
+            except ValueError as error:
+                problems.append(f"GANTRY_COERCION_RULES: {error}")
+        if not re.fullmatch(r"[!-\[\]-~][ -\[\]-~]{0,63}", self.modifying_system):
+            problems.append(f"GANTRY_MODIFYING_SYSTEM={self.modifying_system}: expected 1 to 64 characters of ASCII, no backslash")
+        if not 0 <= self.fallback_max_bytes <= 1 << 30:
+            problems.append(f"GANTRY_FALLBACK_MAX_BYTES={self.fallback_max_bytes}: expected 0 to 1 GiB")
+        for name in (
+            "concurrent_uploads",
+            "concurrent_reads",
+            "blob_read_threads",
+            "pack_max_instances",
+            "announce_every_s",
+            "fallback_timeout_s",
+        ):
             if getattr(self, name) <= 0:
                 problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected more than 0")
         if problems:

@@ -11,10 +11,13 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from gantry.blob.v1 import blob_pb2
+from gantry_blob import fallback
+from gantry_blob.admission import Terms, admit
 from gantry_blob.announcement import PackEvents
 from gantry_blob.assembly import Assembly
 from gantry_blob.layout import stored_instance
@@ -25,11 +28,11 @@ from gantry_blob.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors, reasons
-from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.elements import Elements
+from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
 from gantry_standard.media_types import DICOM
 from gantry_standard.scan import Scanner
 from gantry_standard.scanned import ScannedInstance
-from gantry_standard.sop_classes import is_storage_sop_class
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,10 @@ class StoreRules:
         most_parts: of one request, and data sets of its metadata parts.
         spool_directory: of temporary files; None: that of the system.
         spool_reserve: part of its file system that bulkdata which waits leaves free, 0 to 1.
+        coerce: changes attributes of a data set (`coercion.py`); None: nothing does.
+        fallback_bytes: largest part that a second reader is tried on; 0: none.
+        fallback_timeout_s: that it may take.
+        fallback_parts: of one request that it is tried on; further ones fail.
     """
 
     pack: PackLimits = field(default_factory=PackLimits)
@@ -54,18 +61,32 @@ class StoreRules:
     most_parts: int = 100_000
     spool_directory: Path | None = None
     spool_reserve: float = 0.0
+    coerce: Callable[[Elements], Elements | None] | None = None
+    fallback_bytes: int = 64 << 20
+    fallback_timeout_s: float = 20.0
+    fallback_parts: int = 1000
 
 
 class Part:
-    """A part while its bytes come. `failure` is set as soon as it is known that it will not be stored."""
+    """A part while its bytes come. `failure` is set as soon as it is known that it will not be stored.
+
+    `rewritten` is the file that was scanned instead where the scan did not understand the part and `fallback` did; else None.
+    """
 
     def __init__(self, number: int, offset: int, rules: StoreRules) -> None:
         self.number = number
         self.offset = offset
         self.failure: ScanFailure | None = None
         self.scanned: ScannedInstance | None = None
-        self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(rules.spool_directory) if rules.spool_directory else None)  # noqa: SIM115 closed by `close`
-        self._scanner = Scanner(self._write_rendition, rules.scan)
+        self.rewritten: IO[bytes] | None = None
+        self._rules = rules
+        self._rendition = self._temporary()
+        self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce)
+        self._held = fallback.Held(rules.fallback_bytes, rules.spool_directory)
+
+    def _temporary(self) -> "tempfile.SpooledTemporaryFile[bytes]":
+        directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
+        return tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)
 
     def _write_rendition(self, data: bytes | memoryview) -> None:
         self._rendition.write(data)
@@ -73,9 +94,14 @@ class Part:
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes."""
         self._guarded(lambda: self._scanner.feed(chunk))
+        if self.failure is None or isinstance(self.failure, BrokenStructure):
+            self._held.take(chunk, is_needed=self.failure is not None)
+        else:
+            self._held.forget()
 
     def assemble(self, pieces: Iterator[bytes], write: Callable[[bytes], None]) -> None:
-        """Take the part from a stream that may fail instead of from a client."""
+        """Take the part from a stream of ours that may fail instead of from a client; no second reader is tried on it."""
+        self._held.forget()
 
         def assembling() -> None:
             for piece in pieces:
@@ -84,21 +110,68 @@ class Part:
 
         self._guarded(assembling)
 
-    def finish(self, study_instance_uid: str, accept_private: bool) -> None:
+    def finish(self, terms: Terms) -> None:
         """Conclude the scan and look whether the instance may be stored here."""
+        self._guarded(lambda: self._conclude(self._scanner.finish(), terms))
 
-        def finishing() -> None:
-            self.scanned = scanned = self._scanner.finish()
-            if study_instance_uid and scanned.study_instance_uid != study_instance_uid:
-                raise _refused(
-                    scanned,
-                    reasons.DATA_SET_DOES_NOT_MATCH,
-                    f"Study Instance UID is {scanned.study_instance_uid}, expected {study_instance_uid}",
-                )
-            if not is_storage_sop_class(scanned.sop_class_uid, accept_private):
-                raise _refused(scanned, reasons.SOP_CLASS_NOT_SUPPORTED, f"SOP class {scanned.sop_class_uid} is not stored here")
+    def try_fallback(self, terms: Terms) -> bool:
+        """Have a second reader try where it may; say whether it did. Takes as long as `fallback_timeout_s` or its turn may take."""
+        failure = self.failure
+        if not isinstance(failure, BrokenStructure) or (whole := self._held.whole()) is None:
+            return False
+        self.failure = None
+        self._guarded(lambda: self._read_otherwise(whole, failure, terms))
+        return True
 
-        self._guarded(finishing)
+    def _conclude(self, scanned: ScannedInstance, terms: Terms) -> None:
+        admit(scanned, terms)
+        self.scanned = scanned
+
+    def _read_otherwise(self, uploaded: Path, failure: ScanFailure, terms: Terms) -> None:
+        """Scan what a second reader makes of the part.
+
+        Raises:
+            ScanFailure: it does not account for every byte either (`failure`), or what it reads may not be stored.
+        """
+        self.rewritten = fallback.named_temporary(self._rules.spool_directory)
+        if not fallback.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
+            raise failure
+        self._rendition.close()
+        self._rendition = self._temporary()
+        scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
+        try:
+            for piece in self.rewritten_file():
+                scanner.feed(piece)
+            scanned = scanner.finish()
+        except BrokenStructure:
+            raise failure from None
+        told = fallback.identify(uploaded, self._rules.scan)
+        warned = dict.fromkeys((*scanned.warning_reasons, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING))
+        self._conclude(
+            replace(
+                scanned,
+                transfer_syntax_uid=told.transfer_syntax_uid or scanned.transfer_syntax_uid,
+                length=told.length,
+                head_length=told.head_length,
+                head_digest=told.head_digest,
+                dataset_digest=told.dataset_digest,
+                warning_reasons=tuple(warned),
+            ),
+            terms,
+        )
+
+    def uploaded(self) -> Iterator[bytes]:
+        """Yield the bytes of the part as they were sent, where `rewritten` is set."""
+        whole = self._held.whole()
+        assert whole is not None
+        with whole.open("rb") as file:
+            yield from _pieces(file)
+
+    def rewritten_file(self) -> Iterator[bytes]:
+        """Yield the file that was scanned instead."""
+        assert self.rewritten is not None
+        self.rewritten.seek(0)
+        return _pieces(self.rewritten)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         if self.failure is not None:
@@ -118,23 +191,19 @@ class Part:
     def rendition(self) -> Iterator[bytes]:
         """Yield the bytes that the scan made."""
         self._rendition.seek(0)
-        while piece := self._rendition.read(CHUNK_BYTES):
-            yield piece
+        return _pieces(self._rendition)
 
     def close(self) -> None:
-        """Forget the rendition."""
+        """Forget all temporary bytes."""
         self._rendition.close()
+        self._held.forget()
+        if self.rewritten is not None:
+            self.rewritten.close()
 
 
-def _refused(scanned: ScannedInstance, reason: int, message: str) -> ScanFailure:
-    return ScanFailure(
-        message,
-        reason,
-        study_instance_uid=scanned.study_instance_uid,
-        series_instance_uid=scanned.series_instance_uid,
-        sop_class_uid=scanned.sop_class_uid,
-        sop_instance_uid=scanned.sop_instance_uid,
-    )
+def _pieces(file: "IO[bytes] | tempfile.SpooledTemporaryFile[bytes]") -> Iterator[bytes]:
+    while piece := file.read(CHUNK_BYTES):
+        yield piece
 
 
 class Upload:
@@ -155,7 +224,9 @@ class Upload:
         self._spool: Spool | None = None
         self._is_in_payload = False
         self._numbers = 0
+        self._fallbacks = 0
         self._is_aborted = False
+        self._is_unwanted = False
 
     def apply(self, messages: Iterable[blob_pb2.StoreInstancesRequest]) -> None:
         """Take the next messages of the stream.
@@ -213,8 +284,6 @@ class Upload:
     def _assemble(self, payload: PayloadParts) -> None:
         """Make files of the data sets that were sent as metadata, as if they had been uploaded; then tell which bulkdata nobody wanted."""
         for pending in payload.data_sets:
-            if self._is_aborted:
-                return
             self._count(self._numbers)
             self._begin_part(self._numbers - 1)
             part, pack = self._part, self._pack
@@ -229,13 +298,14 @@ class Upload:
 
     def _while_wanted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            if self._is_aborted:
-                return
+            if self._is_unwanted:
+                raise errors.Unavailable("the store was given up while its files were made")
             yield piece
 
     def _begin_part(self, number: int) -> None:
         if self._pack is not None and self._pack.is_full(self._rules.pack):
             self._pack.seal()
+            self._pack.flush()
             self._sealed.append(self._pack)
             # The trailer is in the pack: its events are made from there, so that memory does not grow with the number of packs.
             self._pack = self._events = None
@@ -261,7 +331,10 @@ class Upload:
         if part is None:
             return
         try:
-            part.finish(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
+            terms = Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
+            part.finish(terms)
+            if self._fallbacks < self._rules.fallback_parts:
+                self._fallbacks += part.try_fallback(terms)
             self.results.append(self._keep(part) if part.failure is None else _failed(part.number, part.failure))
         finally:
             part.close()
@@ -272,10 +345,13 @@ class Upload:
         assert pack is not None
         assert events is not None
         assert scanned is not None
-        rendition = pack.position
-        for piece in part.rendition():
-            pack.write(piece)
-        instance = stored_instance(scanned, part.number, pack.key, part.offset, rendition)
+        uploaded = original = part.offset
+        if part.rewritten is not None:
+            # The pack holds the part up to where the scan gave up; it goes in again as a whole, then what was scanned instead.
+            uploaded = _append(pack, part.uploaded())
+            original = _append(pack, part.rewritten_file())
+        rendition = _append(pack, part.rendition())
+        instance = stored_instance(scanned, part.number, pack.key, original, rendition, uploaded)
         if len(scanned.dicom_json) <= INLINE_JSON_BYTES:
             instance.dicom_json = scanned.dicom_json
         else:
@@ -291,6 +367,7 @@ class Upload:
             sop_class_uid=instance.sop_class_uid,
             sop_instance_uid=instance.sop_instance_uid,
             warning_reasons=instance.warning_reasons,
+            original_attributes=scanned.original_attributes,
         )
 
     def commit(self) -> list[tuple[str, PackEvents | None]]:
@@ -320,8 +397,9 @@ class Upload:
 
     def abort(self) -> None:
         """Leave nothing of what is not committed. Waits for the method that is running, which hurries."""
-        self._is_aborted = True
+        self._is_unwanted = True
         with self._lock:
+            self._is_aborted = True
             self._close_spool()
             if self._part is not None:
                 self._part.close()
@@ -333,6 +411,14 @@ class Upload:
 
 def _not_referenced(bulk: BulkPart) -> ScanFailure:
     return ScanFailure(f"a part of {bulk.type.media_type} that no BulkDataURI refers to", reasons.BULKDATA_NOT_REFERENCED)
+
+
+def _append(pack: PackWriter, pieces: Iterable[bytes]) -> int:
+    """Write pieces into a pack; return the offset of the first."""
+    at = pack.position
+    for piece in pieces:
+        pack.write(piece)
+    return at
 
 
 def _failed(number: int, failure: ScanFailure) -> blob_pb2.PartResult:

@@ -1,6 +1,7 @@
 """What the renderer makes for retrieve: frames and instances in other transfer syntaxes, rendered images.
 
-The renderer gets the record of an instance together with its metadata, so that it asks nobody but blob.
+The renderer gets the record of an instance, for an image together with its metadata, so that it asks nobody but blob. What it transcoded is
+kept, within `GANTRY_RENDITION_CACHE_BYTES`, under the version of the instance: a version never changes.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -21,10 +23,10 @@ from gantry.renderer.v1.renderer_pb2 import (
     TranscodeFramesRequest,
     TranscodeFramesResponse,
     TranscodeInstanceRequest,
-    TranscodeInstanceResponse,
 )
 from gantry_gateway.records import INDEX_S
 from gantry_runtime import rpc_errors
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
 from gantry_standard.media_types import EXPLICIT_VR_LE
 
@@ -44,6 +46,9 @@ MOST_METADATA_BYTES = 32 << 20
 
 IMPOSSIBLE = (errors.NotAcceptable, errors.Unsupported, errors.CorruptInstance)
 """Errors of the renderer that mean: this instance cannot be had so. Anything else is a failure."""
+
+
+Made = tuple[bytes, ...]
 
 
 async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
@@ -67,12 +72,34 @@ async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
         call.cancel()
 
 
-class Renditions:
-    """Calls the renderer; keeps for a short while what it can do and what it was told about instances."""
+@dataclass(frozen=True, slots=True)
+class FramePiece:
+    """Bytes of a transcoded frame; `last` with the last ones of each."""
 
-    def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub") -> None:
+    frame_number: int
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Bytes of a transcoded PS3.10 file."""
+
+    data: bytes
+
+
+class Renditions:
+    """Calls the renderer; keeps what it made, and for a short while what it can do and what it was told about instances.
+
+    Args:
+        room_bytes: of transcoded frames and files that are kept.
+    """
+
+    def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub", room_bytes: int) -> None:
         self._renderer = renderer
         self._index = index
+        self._made = ByteBoundedCache[Made](room_bytes, lambda made: sum(map(len, made)))
+        self._most_made_bytes = room_bytes // 8
         self._decodes: frozenset[str] = frozenset()
         self._encodes: frozenset[str] = frozenset()
         self._asked = float("-inf")
@@ -93,7 +120,7 @@ class Renditions:
         return stored in self._decodes | {EXPLICIT_VR_LE} and wanted in self._encodes | {EXPLICIT_VR_LE}
 
     async def source(self, record: InstanceRecord) -> Source:
-        """Return what the renderer needs to know about an instance.
+        """Return what the renderer needs to know about an instance to render it.
 
         Raises:
             errors.NotFound: it is no more.
@@ -139,27 +166,85 @@ class Renditions:
 
     async def frames(
         self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
-    ) -> AsyncGenerator[TranscodeFramesResponse, None]:
-        """Yield frames in another transfer syntax: one or more messages each, `last` set on the last.
+    ) -> AsyncGenerator[FramePiece, None]:
+        """Yield frames in another transfer syntax: one or more pieces each, `last` set on the last.
 
         Raises:
             errors of `IMPOSSIBLE`: they cannot be had so.
         """
-        request = TranscodeFramesRequest(
-            source=await self.source(record), frame_numbers=frame_numbers, transfer_syntax_uid=transfer_syntax_uid
-        )
+        keys = {number: _key(record, transfer_syntax_uid, number) for number in frame_numbers}
+        made = {number: found for number, key in keys.items() if (found := self._made.get(key)) is not None}
+        missing = [number for number in frame_numbers if number not in made]
+        async with aclosing(self._made_frames(record, missing, transfer_syntax_uid)) as messages:
+            for number in frame_numbers:
+                if number in made:
+                    kept = made.pop(number)
+                    for index, data in enumerate(kept, 1):
+                        yield FramePiece(number, data, index == len(kept))
+                    continue
+                keeping = _Keeping(self._most_made_bytes)
+                async for message in messages:
+                    keeping.add(message.data)
+                    if message.last and (pieces := keeping.pieces) is not None:
+                        self._made.put(keys[number], pieces)
+                    yield FramePiece(number, message.data, message.last)
+                    if message.last:
+                        break
+
+    async def _made_frames(
+        self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
+    ) -> AsyncGenerator[TranscodeFramesResponse, None]:
+        if not frame_numbers:
+            return
+        source = Source(stored=record.stored, version=record.version)
+        request = TranscodeFramesRequest(source=source, frame_numbers=frame_numbers, transfer_syntax_uid=transfer_syntax_uid)
         async with aclosing(messages(self._renderer.TranscodeFrames(request, timeout=STREAM_S), "renderer")) as found:
             async for message in found:
                 yield message
 
-    async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[TranscodeInstanceResponse, None]:
+    async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[FilePiece, None]:
         """Yield a PS3.10 file in another transfer syntax, in pieces. Errors as `frames`."""
-        request = TranscodeInstanceRequest(source=await self.source(record), transfer_syntax_uid=transfer_syntax_uid)
+        key = _key(record, transfer_syntax_uid, 0)
+        if (made := self._made.get(key)) is not None:
+            for data in made:
+                yield FilePiece(data)
+            return
+        source = Source(stored=record.stored, version=record.version)
+        request = TranscodeInstanceRequest(source=source, transfer_syntax_uid=transfer_syntax_uid)
+        keeping = _Keeping(self._most_made_bytes)
         async with aclosing(messages(self._renderer.TranscodeInstance(request, timeout=STREAM_S), "renderer")) as found:
             async for message in found:
-                yield message
+                keeping.add(message.data)
+                yield FilePiece(message.data)
+        if (pieces := keeping.pieces) is not None:
+            self._made.put(key, pieces)
 
     async def render(self, request: RenderRequest) -> RenderResponse:
         """Return one rendered image. Errors as `frames`."""
         with rpc_errors.translated("renderer"):
             return await self._renderer.Render(request, timeout=RENDER_S)
+
+
+def _key(record: InstanceRecord, transfer_syntax_uid: str, frame_number: int) -> tuple[str, int, str, int]:
+    """Return the key of a frame, or with frame number 0 of the whole file."""
+    return record.stored.sop_instance_uid, record.version, transfer_syntax_uid, frame_number
+
+
+class _Keeping:
+    """Holds on to pieces while they pass, as long as they may be kept."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._pieces: list[bytes] = []
+
+    def add(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left >= 0:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+
+    @property
+    def pieces(self) -> Made | None:
+        """What passed; None where it was too much, or nothing."""
+        return tuple(self._pieces) if self._left >= 0 and self._pieces else None

@@ -102,14 +102,20 @@ class Request:
             raise errors.BadRequest(f"parameter {name} stands {len(values)} times, expected once")
         return values[0] if values else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, most_bytes: int | None = None) -> AsyncIterator[bytes]:
         """Yield the body as it comes.
 
         Raises:
             ClientGone: it ended before it was whole.
+            errors.PayloadTooLarge: it has, or Content-Length says that it has, more than `most_bytes`.
             errors.BadRequest: nothing came for `upload_idle_s`.
         """
         idle_s = self.gateway.settings.upload_idle_s
+        said = self.headers.get("content-length", "")
+        size = int(said) if most_bytes is not None and said.isdecimal() else 0
+        if most_bytes is not None and size > most_bytes:
+            raise errors.PayloadTooLarge(f"the payload has {size} bytes, expected at most {most_bytes}")
+        size = 0
         while True:
             try:
                 async with asyncio.timeout(idle_s):
@@ -119,6 +125,9 @@ class Request:
             if message["type"] == "http.disconnect":
                 raise ClientGone
             if body := message.get("body", b""):
+                size += len(body)
+                if most_bytes is not None and size > most_bytes:
+                    raise errors.PayloadTooLarge(f"the payload has more than {most_bytes} bytes")
                 yield body
             if not message.get("more_body", False):
                 return
@@ -129,14 +138,7 @@ class Request:
         Raises:
             errors.PayloadTooLarge: it has more than `most_bytes`.
         """
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self.chunks():
-            size += len(piece)
-            if size > most_bytes:
-                raise errors.PayloadTooLarge(f"the payload has more than {most_bytes} bytes")
-            pieces.append(piece)
-        return b"".join(pieces)
+        return b"".join([piece async for piece in self.chunks(most_bytes)])
 
 
 def parse_query(query_string: bytes) -> list[tuple[str, str]]:

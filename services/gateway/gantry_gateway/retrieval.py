@@ -10,7 +10,7 @@ from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
 from gantry_runtime.blob_reader import BlobReader
 from gantry_standard.media_types import Resource
-from gantry_standard.negotiation import Choice, negotiate
+from gantry_standard.negotiation import Choice, negotiate, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ def install(gateway: Gateway, reader: BlobReader) -> Records:
     Nothing is connected: without `records.listening` every request asks index.
     """
     kept = Records(gateway.index, gateway.settings.record_cache_entries)
+    made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
     gateway.parts["reader"], gateway.parts["records"] = reader, kept
-    gateway.parts["retrieval"] = Retrieval(kept, reader, Renditions(gateway.renderer, gateway.index))
+    gateway.parts["retrieval"] = Retrieval(kept, reader, made)
     return kept
 
 
@@ -81,3 +82,9 @@ def choices(request: Request, resource: Resource) -> tuple[Choice, ...]:
     """Return what the client accepts of a resource. Errors as `negotiate`."""
     query_accept = request.parameter("accept") if request.scope["query_string"] else None
     return negotiate(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
+
+
+def selected(request: Request, resource: Resource) -> Choice:
+    """Return the representation that the client wants of metadata, search results or a store response. Errors as `negotiate`."""
+    query_accept = request.parameter("accept") if request.scope["query_string"] else None
+    return select(resource, request.accept, query_accept, request.gateway.settings.strict_accept)

@@ -33,6 +33,7 @@ class GatewaySettings(ProcessSettings):
     store_outcome_s: float = setting(5.0, "Seconds to wait for index after a store; then 202 with a Warning.")
     store_max_s: float = setting(3600.0, "Seconds that one store request may take.")
     upload_idle_s: float = setting(60.0, "Seconds without a byte after which a payload is given up.")
+    store_max_bytes: int = setting(1 << 40, "Largest payload of one store request in bytes; more is 413, and nothing of it is stored.")
     store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
     websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
@@ -40,3 +41,6 @@ class GatewaySettings(ProcessSettings):
     request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
     drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
     record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")
+    rendition_cache_bytes: int = setting(
+        64 << 20, "Bytes of transcoded frames and instances kept for the next request, an eighth of it at most for one; 0: none."
+    )

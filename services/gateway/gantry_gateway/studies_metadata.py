@@ -1,10 +1,10 @@
 """Studies service, Retrieve: metadata, joined from fragments that were made when the instances were stored.
 
+As DICOM JSON the fragments leave as they are kept; as XML each of them is written as a document.
+
 Source: PS3.18 §10.4.1.1.2.
 """
 
-import asyncio
-import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -12,8 +12,8 @@ from hashlib import blake2b
 
 from gantry.blob.v1.blob_pb2 import Location
 from gantry.index.v1.index_pb2 import GetMetadataRequest, MetadataFragment, Scope
-from gantry_gateway import payload, retrieval
-from gantry_gateway.compression import accepts_gzip
+from gantry_gateway import compression, payload, retrieval, urls, xml_parts
+from gantry_gateway.compression import Coding
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Headers, Immediate, Response
 from gantry_gateway.records import INDEX_S
@@ -21,63 +21,95 @@ from gantry_gateway.request import Request
 from gantry_gateway.retrieval import Target
 from gantry_gateway.stored_content import Content, Piece, read
 from gantry_runtime import rpc_errors
-from gantry_standard import errors
-from gantry_standard.media_types import DICOM_JSON, Resource
-from gantry_standard.negotiation import select_json
+from gantry_standard import errors, multipart_writer, native_xml
+from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource
 
 METADATA_AT_ONCE_BYTES = 8 << 20
 """Bytes of metadata that are gathered for an ETag and a Content-Length; more is streamed without."""
 
-GZIP_FROM_BYTES = 1024
+XML_BATCH_BYTES = 256 << 10
+"""Bytes of DICOM JSON that are handed to a thread at a time; a longer object alone."""
 
-GZIP_OFF_LOOP_BYTES = 128 << 10
-
-GZIP_LEVEL = 1
-
-GZIPPED = payload.headers(content_encoding="gzip")
+_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID = "00080018", "0020000E"
+_IDENTIFIERS = frozenset({_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID})
 
 METADATA_S = 20 * INDEX_S
 """Seconds that the metadata of a study may take, the client's pace included."""
 
 
 async def retrieve_metadata(request: Request) -> Response:
-    """Answer GET of the metadata of a study, a series or an instance as DICOM JSON (§10.4.1.1.2): one array."""
+    """Answer GET of the metadata of a study, a series or an instance (§10.4.1.1.2): one array, or one document per part."""
     target = retrieval.target(request)
-    query_accept = request.parameter("accept") if request.scope["query_string"] else None
-    select_json(Resource.METADATA, request.accept, query_accept, request.gateway.settings.strict_accept)
+    media_type = retrieval.selected(request, Resource.METADATA).media_type
+    coding = compression.of(request)
     base = request.base_url.encode("latin-1")
     url = f"{target.url(request.base_url)}/metadata"
-    zipped = accepts_gzip(request.headers.get("accept-encoding", ""))
     fragments = _fragments(request, target)
     try:
         gathered, ended = await _gather(fragments)
     except BaseException:
         await fragments.aclose()
         raise
-    etag = _metadata_tag(base, gathered) if ended else ""
+    etag = _metadata_tag(base, media_type, gathered) if ended else ""
     if etag and not_modified(request.headers.get("if-none-match", ""), etag):
         return payload.not_modified(etag, url)
-    fields = payload.headers(
-        content_type=DICOM_JSON,
-        content_location=url,
-        etag=etag,
-        vary="Accept, Accept-Encoding",
-        cache_control="private, no-cache",
-    )
+    fields = payload.headers(content_location=url, etag=etag, vary=compression.VARY, cache_control="private, no-cache")
+    if media_type == DICOM_XML:
+        boundary = multipart_writer.new_boundary()
+        fields += payload.headers(content_type=multipart_writer.content_type(DICOM_XML, boundary))
+        batches = _batches(request, target.study, base, gathered, fragments)
+        return await _in_pieces(fields, xml_parts.pieces(boundary, batches, partial(_instance_url, request.base_url, target)), coding)
+    fields += payload.headers(content_type=DICOM_JSON)
     if ended and not any(fragment.HasField("location") for fragment in gathered):
-        return await _metadata_at_once(base, gathered, fields, zipped)
-    pieces = _metadata_pieces(request, target.study, base, gathered, fragments)
-    if not zipped:
-        return await payload.gathered(200, fields, pieces)
-    return await payload.gathered(200, [*fields, *GZIPPED], _zipped(pieces))
+        return await _metadata_at_once(base, gathered, fields, coding)
+    return await _in_pieces(fields, _metadata_pieces(request, target.study, base, gathered, fragments), coding)
 
 
-async def _metadata_at_once(base: bytes, fragments: list[MetadataFragment], fields: Headers, zipped: bool) -> Response:
+async def _metadata_at_once(base: bytes, fragments: list[MetadataFragment], fields: Headers, coding: Coding) -> Response:
     body = b"[" + b",".join([fragment.dicom_json for fragment in fragments]).replace(b"\0", base) + b"]"
-    if zipped and len(body) >= GZIP_FROM_BYTES:
-        body = await asyncio.to_thread(_gzip, body) if len(body) > GZIP_OFF_LOOP_BYTES else _gzip(body)
-        fields = [*fields, *GZIPPED]
+    if coding.applies_to(len(body)):
+        body = await compression.packed(coding, body)
+        fields = [*fields, *payload.headers(content_encoding=coding.name)]
     return Immediate(200, [*fields, *payload.headers(content_length=str(len(body)))], [body])
+
+
+async def _in_pieces(fields: Headers, pieces: AsyncGenerator[Piece, None], coding: Coding) -> Response:
+    if not coding.name:
+        return await payload.gathered(200, fields, pieces)
+    fields = [*fields, *payload.headers(content_encoding=coding.name)]
+    return await payload.gathered(200, fields, compression.packed_pieces(coding, pieces))
+
+
+def _instance_url(base_url: str, target: Target, dicom_json: bytes) -> str:
+    """Return the URL of an instance's metadata; what the path does not name is read from the object."""
+    series, instance = target.series, target.instance
+    if not instance:
+        found = native_xml.first_values(dicom_json, _IDENTIFIERS)
+        series, instance = found.get(_SERIES_INSTANCE_UID, series), found.get(_SOP_INSTANCE_UID, "")
+    return f"{urls.instance(base_url, target.study, series, instance)}/metadata"
+
+
+async def _batches(
+    request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
+) -> AsyncGenerator[list[bytes], None]:
+    """Yield whole objects, about `XML_BATCH_BYTES` at a time; those that lie in a pack are read from there."""
+    waiting: list[bytes] = []
+    size = 0
+    async with aclosing(rest):
+        while gathered:
+            for fragment in gathered:
+                found = fragment.dicom_json
+                if fragment.HasField("location"):
+                    async with aclosing(_read_fragment(request, study, fragment)) as pieces:
+                        found = b"".join([piece async for piece in pieces])
+                waiting.append(found.replace(b"\0", base))
+                size += len(found)
+                if size >= XML_BATCH_BYTES:
+                    yield waiting
+                    waiting, size = [], 0
+            gathered = await anext(rest, [])
+    if waiting:
+        yield waiting
 
 
 async def _fragments(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
@@ -103,8 +135,9 @@ async def _gather(fragments: AsyncGenerator[list[MetadataFragment], None]) -> tu
     return found, True
 
 
-def _metadata_tag(base: bytes, fragments: Sequence[MetadataFragment]) -> str:
+def _metadata_tag(base: bytes, media_type: str, fragments: Sequence[MetadataFragment]) -> str:
     facts = blake2b(base, digest_size=16)
+    facts.update(media_type.encode())
     facts.update("".join([f";{f.version} {f.sop_instance_uid}" for f in fragments]).encode())
     return entity_tag(facts.hexdigest(), weak=True)
 
@@ -113,7 +146,6 @@ async def _metadata_pieces(
     request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
 ) -> AsyncGenerator[Piece, None]:
     """Yield the array in pieces; objects that lie in a pack are read from there."""
-    reader = retrieval.of(request).reader
     separator = b"["
     async with aclosing(rest):
         while gathered:
@@ -123,12 +155,19 @@ async def _metadata_pieces(
                 if not fragment.HasField("location"):
                     yield fragment.dicom_json.replace(b"\0", base)
                     continue
-                again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
-                async with aclosing(read(reader, [_place(fragment.location)], again)) as pieces:
-                    async for _, piece in pieces:
-                        yield bytes(piece).replace(b"\0", base)
+                async with aclosing(_read_fragment(request, study, fragment)) as pieces:
+                    async for piece in pieces:
+                        yield piece.replace(b"\0", base)
             gathered = await anext(rest, [])
     yield b"[]" if separator == b"[" else b"]"
+
+
+async def _read_fragment(request: Request, study: str, fragment: MetadataFragment) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of an object that lies in a pack."""
+    again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
+    async with aclosing(read(retrieval.of(request).reader, [_place(fragment.location)], again)) as pieces:
+        async for _, piece in pieces:
+            yield bytes(piece)
 
 
 def _place(location: Location) -> Content:
@@ -141,23 +180,3 @@ async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: st
             for fragment in fragments:
                 return _place(fragment.location)
     raise errors.NotFound(f"there is no instance {sop_instance_uid}")
-
-
-async def _zipped(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
-    """Compress pieces as they come, in blocks that are compressed off the loop."""
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
-    waiting: list[Piece] = []
-    size = 0
-    async with aclosing(pieces):
-        async for piece in pieces:
-            waiting.append(piece)
-            size += len(piece)
-            if size >= GZIP_OFF_LOOP_BYTES:
-                yield await asyncio.to_thread(packer.compress, b"".join(waiting))
-                waiting, size = [], 0
-    yield packer.compress(b"".join(waiting)) + packer.flush()
-
-
-def _gzip(body: bytes) -> bytes:
-    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
-    return packer.compress(body) + packer.flush()

@@ -1,6 +1,6 @@
 """Search for studies, series and instances.
 
-Index answers with rows that are ready to join; a byte 0x00 in them stands where the base URL goes.
+Index answers with rows that are ready to join; a byte 0x00 in them stands where the base URL goes. As XML each row is a document.
 
 Source: PS3.18 §10.6, §8.3.4.
 """
@@ -8,14 +8,14 @@ Source: PS3.18 §10.6, §8.3.4.
 from starlette.responses import Response
 
 from gantry.index.v1 import index_pb2
-from gantry_gateway import urls
-from gantry_gateway.compression import json_response
+from gantry_gateway import retrieval, urls, xml_parts
+from gantry_gateway.compression import json_response, response
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_runtime.rpc_errors import translated
-from gantry_standard import matching, negotiation
+from gantry_standard import matching, multipart_writer
 from gantry_standard.matching import Level, MatchKey, Operation, Query
-from gantry_standard.media_types import Resource
+from gantry_standard.media_types import DICOM_XML, Resource
 
 NEGOTIATION = ("accept", "charset")
 """Parameters that are not about what to find."""
@@ -66,7 +66,7 @@ async def search_all_instances(request: Request) -> Response:
 
 async def _search(request: Request, level: Level) -> Response:
     settings = request.gateway.settings
-    negotiation.select_json(Resource.SEARCH, request.accept, request.parameter("accept"), settings.strict_accept)
+    media_type = retrieval.selected(request, Resource.SEARCH).media_type
     study, series = urls.uid(request.params, "study"), urls.uid(request.params, "series")
     parameters = [(name, value) for name, value in request.query if name not in NEGOTIATION]
     query, texts = matching.parse_query(level, study, series, parameters, settings.search_max_results)
@@ -79,7 +79,12 @@ async def _search(request: Request, level: Level) -> Response:
         return _no_content(request, texts)
     if found.remaining:
         texts = [*texts, f"There are {found.remaining} additional results that can be requested"]
-    body = b"[" + b",".join(found.rows).replace(b"\0", request.base_url.encode()) + b"]"
+    base = request.base_url.encode()
+    if media_type == DICOM_XML:
+        boundary = multipart_writer.new_boundary()
+        body = await xml_parts.payload(boundary, [row.replace(b"\0", base) for row in found.rows])
+        return await response(request, body, multipart_writer.content_type(DICOM_XML, boundary), _warnings(request, texts))
+    body = b"[" + b",".join(found.rows).replace(b"\0", base) + b"]"
     return await json_response(request, body, _warnings(request, texts))
 
 
@@ -116,7 +121,7 @@ def _warnings(request: Request, texts: list[str]) -> list[tuple[str, str]]:
 
 
 def _no_content(request: Request, texts: list[str]) -> Response:
-    response = Response(status_code=204)
+    answer = Response(status_code=204)
     for name, value in _warnings(request, texts):
-        response.headers.append(name, value)
-    return response
+        answer.headers.append(name, value)
+    return answer

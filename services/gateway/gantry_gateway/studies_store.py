@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
-from gantry_gateway import urls
+from gantry_gateway import retrieval, urls, xml_parts
 from gantry_gateway.pictures import TRANSFORMED, transformed
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
@@ -26,7 +26,7 @@ from gantry_runtime.events import Inbox
 from gantry_standard import errors, negotiation, store_response
 from gantry_standard.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
-from gantry_standard.reasons import DUPLICATE_SOP_INSTANCE
+from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
 from gantry_standard.store_response import StoreResult
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ SUPPORTED = f"supported are {DICOM} and " + ", ".join(f'multipart/related; type=
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
 
+ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
+
 MOST_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
 
@@ -49,7 +51,7 @@ async def store(request: Request) -> Response:
     """Answer POST /studies and /studies/{study}."""
     boundary, part_type = accepted_payload(request)
     settings = request.gateway.settings
-    negotiation.select_json(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
+    negotiation.select(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
     study = urls.uid(request.params, "study")
     inbox: Inbox = request.gateway.part("inbox")
     if not request.gateway.nats.is_connected:
@@ -107,11 +109,11 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
 
     Raises:
         errors.BadRequest: the payload is empty, has no part, is broken or not whole.
-        errors.PayloadTooLarge: it has too many parts.
+        errors.PayloadTooLarge: it has too many parts or bytes.
     """
     count = 0
     if boundary is None:
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             if not count:
                 yield PartBegin({"content-type": DICOM})
             count += 1
@@ -121,7 +123,7 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
     else:
         reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
         is_empty = True
-        async for chunk in request.chunks():
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             is_empty = False
             for event in reader.feed(chunk):
                 count += isinstance(event, PartBegin)
@@ -151,7 +153,9 @@ def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict
         lambda study: urls.study(base, study),
         lambda it: urls.instance(base, it.study_instance_uid, it.series_instance_uid, it.sop_instance_uid),
     )
-    response = Response(orjson.dumps(module), 202 if status == 200 and lags else status, media_type="application/dicom+json")
+    body, content_type = xml_parts.one_object(retrieval.selected(request, Resource.STORE), module)
+    response = Response(body, 202 if status == 200 and lags else status)
+    response.headers["Content-Type"] = content_type
     studies = store_response.stored_studies(told)
     if studies:
         url = urls.study(base, studies[0]) if len(studies) == 1 else f"{base}/studies"
@@ -169,13 +173,17 @@ def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:
     reason = result.failure_reason
     if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
         reason = DUPLICATE_SOP_INSTANCE
+    # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
+    is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
+    told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
     return StoreResult(
         result.study_instance_uid,
         result.series_instance_uid,
         result.sop_class_uid,
         result.sop_instance_uid,
         reason,
-        tuple(result.warning_reasons) if not reason else (),
+        tuple(told),
+        tuple(orjson.loads(result.original_attributes)[ORIGINAL_ATTRIBUTES_SEQUENCE]["Value"]) if is_coerced else (),
     )
 
 

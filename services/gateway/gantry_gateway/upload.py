@@ -5,6 +5,7 @@ Source: PS3.18 §10.5.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -26,12 +27,17 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES = 512 << 10
 """Piece of an instance in one message to blob."""
 
+WHOLE_BYTES = 1 << 20
+"""A request whose parts have no more bytes goes to blob in one message."""
+
+WHOLE_MESSAGES = 256
+
 
 class Upload:
-    """One call of StoreInstances, opened with the first part.
+    """One request on its way to blob: a call of StoreWhole where it turns out to be small, else one of StoreInstances.
 
-    One message is on its way while the next is gathered, so that reading the request and writing to blob overlap; what waits here
-    is at most two messages of MESSAGE_BYTES.
+    Messages wait until one of both is known, at most WHOLE_BYTES of them. After that one message is on its way while the next is
+    gathered, so that reading the request and writing to blob overlap; what waits here is at most two messages of MESSAGE_BYTES.
 
     Args:
         part_type: Content-Type of a part that names none.
@@ -39,10 +45,11 @@ class Upload:
 
     def __init__(self, request: Request, start: blob_pb2.StoreStart, part_type: str) -> None:
         self._gateway = request.gateway
-        self._start = start
         self._part_type = part_type
         self._call: Call | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._held = [blob_pb2.StoreInstancesRequest(start=start)]
+        self._held_bytes = 0
         self._pieces: list[memoryview] = []
         self._size = 0
         self._parts = 0
@@ -68,13 +75,21 @@ class Upload:
 
     async def finish(self) -> list[blob_pb2.PartResult]:
         """Say that the request is whole, and return what became of its instances, in the order of their numbers."""
-        if self._call is None:
-            return []
-        await self._write(blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd()))
+        end = blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
+        return list(await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end)))
+
+    async def _finish_whole(self, end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
+        request = blob_pb2.StoreWholeRequest(messages=[*self._held, end])
+        self._held.clear()
+        with rpc_errors.translated("blob"):
+            return (await self._gateway.blob.StoreWhole(request, timeout=self._gateway.settings.store_max_s)).parts
+
+    async def _finish_call(self, call: "Call", end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
+        await self._write(end)
         await self._settle()
         with rpc_errors.translated("blob"):
-            await self._call.done_writing()
-            return [result async for response in self._call for result in response.parts]
+            await call.done_writing()
+            return [result async for response in call for result in response.parts]
 
     async def close(self) -> None:
         """Let go. Without `finish` nothing is stored."""
@@ -86,9 +101,6 @@ class Upload:
 
     async def _begin(self, part: blob_pb2.PartStart) -> None:
         part.part_number, self._parts = self._parts, self._parts + 1
-        if self._call is None:
-            self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
-            await self._write(blob_pb2.StoreInstancesRequest(start=self._start))
         await self._write(blob_pb2.StoreInstancesRequest(part=part))
 
     async def _add(self, data: memoryview) -> None:
@@ -108,6 +120,16 @@ class Upload:
             await self._write(blob_pb2.StoreInstancesRequest(chunk=chunk))
 
     async def _write(self, message: blob_pb2.StoreInstancesRequest) -> None:
+        if self._call is None:
+            self._held.append(message)
+            self._held_bytes += len(message.chunk)
+            if self._held_bytes <= WHOLE_BYTES and len(self._held) < WHOLE_MESSAGES:
+                return
+            self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
+            held, self._held = self._held, []
+            for one in held:
+                await self._write(one)
+            return
         await self._settle()
         self._writing = asyncio.create_task(self._send(message))
 

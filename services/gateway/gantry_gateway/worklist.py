@@ -42,7 +42,7 @@ async def create(request: Request) -> Response:
 
 async def retrieve(request: Request) -> Response:
     """Answer GET /workitems/{workitem} (§11.5)."""
-    negotiation.select_json(Resource.SEARCH, request.accept, request.parameter("accept"), request.gateway.settings.strict_accept)
+    negotiation.select(Resource.WORKITEMS, request.accept, request.parameter("accept"), request.gateway.settings.strict_accept)
     call = pb.RetrieveWorkitemRequest(workitem_uid=urls.uid(request.params, "workitem"))
     with translated("workflow"):
         found = await request.gateway.workflow.RetrieveWorkitem(call, timeout=request.gateway.settings.request_timeout_s)
@@ -84,7 +84,7 @@ async def request_cancellation(request: Request) -> Response:
 async def search(request: Request) -> Response:
     """Answer GET /workitems (§11.9)."""
     settings = request.gateway.settings
-    negotiation.select_json(Resource.SEARCH, request.accept, request.parameter("accept"), settings.strict_accept)
+    negotiation.select(Resource.WORKITEMS, request.accept, request.parameter("accept"), settings.strict_accept)
     parameters = [(name, value) for name, value in request.query if name not in NEGOTIATION]
     query, texts = matching.parse_workitem_query(parameters, settings.search_max_results)
     if query.limit == 0:

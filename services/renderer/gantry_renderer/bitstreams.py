@@ -56,6 +56,19 @@ def read_jpeg_head(data: bytes) -> Head | None:
     return None
 
 
+def read_jpeg_ls_near(data: bytes) -> int:
+    """Return NEAR of the first scan of a JPEG-LS stream: the greatest error, 0 without loss or where there is no scan header."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] == 0xDA:
+            # Ns, two bytes for each component, then NEAR (ISO/IEC 14495-1 §C.2.3)
+            at = position + 5 + 2 * data[position + 4] if position + 4 < len(data) else len(data)
+            return data[at] if at < len(data) else 0
+        position += 2 + length
+    return 0
+
+
 def _jpeg_head(marker: int, segment: bytes, names_color_space: bool) -> Head | None:
     if len(segment) < 6:
         return None

@@ -2,12 +2,15 @@
 
 To add a codec, add a row to CODECS. The only module that imports imagecodecs.
 
+Lossless encoders keep every allocated bit, those above Bits Stored included (overlays once lay there): what is encoded and decoded again is
+the same. A row with a `loss` is made for those who name its transfer syntax, never by default.
+
 What the decoders give, whatever was encoded: colour by pixel (Planar Configuration 0); signed samples where Pixel
 Representation is 1, sign extended from Bits Stored; RGB where the codec undoes a colour transform:
 - lossy JPEG of YBR_FULL and YBR_FULL_422 gives RGB (every JPEG decoder converts, and up-samples, by itself);
 - JPEG 2000 and HTJ2K of YBR_RCT and YBR_ICT, and JPEG XL of anything, give RGB;
 - JPEG Lossless, JPEG-LS and RLE do not transform: YBR_FULL stays YBR_FULL;
-- native YBR_FULL_422 is up-sampled to YBR_FULL.
+- native YBR_FULL_422 is up-sampled to YBR_FULL; YBR_PARTIAL_422 has no such form and is left alone.
 `decoded_description` says so in attributes, from the attributes alone, before any frame is decoded.
 
 Source: PS3.5 §8.1, §8.2, Annex A, Annex G; PS3.3 §C.7.6.3.
@@ -23,7 +26,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer.bitstreams import Head, read_jpeg_2000_head, read_jpeg_head
+from gantry_renderer.bitstreams import Head, read_jpeg_2000_head, read_jpeg_head, read_jpeg_ls_near
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 
@@ -37,6 +40,32 @@ MAX_FRAME_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
+class Takes:
+    """Which decoded pixels an encoder takes (PS3.5 §8.2.1 to §8.2.16 have a table each).
+
+    Attributes:
+        allocated, stored: values of Bits Allocated and Bits Stored.
+        signed: Pixel Representation may be 1.
+        interpretations: Photometric Interpretations; empty for any.
+    """
+
+    allocated: frozenset[int]
+    stored: range
+    interpretations: frozenset[str] = frozenset()
+    signed: bool = True
+
+    def fits(self, description: PixelDescription) -> bool:
+        """Say whether the encoder takes such pixels."""
+        if description.tag in (FLOAT_TAG, DOUBLE_FLOAT_TAG) or description.samples_per_pixel not in (1, 3):
+            return False
+        if description.pixel_representation and not self.signed:
+            return False
+        if self.interpretations and description.photometric_interpretation not in self.interpretations:
+            return False
+        return description.bits_allocated in self.allocated and description.bits_stored in self.stored
+
+
+@dataclass(frozen=True, slots=True)
 class Codec:
     """A row: one transfer syntax.
 
@@ -44,9 +73,12 @@ class Codec:
         name: as PS3.6 has it, shortened.
         decode: bytes of one frame to samples.
         rgb_from: photometric interpretations that come out of `decode` as RGB.
-        encode: samples to bytes of one frame, without loss; None where there is no such encoder.
-        encoded_rgb: Photometric Interpretation of RGB samples after `encode`.
+        encode: samples to bytes of one frame; None where there is no encoder.
+        takes: what the encoder can be given; one of them must fit.
+        renamed: Photometric Interpretation of decoded samples to that of encoded ones, where it is another.
+        loss: Lossy Image Compression Method of `encode` (PS3.3 §C.7.6.1.1.5.1); "" where it keeps every bit.
         is_native: frames are plain values, little endian.
+        is_bytewise: frames hold every allocated bit as it was.
         codec: name of the codec in imagecodecs that must be in the installed build; "" where none is needed.
     """
 
@@ -54,8 +86,11 @@ class Codec:
     decode: Callable[[bytes, PixelDescription], Samples]
     rgb_from: frozenset[str] = frozenset()
     encode: Callable[[Samples, PixelDescription], bytes] | None = None
-    encoded_rgb: str = "RGB"
+    takes: tuple[Takes, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+    loss: str = ""
     is_native: bool = False
+    is_bytewise: bool = False
     codec: str = ""
 
     @property
@@ -197,11 +232,14 @@ def _decode_jpeg(data: bytes, description: PixelDescription) -> Samples:
     is_plain = head.is_reversible or (description.photometric_interpretation == "RGB" and not head.names_color_space)
     if head.samples == 3 and is_plain:
         return _conformed(imagecodecs.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"), head, description)
+    if description.photometric_interpretation in _PARTIAL_RANGE:
+        return rgb_from_partial(imagecodecs.jpeg8_decode(data, colorspace="YCBCR", outcolorspace="YCBCR"))
     return _conformed(imagecodecs.jpeg8_decode(data), head, description)
 
 
 def _decode_jpeg_ls(data: bytes, description: PixelDescription) -> Samples:
     head = _checked(read_jpeg_head(data), description, "JPEG-LS")
+    head = dataclasses.replace(head, is_reversible=read_jpeg_ls_near(data) == 0)
     return _conformed(imagecodecs.jpegls_decode(data), head, description)
 
 
@@ -249,62 +287,271 @@ def _unsigned(samples: Samples) -> Samples:
     return np.ascontiguousarray(samples).view(np.dtype(f"u{samples.dtype.itemsize}"))
 
 
+def _precision(samples: Samples, description: PixelDescription) -> int:
+    """Return Bits Stored, or Bits Allocated where a value needs more than that."""
+    stored = description.bits_stored
+    if not 0 < stored < description.bits_allocated:
+        return description.bits_allocated
+    low, high = (-(1 << (stored - 1)), 1 << (stored - 1)) if description.pixel_representation else (0, 1 << stored)
+    return stored if samples.min(initial=0) >= low and samples.max(initial=0) < high else description.bits_allocated
+
+
+def _is_rgb(description: PixelDescription) -> bool:
+    return description.photometric_interpretation == "RGB"
+
+
+def _encode_deflated(samples: Samples, description: PixelDescription) -> bytes:
+    compressor = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return compressor.compress(_encode_native(samples, description)) + compressor.flush()
+
+
 def _encode_jpeg_lossless(samples: Samples, description: PixelDescription) -> bytes:
     color: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples.ndim == 3 else {}
-    return bytes(imagecodecs.jpeg8_encode(_unsigned(samples), lossless=True, predictor=1, bitspersample=8 * samples.itemsize, **color))
+    # Signed values are sent as all their allocated bits, so that a decoder that knows nothing of signs gives them back
+    is_narrow = samples.itemsize == 2 and not description.pixel_representation
+    bits = max(9, _precision(samples, description)) if is_narrow else 8 * samples.itemsize
+    return bytes(imagecodecs.jpeg8_encode(_unsigned(samples), lossless=True, predictor=1, bitspersample=bits, **color))
 
 
-def _encode_jpeg_ls(samples: Samples, description: PixelDescription) -> bytes:
+def _encode_jpeg_lossy(samples: Samples, description: PixelDescription) -> bytes:
+    if samples.itemsize == 2:
+        return bytes(imagecodecs.jpeg8_encode(samples, level=JPEG_QUALITY, bitspersample=12))
+    if samples.ndim == 2:
+        return bytes(imagecodecs.jpeg8_encode(samples, level=JPEG_QUALITY))
+    source = "RGB" if _is_rgb(description) else "YCBCR"
+    return bytes(imagecodecs.jpeg8_encode(samples, level=JPEG_QUALITY, colorspace=source, outcolorspace="YCBCR", subsampling="422"))
+
+
+def _encode_jpeg_ls(samples: Samples, description: PixelDescription, near: int = 0) -> bytes:
     # imagecodecs writes a SPIFF header before the frame header (FFF7); in DICOM it would only be in the way
-    stream = bytes(imagecodecs.jpegls_encode(_unsigned(samples)))
+    stream = bytes(imagecodecs.jpegls_encode(_unsigned(samples), level=near))
     return b"\xff\xd8" + stream[stream.index(b"\xff\xf7") :]
 
 
+def _encode_jpeg_ls_near(samples: Samples, description: PixelDescription) -> bytes:
+    # The stream knows all allocated bits only: without this a decoder could give a value that Bits Stored cannot hold
+    if description.bits_stored < description.bits_allocated:
+        samples = np.minimum(samples, samples.dtype.type((1 << description.bits_stored) - 1 - NEAR))
+    return _encode_jpeg_ls(samples, description, NEAR)
+
+
 def _encode_jpeg_2000(samples: Samples, description: PixelDescription) -> bytes:
-    color = description.photometric_interpretation == "RGB"
+    bits = _precision(samples, description)
+    return bytes(
+        imagecodecs.jpeg2k_encode(samples, level=0, reversible=True, codecformat="j2k", mct=_is_rgb(description), bitspersample=bits)
+    )
+
+
+def _encode_jpeg_2000_lossy(samples: Samples, description: PixelDescription) -> bytes:
+    bits = _precision(samples, description)
     return bytes(
         imagecodecs.jpeg2k_encode(
-            samples, level=0, reversible=True, codecformat="j2k", mct=color, bitspersample=description.bits_stored or None
+            samples, level=JPEG_2000_PSNR_DB, reversible=False, codecformat="j2k", mct=_is_rgb(description), bitspersample=bits
         )
     )
 
 
 def _encode_htj2k(samples: Samples, description: PixelDescription) -> bytes:
-    return bytes(imagecodecs.htj2k_encode(samples, reversible=True, rgb=description.photometric_interpretation == "RGB", planar=False))
+    return bytes(imagecodecs.htj2k_encode(samples, reversible=True, rgb=_is_rgb(description), planar=False))
 
 
-_YBR = frozenset(("YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"))
+def _encode_htj2k_rpcl(samples: Samples, description: PixelDescription) -> bytes:
+    # PS3.5 §10.18: progression RPCL (the encoder's only one), TLM present, a base resolution of at most 64; a tile-part per resolution
+    levels = max(5, (max(samples.shape[:2]) - 1).bit_length() - 6)
+    return bytes(
+        imagecodecs.htj2k_encode(
+            samples, reversible=True, rgb=_is_rgb(description), planar=False, tlm=True, tilepart=1, resolutions=min(levels, 32)
+        )
+    )
+
+
+def _encode_htj2k_lossy(samples: Samples, description: PixelDescription) -> bytes:
+    step = HTJ2K_STEP * 2.0 ** (description.bits_stored - description.bits_allocated)
+    stream = bytes(imagecodecs.htj2k_encode(samples, level=step, reversible=False, rgb=_is_rgb(description), planar=False))
+    # Where the transform overshoots the range some decoders wrap round; such a frame is sent without loss, as this syntax allows
+    decoded = imagecodecs.htj2k_decode(stream, planar=False)
+    range_of = 1 << description.bits_stored
+    low, high = (-range_of // 2, range_of // 2) if description.pixel_representation else (0, range_of)
+    is_within = decoded.min() >= low and decoded.max() < high
+    if is_within and np.abs(decoded.astype(np.int64) - samples).max() * 32 <= range_of:
+        return stream
+    return _encode_htj2k(samples, description)
+
+
+def _encode_jpeg_xl(samples: Samples, description: PixelDescription) -> bytes:
+    samples, bits = _of_precision(samples, description)
+    return bytes(imagecodecs.jpegxl_encode(samples, lossless=True, effort=1, bitspersample=bits, numthreads=1))
+
+
+def _encode_jpeg_xl_lossy(samples: Samples, description: PixelDescription) -> bytes:
+    samples, bits = _of_precision(samples, description)
+    return bytes(imagecodecs.jpegxl_encode(samples, distance=JPEG_XL_DISTANCE, effort=3, bitspersample=bits, numthreads=1))
+
+
+def _of_precision(samples: Samples, description: PixelDescription) -> tuple[Samples, int]:
+    """Return the samples and their precision; up to 8 bits in bytes, as libjxl takes them."""
+    bits = _precision(samples, description)
+    return (samples.astype(np.uint8, copy=False) if bits <= 8 else samples), bits
+
+
+DEFLATE_LEVEL = 6
+
+# What the lossy encoders aim at; a change of one changes what is sent for the same request, so FORM of derivation.py must change too
+JPEG_QUALITY = 90
+NEAR = 2
+"""Greatest error of JPEG-LS near-lossless, in stored values."""
+JPEG_2000_PSNR_DB = 60
+HTJ2K_STEP = 1.6e-3
+"""Quantization step of HTJ2K, as a share of the range of Bits Stored."""
+JPEG_XL_DISTANCE = 0.1
+
+_PARTIAL_RANGE = frozenset(("YBR_PARTIAL_422", "YBR_PARTIAL_420"))
+_YBR = frozenset(("YBR_FULL", "YBR_FULL_422")) | _PARTIAL_RANGE
 _MCT = frozenset(("YBR_RCT", "YBR_ICT"))
+_LOSSY_XL = frozenset(("1.2.840.10008.1.2.4.111",))
+_XL = _YBR | {"XYB"}
+
+_GREY = frozenset(("MONOCHROME1", "MONOCHROME2"))
+_INDEXED = _GREY | {"PALETTE COLOR"}
+_COLOR = frozenset(("RGB", "YBR_FULL"))
+_BITS_8, _BITS_16, _BITS_32 = frozenset((8,)), frozenset((8, 16)), frozenset((8, 16, 32))
+_TO_16 = range(1, 17)
+_TO_RCT, _TO_ICT = (("RGB", "YBR_RCT"),), (("RGB", "YBR_ICT"),)
+_TO_422 = (("RGB", "YBR_FULL_422"), ("YBR_FULL", "YBR_FULL_422"))
+_JPEG_2000_TAKES = (Takes(_BITS_16, _TO_16, _INDEXED), Takes(_BITS_16, _TO_16, _COLOR, signed=False))
+_JPEG_LOSSLESS_TAKES = _JPEG_2000_TAKES
+_JPEG_LS_TAKES = (
+    Takes(_BITS_16, range(2, 17), _INDEXED),
+    Takes(_BITS_16, range(2, 17), frozenset(("RGB",)), signed=False),
+    Takes(_BITS_8, range(2, 9), frozenset(("YBR_FULL",)), signed=False),
+)
+_PLAIN_8 = Takes(_BITS_8, range(8, 9), _GREY | _COLOR, signed=False)
 
 # PS3.6 Table A-1; PS3.5 §8.2
 CODECS: dict[str, Codec] = {
-    "1.2.840.10008.1.2": Codec("Implicit VR Little Endian", _decode_native, is_native=True),
-    "1.2.840.10008.1.2.1": Codec("Explicit VR Little Endian", _decode_native, encode=_encode_native, is_native=True),
-    "1.2.840.10008.1.2.1.99": Codec("Deflated Explicit VR Little Endian", _decode_native, is_native=True),
-    "1.2.840.10008.1.2.8.1": Codec("Deflated Image Frame", _decode_deflated),
-    "1.2.840.10008.1.2.5": Codec("RLE Lossless", _decode_rle, encode=_encode_rle, codec="DICOMRLE"),
-    "1.2.840.10008.1.2.4.50": Codec("JPEG Baseline", _decode_jpeg, rgb_from=_YBR, codec="JPEG8"),
-    "1.2.840.10008.1.2.4.51": Codec("JPEG Extended", _decode_jpeg, rgb_from=_YBR, codec="JPEG8"),
+    "1.2.840.10008.1.2": Codec("Implicit VR Little Endian", _decode_native, is_native=True, is_bytewise=True),
+    "1.2.840.10008.1.2.1": Codec("Explicit VR Little Endian", _decode_native, encode=_encode_native, is_native=True, is_bytewise=True),
+    "1.2.840.10008.1.2.1.99": Codec("Deflated Explicit VR Little Endian", _decode_native, is_native=True, is_bytewise=True),
+    "1.2.840.10008.1.2.8.1": Codec(
+        "Deflated Image Frame",
+        _decode_deflated,
+        encode=_encode_deflated,
+        takes=(Takes(frozenset((1, 8, 16, 32, 64)), range(1, 65)),),
+        is_bytewise=True,
+    ),
+    "1.2.840.10008.1.2.5": Codec(
+        "RLE Lossless",
+        _decode_rle,
+        encode=_encode_rle,
+        takes=(Takes(_BITS_32, range(1, 33)),),
+        is_bytewise=True,
+        codec="DICOMRLE",
+    ),
+    "1.2.840.10008.1.2.4.50": Codec(
+        "JPEG Baseline",
+        _decode_jpeg,
+        rgb_from=_YBR,
+        encode=_encode_jpeg_lossy,
+        takes=(_PLAIN_8,),
+        renamed=_TO_422,
+        loss="ISO_10918_1",
+        codec="JPEG8",
+    ),
+    "1.2.840.10008.1.2.4.51": Codec(
+        "JPEG Extended",
+        _decode_jpeg,
+        rgb_from=_YBR,
+        encode=_encode_jpeg_lossy,
+        takes=(Takes(_BITS_8, range(8, 9), _GREY, signed=False), Takes(frozenset((16,)), range(12, 13), _GREY, signed=False)),
+        loss="ISO_10918_1",
+        codec="JPEG8",
+    ),
     "1.2.840.10008.1.2.4.53": Codec("JPEG Spectral Selection", _decode_jpeg, rgb_from=_YBR, codec="JPEG8"),
     "1.2.840.10008.1.2.4.55": Codec("JPEG Full Progression", _decode_jpeg, rgb_from=_YBR, codec="JPEG8"),
-    "1.2.840.10008.1.2.4.57": Codec("JPEG Lossless", _decode_jpeg, codec="JPEG8"),
-    "1.2.840.10008.1.2.4.70": Codec("JPEG Lossless SV1", _decode_jpeg, encode=_encode_jpeg_lossless, codec="JPEG8"),
-    "1.2.840.10008.1.2.4.80": Codec("JPEG-LS Lossless", _decode_jpeg_ls, encode=_encode_jpeg_ls, codec="JPEGLS"),
-    "1.2.840.10008.1.2.4.81": Codec("JPEG-LS Near-lossless", _decode_jpeg_ls, codec="JPEGLS"),
-    "1.2.840.10008.1.2.4.90": Codec(
-        "JPEG 2000 Lossless", _decode_jpeg_2000, rgb_from=_MCT, encode=_encode_jpeg_2000, encoded_rgb="YBR_RCT", codec="JPEG2K"
+    "1.2.840.10008.1.2.4.57": Codec("JPEG Lossless", _decode_jpeg, encode=_encode_jpeg_lossless, takes=_JPEG_LOSSLESS_TAKES, codec="JPEG8"),
+    "1.2.840.10008.1.2.4.70": Codec(
+        "JPEG Lossless SV1", _decode_jpeg, encode=_encode_jpeg_lossless, takes=_JPEG_LOSSLESS_TAKES, codec="JPEG8"
     ),
-    "1.2.840.10008.1.2.4.91": Codec("JPEG 2000", _decode_jpeg_2000, rgb_from=_MCT, codec="JPEG2K"),
+    "1.2.840.10008.1.2.4.80": Codec("JPEG-LS Lossless", _decode_jpeg_ls, encode=_encode_jpeg_ls, takes=_JPEG_LS_TAKES, codec="JPEGLS"),
+    "1.2.840.10008.1.2.4.81": Codec(
+        "JPEG-LS Near-lossless",
+        _decode_jpeg_ls,
+        encode=_encode_jpeg_ls_near,
+        takes=(
+            Takes(_BITS_16, range(6, 17), _GREY | {"RGB"}, signed=False),
+            Takes(_BITS_8, range(6, 9), frozenset(("YBR_FULL",)), signed=False),
+        ),
+        loss="ISO_14495_1",
+        codec="JPEGLS",
+    ),
+    "1.2.840.10008.1.2.4.90": Codec(
+        "JPEG 2000 Lossless",
+        _decode_jpeg_2000,
+        rgb_from=_MCT,
+        encode=_encode_jpeg_2000,
+        takes=_JPEG_2000_TAKES,
+        renamed=_TO_RCT,
+        codec="JPEG2K",
+    ),
+    "1.2.840.10008.1.2.4.91": Codec(
+        "JPEG 2000",
+        _decode_jpeg_2000,
+        rgb_from=_MCT,
+        encode=_encode_jpeg_2000_lossy,
+        takes=(Takes(_BITS_16, range(8, 17), _GREY), Takes(_BITS_16, range(8, 17), _COLOR, signed=False)),
+        renamed=_TO_ICT,
+        loss="ISO_15444_1",
+        codec="JPEG2K",
+    ),
     "1.2.840.10008.1.2.4.92": Codec("JPEG 2000 Part 2 Lossless", _decode_jpeg_2000, rgb_from=_MCT, codec="JPEG2K"),
     "1.2.840.10008.1.2.4.93": Codec("JPEG 2000 Part 2", _decode_jpeg_2000, rgb_from=_MCT, codec="JPEG2K"),
     "1.2.840.10008.1.2.4.201": Codec(
-        "HTJ2K Lossless", _decode_htj2k, rgb_from=_MCT, encode=_encode_htj2k, encoded_rgb="YBR_RCT", codec="HTJ2K"
+        "HTJ2K Lossless", _decode_htj2k, rgb_from=_MCT, encode=_encode_htj2k, takes=_JPEG_2000_TAKES, renamed=_TO_RCT, codec="HTJ2K"
     ),
-    "1.2.840.10008.1.2.4.202": Codec("HTJ2K Lossless RPCL", _decode_htj2k, rgb_from=_MCT, codec="HTJ2K"),
-    "1.2.840.10008.1.2.4.203": Codec("HTJ2K", _decode_htj2k, rgb_from=_MCT, codec="HTJ2K"),
-    "1.2.840.10008.1.2.4.110": Codec("JPEG XL Lossless", _decode_jpeg_xl, rgb_from=_YBR | {"XYB"}, codec="JPEGXL"),
-    "1.2.840.10008.1.2.4.111": Codec("JPEG XL JPEG Recompression", _decode_jpeg_xl, rgb_from=_YBR | {"XYB"}, codec="JPEGXL"),
-    "1.2.840.10008.1.2.4.112": Codec("JPEG XL", _decode_jpeg_xl, rgb_from=_YBR | {"XYB"}, codec="JPEGXL"),
+    "1.2.840.10008.1.2.4.202": Codec(
+        "HTJ2K Lossless RPCL",
+        _decode_htj2k,
+        rgb_from=_MCT,
+        encode=_encode_htj2k_rpcl,
+        takes=_JPEG_2000_TAKES,
+        renamed=_TO_RCT,
+        codec="HTJ2K",
+    ),
+    # A frame of colour may turn out reversible, and YBR_ICT would then be wrong: grey only
+    "1.2.840.10008.1.2.4.203": Codec(
+        "HTJ2K",
+        _decode_htj2k,
+        rgb_from=_MCT,
+        encode=_encode_htj2k_lossy,
+        takes=(Takes(_BITS_16, range(8, 17), _GREY),),
+        loss="ISO_15444_15",
+        codec="HTJ2K",
+    ),
+    "1.2.840.10008.1.2.4.110": Codec(
+        "JPEG XL Lossless",
+        _decode_jpeg_xl,
+        rgb_from=_XL,
+        encode=_encode_jpeg_xl,
+        takes=(Takes(_BITS_16, _TO_16, _GREY | {"RGB"}, signed=False),),
+        codec="JPEGXL",
+    ),
+    "1.2.840.10008.1.2.4.111": Codec("JPEG XL JPEG Recompression", _decode_jpeg_xl, rgb_from=_XL, codec="JPEGXL"),
+    "1.2.840.10008.1.2.4.112": Codec(
+        "JPEG XL",
+        _decode_jpeg_xl,
+        rgb_from=_XL,
+        encode=_encode_jpeg_xl_lossy,
+        takes=(Takes(_BITS_16, range(8, 17), _GREY | {"RGB"}, signed=False),),
+        renamed=(("RGB", "XYB"),),
+        loss="ISO_18181_1",
+        codec="JPEGXL",
+    ),
+}
+
+# Bit streams that become others and keep what they hold: from, to -> how. No pixel is decoded; attributes stay (PS3.5 §8.2.15)
+REWRITES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
+    ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.111"): lambda data: bytes(imagecodecs.jpegxl_encode_jpeg(data, numthreads=1)),
+    ("1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.50"): lambda data: bytes(imagecodecs.jpegxl_decode_jpeg(data, numthreads=1)),
 }
 
 
@@ -327,8 +574,9 @@ def decodes() -> list[str]:
 
 
 def encodes() -> list[str]:
-    """Return the transfer syntaxes that this installation encodes to."""
-    return [uid for uid, codec in CODECS.items() if codec.encode and codec.is_available]
+    """Return the transfer syntaxes that this installation encodes to, those included that some bit stream can be rewritten to."""
+    rewritten = {target for _, target in REWRITES}
+    return [uid for uid, codec in CODECS.items() if (codec.encode or uid in rewritten) and codec.is_available]
 
 
 def is_native(transfer_syntax_uid: str) -> bool:
@@ -360,18 +608,19 @@ def require_encodable(transfer_syntax_uid: str, description: PixelDescription) -
     """
     codec = CODECS.get(transfer_syntax_uid)
     available = ", ".join(uid for uid in encodes() if _fits(uid, description))
+    if description.photometric_interpretation in _PARTIAL_RANGE:
+        raise errors.NotAcceptable(f"{description.photometric_interpretation} cannot be encoded; it is available as stored only")
     if codec is None or codec.encode is None or not codec.is_available or not _fits(transfer_syntax_uid, description):
         raise errors.NotAcceptable(f"pixel data cannot be encoded to {transfer_syntax_uid}; available are the stored syntax, {available}")
     return codec
 
 
 def _fits(transfer_syntax_uid: str, description: PixelDescription) -> bool:
-    if is_native(transfer_syntax_uid):
+    codec = CODECS[transfer_syntax_uid]
+    if codec.is_native:
         return True
-    is_plain = description.high_bit + 1 == description.bits_stored and description.samples_per_pixel in (1, 3)
-    if description.tag in (FLOAT_TAG, DOUBLE_FLOAT_TAG) or not is_plain:
-        return False
-    return description.bits_allocated in ((8, 16, 32) if transfer_syntax_uid == "1.2.840.10008.1.2.5" else (8, 16))
+    is_plain = codec.is_bytewise or description.high_bit + 1 == description.bits_stored
+    return is_plain and any(takes.fits(description) for takes in codec.takes)
 
 
 def decoded_description(transfer_syntax_uid: str, description: PixelDescription) -> PixelDescription:
@@ -380,25 +629,25 @@ def decoded_description(transfer_syntax_uid: str, description: PixelDescription)
     interpretation = description.photometric_interpretation
     if description.samples_per_pixel == 3 and interpretation in codec.rgb_from:
         interpretation = "RGB"
-    elif interpretation == "YBR_FULL_422" and (codec.is_native or codec.decode is _decode_deflated):
+    elif interpretation == "YBR_FULL_422" and codec.is_bytewise:
         interpretation = "YBR_FULL"
     return dataclasses.replace(description, photometric_interpretation=interpretation, planar_configuration=0)
 
 
 def encoded_description(transfer_syntax_uid: str, description: PixelDescription) -> PixelDescription:
     """Return the attributes of frames after `encode`, from those of decoded frames."""
-    interpretation = description.photometric_interpretation
-    if interpretation == "RGB":
-        interpretation = CODECS[transfer_syntax_uid].encoded_rgb
+    renamed = dict(CODECS[transfer_syntax_uid].renamed)
+    interpretation = renamed.get(description.photometric_interpretation, description.photometric_interpretation)
     return dataclasses.replace(description, photometric_interpretation=interpretation)
 
 
-def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription) -> Samples:
+def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, *, keeps_bits: bool = False) -> Samples:
     """Decode one frame.
 
     Args:
         data: bare bit stream, or native values in little endian from bit 0 on.
         description: as stored.
+        keeps_bits: leave bits outside of Bits Stored as they are, where the transfer syntax holds them.
 
     Returns:
         Samples of `dtype_of(description)`; what they are, `decoded_description` says.
@@ -407,6 +656,9 @@ def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription)
         NotAcceptable: the bytes cannot be decoded.
     """
     codec = require_decodable(transfer_syntax_uid, description)
+    if keeps_bits and codec.is_bytewise:
+        bits = bits_allocated(description)
+        description = dataclasses.replace(description, bits_stored=bits, high_bit=bits - 1)
     try:
         samples = codec.decode(data, description)
     except (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, NotImplementedError, zlib.error) as error:
@@ -418,7 +670,7 @@ def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription)
 
 
 def encode(transfer_syntax_uid: str, samples: Samples, description: PixelDescription) -> bytes:
-    """Encode one frame without loss; `description` is that of the decoded frame.
+    """Encode one frame, without loss where the row has none; `description` is that of the decoded frame.
 
     Raises:
         NotAcceptable: there is no encoder for such samples.
@@ -428,6 +680,45 @@ def encode(transfer_syntax_uid: str, samples: Samples, description: PixelDescrip
         return codec.encode(samples, description)  # type: ignore[misc]  # require_encodable has checked it
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         raise errors.NotAcceptable(f"a frame cannot be encoded to {codec.name} ({transfer_syntax_uid}): {error}") from error
+
+
+def rewrite(transfer_syntax_uid: str, data: bytes, target_uid: str) -> bytes:
+    """Return a bit stream as another one that holds the same, by one of `REWRITES`.
+
+    Raises:
+        NotAcceptable: it cannot be rewritten.
+    """
+    try:
+        return REWRITES[transfer_syntax_uid, target_uid](data)
+    except (ValueError, RuntimeError) as error:
+        raise errors.NotAcceptable(f"a frame cannot be rewritten from {transfer_syntax_uid} to {target_uid}: {error}") from error
+
+
+_PARTIAL_MATRIX = np.array([[1.1644, 0.0, 1.5960], [1.1644, -0.3918, -0.8130], [1.1644, 2.0172, 0.0]])
+
+
+def rgb_from_partial(picture: Samples) -> Samples:
+    """Return 8-bit RGB of YBR_PARTIAL samples: luminance 16 to 235, chrominance 16 to 240 (PS3.3 §C.7.6.3.1.2)."""
+    values = (picture.astype(np.float64) - (16, 128, 128)) @ _PARTIAL_MATRIX.T
+    rgb: Samples = np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+    return rgb
+
+
+def method_of_loss(transfer_syntax_uid: str, data: bytes) -> str:
+    """Return the Lossy Image Compression Method by which a bit stream has lost something, as far as its head tells; else ""."""
+    codec = CODECS.get(transfer_syntax_uid)
+    if codec is None or codec.is_bytewise:
+        return ""
+    if codec.decode is _decode_jpeg_xl:
+        # The lossy form of JPEG XL does not show; recompressed JPEG is as lossy as that was
+        return "ISO_18181_1" if transfer_syntax_uid in _LOSSY_XL else ""
+    if codec.decode is _decode_jpeg_ls:
+        return "ISO_14495_1" if read_jpeg_ls_near(data) else ""
+    is_jpeg = codec.decode is _decode_jpeg
+    found = read_jpeg_head(data) if is_jpeg else read_jpeg_2000_head(data)
+    if found is None or found.is_reversible:
+        return ""
+    return "ISO_10918_1" if is_jpeg else "ISO_15444_15" if codec.decode is _decode_htj2k else "ISO_15444_1"
 
 
 def warm() -> None:

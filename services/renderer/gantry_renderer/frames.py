@@ -25,9 +25,14 @@ class FramePlace:
     bit_offset: int = 0
     bits: int = 0
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the frame begins and ends with a byte."""
+        return self.bits % 8 == 0 and self.bit_offset == 0
+
     def aligned(self, data: bytes) -> bytes:
         """Return the frame from bit 0 on, padded with zero bits to whole bytes."""
-        if self.bits % 8 == 0 and self.bit_offset == 0:
+        if self.is_aligned:
             return data
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         return np.packbits(bits[self.bit_offset : self.bit_offset + self.bits], bitorder="little").tobytes()
@@ -71,13 +76,17 @@ def _encapsulated(frames: blob_pb2.EncapsulatedFrames, index: int) -> FramePlace
 
 
 def describe(stored: blob_pb2.StoredInstance) -> PixelDescription:
-    """Return the image pixel description of an instance."""
-    pixel = stored.layout.pixel
+    """Return the image pixel description of an instance, as its frames are: some writers say YBR_FULL_422 and write every sample."""
+    pixel, layout = stored.layout.pixel, stored.layout
+    interpretation = pixel.photometric_interpretation
+    whole_bits = pixel.rows * pixel.columns * 3 * pixel.bits_allocated
+    if interpretation == "YBR_FULL_422" and layout.HasField("frames") and layout.frames.native.frame_bits == whole_bits:
+        interpretation = "YBR_FULL"
     return PixelDescription(
         rows=pixel.rows,
         columns=pixel.columns,
         samples_per_pixel=pixel.samples_per_pixel or 1,
-        photometric_interpretation=pixel.photometric_interpretation,
+        photometric_interpretation=interpretation,
         planar_configuration=pixel.planar_configuration,
         bits_allocated=pixel.bits_allocated,
         bits_stored=pixel.bits_stored or pixel.bits_allocated,

@@ -6,13 +6,15 @@ Source: PS3.5 §7.1, §7.5; PS3.10 §7.1.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gantry_renderer import derivation
+from gantry_renderer.derivation import Compression
+from gantry_renderer.elements import LONG, element
 from gantry_standard import errors
 
 PREAMBLE_BYTES = 132
-_LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _TRANSFER_SYNTAX_UID = 0x00020010
@@ -24,7 +26,7 @@ _ENCAPSULATED_ICON = b"\xe0\x7f\x10\x00OB\x00\x00\xff\xff\xff\xff"
 _OFFSET_TABLES = frozenset((0x7FE00001, 0x7FE00002, 0x7FE00003))
 
 # Retired and optional, and wrong as soon as something of their group changes (PS3.5 §7.2)
-_GROUP_LENGTHS = frozenset((0x00280000, 0x00880000, 0x7FE00000))
+_GROUP_LENGTHS = frozenset((0x00080000, 0x00280000, 0x00880000, 0x7FE00000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +36,13 @@ class _Element:
     end: int
 
 
-def element(tag: int, vr: str, value: bytes) -> bytes:
-    """Return one element in Explicit VR Little Endian; the value is padded to an even length."""
-    pad = b"\0" if vr in ("UI", "OB", "UN") else b" "
-    value += pad * (len(value) % 2)
-    head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr.encode()
-    if vr.encode() in _LONG:
-        return head + struct.pack("<HI", 0, len(value)) + value
-    return head + struct.pack("<H", len(value)) + value
-
-
-def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes]) -> bytes:
+def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes], compression: Compression | None = None) -> bytes:
     """Return a head for pixel data in another transfer syntax.
 
     Args:
         head: preamble, DICM, group 2 and the data set up to the pixel element.
         changes: whole elements by tag, of group 0028; they replace what is there or are put in their place.
+        compression: of the pixels, where something was lost.
 
     Raises:
         CorruptInstance: it is not a head in Explicit VR Little Endian.
@@ -58,14 +51,32 @@ def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes]) -
         raise errors.CorruptInstance("the file's head has no DICM after its preamble")
     elements = list(_elements(head, PREAMBLE_BYTES))
     meta_end = next((found.begin for found in elements if found.tag >> 16 != 2), len(head))
+    changes = {**changes, _TRANSFER_SYNTAX_UID: element(_TRANSFER_SYNTAX_UID, "UI", transfer_syntax_uid.encode())}
+    if compression is not None:
+        changes |= derivation.elements_of(compression, _values(head, elements))
+    of_meta = {tag: change for tag, change in changes.items() if tag >> 16 == 2}
     meta = b"".join(
         head[found.begin : found.end]
         for found in elements
-        if found.begin < meta_end and found.tag not in (_FILE_META_GROUP_LENGTH, _TRANSFER_SYNTAX_UID)
+        if found.begin < meta_end and found.tag != _FILE_META_GROUP_LENGTH and found.tag not in of_meta
     )
-    meta = _with(meta, {_TRANSFER_SYNTAX_UID: element(_TRANSFER_SYNTAX_UID, "UI", transfer_syntax_uid.encode())})
+    meta = _with(meta, of_meta)
     group_length = element(_FILE_META_GROUP_LENGTH, "UL", struct.pack("<I", len(meta)))
-    return head[:PREAMBLE_BYTES] + group_length + meta + _with(head[meta_end:], changes)
+    of_data_set = {tag: change for tag, change in changes.items() if tag not in of_meta}
+    return head[:PREAMBLE_BYTES] + group_length + meta + _with(head[meta_end:], of_data_set)
+
+
+def _values(head: bytes, elements: Iterable[_Element]) -> dict[int, bytes]:
+    """Return the values that `derivation.elements_of` looks at; of a sequence its items, nothing where it is not one in explicit VR."""
+    values = {}
+    for found in elements:
+        if found.tag in derivation.CONSULTED:
+            _, begin, length = _element_head(head, found.begin, is_implicit=False)
+            is_sequence = found.tag in (derivation.SOURCE_IMAGE_SEQUENCE, derivation.DERIVATION_CODE_SEQUENCE)
+            if is_sequence and head[found.begin + 4 : found.begin + 6] != b"SQ":
+                continue
+            values[found.tag] = head[begin : found.end - (8 if length == _UNDEFINED else 0)]
+    return values
 
 
 def _with(data: bytes, changes: Mapping[int, bytes]) -> bytes:
@@ -112,7 +123,7 @@ def _element_head(data: bytes, position: int, is_implicit: bool) -> tuple[int, i
     group, number = struct.unpack_from("<HH", data, position)
     if is_implicit or group == 0xFFFE:
         return group << 16 | number, position + 8, struct.unpack_from("<I", data, position + 4)[0]
-    if data[position + 4 : position + 6] in _LONG:
+    if data[position + 4 : position + 6] in LONG:
         if position + 12 > len(data):
             raise errors.CorruptInstance("the head ends in the middle of an element")
         return group << 16 | number, position + 12, struct.unpack_from("<I", data, position + 8)[0]

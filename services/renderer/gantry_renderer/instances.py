@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
-from gantry_renderer import attributes, frames
+from gantry_renderer import attributes, codecs, frames
 from gantry_renderer.attributes import RenderAttributes
-from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.flights import Flights
 from gantry_renderer.pool import Pool
+from gantry_renderer.stored_frames import StoredFrame
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 
@@ -56,9 +60,22 @@ async def read_frame(reader: BlobReader, instance: Instance, frame_number: int) 
     """Return the bare bit stream of a frame, or its native values from bit 0 on."""
     place = frames.locate(instance.stored, frame_number)
     data = await read(reader, instance.object_key, place.ranges)
-    if place.bits % 8 == 0 and place.bit_offset == 0:
-        return data
-    return await asyncio.to_thread(place.aligned, data)
+    return data if place.is_aligned else await asyncio.to_thread(place.aligned, data)
+
+
+async def run_with_frame(reader: BlobReader, pool: Pool, job: str, instance: Instance, frame_number: int, *arguments: Any) -> Any:
+    """Run a job of the pool: its arguments are transfer syntax, frame, pixel description and `arguments`.
+
+    A worker reads the frame by itself where the objects are files of this machine. Errors as `Pool.run` and `BlobReader`.
+    """
+    place = frames.locate(instance.stored, frame_number)
+    path = reader.path(instance.object_key)
+    uid, description = instance.transfer_syntax_uid, instance.description
+    if path is not None:
+        frame = StoredFrame(path, place, codecs.is_native(uid))
+        with suppress(errors.NotFound):  # moved a moment ago; the reader may know better
+            return await pool.run(job, uid, frame, description, *arguments)
+    return await pool.run(job, uid, await read_frame(reader, instance, frame_number), description, *arguments)
 
 
 class AttributesReader:

@@ -5,7 +5,6 @@ import sys
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry_renderer import pool as pools
-from gantry_renderer.cache import ByteBoundedCache
 from gantry_renderer.edge import RendererService, missing_workers
 from gantry_renderer.image_decoding import ImageDecoding
 from gantry_renderer.pool import Admission
@@ -14,6 +13,7 @@ from gantry_renderer.settings import RendererSettings
 from gantry_renderer.transcode import Transcoding
 from gantry_runtime import process, rpc, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.process import Process
 
 

@@ -1,25 +1,24 @@
 """A pool of processes that decode, and whose death harms nobody else.
 
-Each worker is a process of its own with a socket (`worker.py`) and a thread that waits for it, so the event loop neither decodes
-nor blocks. A worker that dies is replaced; its job is tried once more on another, then refused: the frame kills decoders.
-A job that takes too long loses its worker and is not tried again.
+Each worker is a process of its own with a socket (`worker.py`), and the event loop waits for what comes from it: a job is a small message,
+the pixels are read by the worker itself, and what it makes comes through shared memory. A worker that dies is replaced; its job is tried
+once more on another, then refused: the frame kills decoders. A job that takes too long loses its worker and is not tried again.
 """
 
 import asyncio
 import logging
+import mmap
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
+from gantry_renderer import exchange
 from gantry_runtime import telemetry
 from gantry_standard import errors
 
@@ -34,12 +33,12 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One process. All methods block, but `kill` and `is_alive`; one thread uses it at a time."""
+    """One process; one task uses it at a time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._connection: socket.socket | None = None
+        self._shared: mmap.mmap | None = None
 
     @property
     def pid(self) -> int:
@@ -50,53 +49,63 @@ class Worker:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the process and wait until it is warm.
 
         Raises:
             WorkerDied: it ended before that.
         """
+        await asyncio.to_thread(self._spawn)
+        await self._receive()
+
+    def _spawn(self) -> None:
         self.close()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "gantry_renderer.worker", str(theirs.fileno())]
-        with theirs, self._lock:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**os.environ, **_ONE_THREAD})
-        self._connection = Connection(ours.detach())
-        self._receive()
+        memory = exchange.shared_memory()
+        try:
+            self._shared = exchange.mapped(memory)
+            command = [sys.executable, "-m", "gantry_renderer.worker", str(theirs.fileno()), str(memory)]
+            with theirs:
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno(), memory], env={**os.environ, **_ONE_THREAD})
+        finally:
+            os.close(memory)
+        ours.setblocking(False)
+        self._connection = ours
 
-    def call(self, job: str, arguments: tuple[Any, ...]) -> Any:
+    async def call(self, job: str, arguments: tuple[Any, ...]) -> Any:
         """Do one job.
 
         Raises:
             WorkerDied: the process ended first.
             GantryError: what the job raised.
         """
-        if self._connection is None:
+        if self._connection is None or self._shared is None:
             raise WorkerDied
         try:
-            self._connection.send((job, arguments))
+            await asyncio.get_running_loop().sock_sendall(self._connection, exchange.packed((job, arguments)))
         except OSError as error:
             raise WorkerDied from error
-        is_result, value = self._receive()
-        if is_result:
+        outcome, value = await self._receive()
+        if outcome == "shared":
+            return self._shared[:value]
+        if outcome == "result":
             return value
         if isinstance(value, errors.GantryError):
             raise value
         raise RuntimeError(f"{job} failed in the worker:\n{value}")
 
-    def _receive(self) -> Any:
+    async def _receive(self) -> Any:
         if self._connection is None:
             raise WorkerDied
         try:
-            return self._connection.recv()
+            return await exchange.received(self._connection)
         except (EOFError, OSError) as error:
             raise WorkerDied from error
 
     def kill(self) -> None:
-        """End the process now; a `call` in another thread then raises WorkerDied."""
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
+        """End the process now; a `call` under way then raises WorkerDied."""
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """End the process and forget it."""
@@ -105,7 +114,9 @@ class Worker:
             self._process.wait()
         if self._connection is not None:
             self._connection.close()
-        self._process = self._connection = None
+        if self._shared is not None:
+            self._shared.close()
+        self._process = self._connection = self._shared = None
 
 
 class Admission:
@@ -138,11 +149,10 @@ class Pool:
     def __init__(self, size: int, timeout_s: float) -> None:
         self.size = size
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(size, "worker")
         self._workers = [Worker() for _ in range(size)]
         self._idle: list[Worker] = []
         self._waiting: deque[asyncio.Future[Worker]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._running = 0
 
@@ -167,9 +177,8 @@ class Pool:
         return [worker.pid for worker in self._workers]
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            await asyncio.gather(*(loop.run_in_executor(self._threads, worker.start) for worker in self._workers))
+            await asyncio.gather(*(worker.start() for worker in self._workers))
         except WorkerDied as error:
             raise RuntimeError("a worker process ended before it was ready; its error output says why") from error
         self._idle = list(self._workers)
@@ -183,9 +192,8 @@ class Pool:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._threads.shutdown)
         for worker in self._workers:
-            worker.close()
+            await asyncio.to_thread(worker.close)
 
     async def run(self, job: str, *arguments: Any) -> Any:
         """Run one of `worker.JOBS` and return its result.
@@ -212,7 +220,7 @@ class Pool:
 
     async def _try(self, job: str, arguments: tuple[Any, ...]) -> Any:
         worker = await self._take()
-        done = asyncio.get_running_loop().run_in_executor(self._threads, worker.call, job, arguments)
+        done = self._own(worker.call(job, arguments))
         self._running += 1
         # The worker comes back when its job has ended, whoever still waits for it by then
         done.add_done_callback(lambda future: self._give_back(worker, future))
@@ -227,7 +235,7 @@ class Pool:
                 self._end_if_late(worker, done)
             raise
 
-    def _end_if_late(self, worker: Worker, done: "asyncio.Future[Any]") -> None:
+    def _end_if_late(self, worker: Worker, done: "asyncio.Task[Any]") -> None:
         handle = asyncio.get_running_loop().call_later(self._timeout_s, worker.kill)
         done.add_done_callback(lambda _: handle.cancel())
 
@@ -251,7 +259,7 @@ class Pool:
                 self._waiting.remove(waiting)
             telemetry.RENDER_QUEUE.set(len(self._waiting))
 
-    def _give_back(self, worker: Worker, done: "asyncio.Future[Any]") -> None:
+    def _give_back(self, worker: Worker, done: "asyncio.Task[Any]") -> None:
         self._running -= 1
         if self._closed:
             return
@@ -271,7 +279,7 @@ class Pool:
     async def _restart(self, worker: Worker) -> None:
         while not self._closed:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, worker.start)
+                await worker.start()
             except (WorkerDied, OSError) as error:
                 log.error("worker does not start", extra={"error": repr(error)})
                 await asyncio.sleep(RESTART_PAUSE_S)
@@ -280,10 +288,11 @@ class Pool:
                 self._offer(worker)
                 return
 
-    def _own(self, coroutine: Any) -> None:
+    def _own(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ Source: PS3.3 §C.11.1, §C.11.2.1.2, §C.11.2.1.3, §C.7.6.3.1.2; PS3.18 §8.3.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -312,7 +311,7 @@ def _color(samples: Samples, description: PixelDescription) -> Picture:
     if interpretation in ("YBR_FULL", "YBR_FULL_422"):
         return images.rgb_from_ybr(picture)
     if interpretation in ("YBR_PARTIAL_422", "YBR_PARTIAL_420"):
-        return _rgb_from_partial(picture)
+        return codecs.rgb_from_partial(picture)
     raise errors.NotAcceptable(f"Photometric Interpretation {interpretation} cannot be rendered")
 
 
@@ -327,12 +326,3 @@ def _to_8_bits(samples: Samples, description: PixelDescription) -> Picture:
     elif bits < 8:
         samples = samples.astype(np.uint16) * GREATEST_GREY // ((1 << bits) - 1)
     return np.ascontiguousarray(samples.astype(np.uint8))
-
-
-_PARTIAL = np.array([[1.1644, 0.0, 1.5960], [1.1644, -0.3918, -0.8130], [1.1644, 2.0172, 0.0]])
-
-
-def _rgb_from_partial(picture: Picture) -> Picture:
-    values: NDArray[Any] = (picture.astype(np.float64) - (16, 128, 128)) @ _PARTIAL.T
-    rounded: Picture = np.clip(np.floor(values + 0.5), 0, GREATEST_GREY).astype(np.uint8)
-    return rounded

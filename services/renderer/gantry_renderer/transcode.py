@@ -17,18 +17,25 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gantry_renderer import codecs, head
-from gantry_renderer.cache import ByteBoundedCache, Flights
-from gantry_renderer.instances import Instance, read, read_frame
+from gantry_renderer.derivation import Compression
+from gantry_renderer.elements import element, us
+from gantry_renderer.flights import Flights
+from gantry_renderer.instances import Instance, read, read_frame, run_with_frame
 from gantry_renderer.pool import Admission, Pool
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
+from gantry_standard.transfer_syntaxes import transfer_syntax
 
 T = TypeVar("T")
 
 MAX_ELEMENT_BYTES = 2**32 - 2
 MAX_HEAD_BYTES = 256 << 20
+SMALL_HEAD_BYTES = 32 << 10
+"""Heads up to this size are patched in half a millisecond; larger ones are in a worker."""
+
 _PIXEL_DATA = 0x7FE00010
 _PHOTOMETRIC_INTERPRETATION = 0x00280004
 _PLANAR_CONFIGURATION = 0x00280006
@@ -43,11 +50,13 @@ class Plan:
     Attributes:
         is_copy: frames are sent as they are.
         result: attributes of the frames that come out.
+        decoded: attributes of the frames in between.
     """
 
     target_uid: str
     is_copy: bool
     result: PixelDescription
+    decoded: PixelDescription
 
 
 def plan(instance: Instance, target_uid: str) -> Plan:
@@ -58,16 +67,18 @@ def plan(instance: Instance, target_uid: str) -> Plan:
     """
     source_uid, description = instance.transfer_syntax_uid, instance.description
     if source_uid == target_uid:
-        return Plan(target_uid, True, description)
+        return Plan(target_uid, True, description, description)
     if instance.number_of_frames == 0:
         _require_known(target_uid)
-        return Plan(target_uid, True, description)
+        return Plan(target_uid, True, description, description)
+    if (source_uid, target_uid) in codecs.REWRITES:
+        return Plan(target_uid, False, description, description)
     codecs.require_decodable(source_uid, description)
     decoded = codecs.decoded_description(source_uid, description)
     codecs.require_encodable(target_uid, decoded)
     if codecs.is_native(source_uid) and codecs.is_native(target_uid):
-        return Plan(target_uid, True, description)
-    return Plan(target_uid, False, codecs.encoded_description(target_uid, decoded))
+        return Plan(target_uid, True, description, description)
+    return Plan(target_uid, False, codecs.encoded_description(target_uid, decoded), decoded)
 
 
 def _require_known(target_uid: str) -> None:
@@ -131,7 +142,8 @@ class Transcoding:
         numbers = range(1, instance.number_of_frames + 1)
         async with aclosing(self._in_order(instance, numbers, planned)) as frames:
             first = await anext(frames)
-            yield await self._head(instance, before, planned)
+            compression = await self._compression(instance, planned, len(first[1]))
+            yield await self._head(instance, before, planned, compression)
             write = _native_element if is_native else _encapsulated_element
             async with aclosing(write(_data_of(first, frames), planned.result, instance.number_of_frames)) as pieces:
                 async for piece in pieces:
@@ -140,13 +152,30 @@ class Transcoding:
             yield tail
 
     async def _without_pixels(self, instance: Instance, planned: Plan) -> AsyncGenerator[bytes, None]:
-        yield await self._head(instance, _wire(instance), planned)
+        yield await self._head(instance, _wire(instance), planned, None)
 
-    async def _head(self, instance: Instance, ranges: list[tuple[int, int]], planned: Plan) -> bytes:
+    async def _compression(self, instance: Instance, planned: Plan, first_bytes: int) -> Compression | None:
+        """Return what was lost, now or before."""
+        source_uid, target_uid = instance.transfer_syntax_uid, planned.target_uid
+        if planned.is_copy or (source_uid, target_uid) in codecs.REWRITES:
+            return None
+        target = codecs.CODECS[target_uid]
+        if target.loss:
+            ratio = (codecs.frame_bits(planned.decoded) + 7) // 8 / max(1, first_bytes)
+            return Compression(target.loss, max(ratio, 0.01), target_uid, target.name)
+        if not transfer_syntax(source_uid).is_lossy:
+            return None
+        method = codecs.method_of_loss(source_uid, await read_frame(self._reader, instance, 1))
+        return Compression(method) if method else None
+
+    async def _head(self, instance: Instance, ranges: list[tuple[int, int]], planned: Plan, compression: Compression | None) -> bytes:
         if sum(length for _, length in ranges) > MAX_HEAD_BYTES:
             raise errors.NotAcceptable(f"{instance.name} has more than {MAX_HEAD_BYTES} bytes before its pixel data")
         stored = await read(self._reader, instance.object_key, ranges)
-        changed: bytes = await self._pool.run("patch_head", stored, planned.target_uid, _changes(instance.description, planned.result))
+        arguments = (stored, planned.target_uid, _changes(instance, planned.result), compression)
+        if len(stored) <= SMALL_HEAD_BYTES:
+            return head.patch(*arguments)
+        changed: bytes = await self._pool.run("patch_head", *arguments)
         return changed
 
     async def _ranges(self, instance: Instance, ranges: list[tuple[int, int]]) -> AsyncGenerator[bytes, None]:
@@ -169,9 +198,8 @@ class Transcoding:
         return data
 
     async def _transcode(self, instance: Instance, frame_number: int, planned: Plan) -> bytes:
-        stored = await read_frame(self._reader, instance, frame_number)
         try:
-            data: bytes = await self._pool.run("transcode", instance.transfer_syntax_uid, stored, instance.description, planned.target_uid)
+            data: bytes = await run_with_frame(self._reader, self._pool, "transcode", instance, frame_number, planned.target_uid)
         except errors.NotAcceptable as error:
             raise errors.NotAcceptable(f"frame {frame_number} of {instance.name}: {error.message}") from error
         return data
@@ -266,14 +294,14 @@ async def _chunks(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, 
         yield bytes(small)
 
 
-def _changes(stored: PixelDescription, result: PixelDescription) -> dict[int, bytes]:
+def _changes(instance: Instance, result: PixelDescription) -> dict[int, bytes]:
     """Return the elements of group 0028 that are others after transcoding (PS3.5 §8.2)."""
-    changes = {}
+    stored, changes = instance.stored.layout.pixel, {}
     if result.photometric_interpretation != stored.photometric_interpretation:
         value = result.photometric_interpretation.encode()
-        changes[_PHOTOMETRIC_INTERPRETATION] = head.element(_PHOTOMETRIC_INTERPRETATION, "CS", value)
+        changes[_PHOTOMETRIC_INTERPRETATION] = element(_PHOTOMETRIC_INTERPRETATION, "CS", value)
     if result.samples_per_pixel > 1 and result.planar_configuration != stored.planar_configuration:
-        changes[_PLANAR_CONFIGURATION] = head.element(_PLANAR_CONFIGURATION, "US", struct.pack("<H", result.planar_configuration))
+        changes[_PLANAR_CONFIGURATION] = us(_PLANAR_CONFIGURATION, result.planar_configuration)
     return changes
 
 

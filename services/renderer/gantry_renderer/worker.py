@@ -1,30 +1,34 @@
 """One process of the pool: takes jobs from a socket, one after another, and answers each.
 
-`python -m gantry_renderer.worker FD`. It imports what decodes and nothing that serves; it is warm before it says so, and ends
-when the socket does. Anything may kill it: a bit stream that breaks a decoder takes this process and nothing else.
+`python -m gantry_renderer.worker SOCKET MEMORY`, two file descriptors. It imports what decodes and nothing that serves; it is warm before
+it says so, and ends when the socket does. Anything may kill it: a bit stream that breaks a decoder takes this process and nothing else.
 """
 
+import mmap
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from gantry_renderer import codecs, head, images
+from gantry_renderer import codecs, exchange, head, images
 from gantry_renderer.attributes import FrameAttributes, Window, read_attributes
 from gantry_renderer.decode_image import decode_image
 from gantry_renderer.render import Presentation, draw, render
+from gantry_renderer.stored_frames import FrameFiles, StoredFrame
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 
 
 def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:
     """Return one frame in another transfer syntax."""
-    samples = codecs.decode(transfer_syntax_uid, data, description)
+    if (transfer_syntax_uid, target_uid) in codecs.REWRITES:
+        return codecs.rewrite(transfer_syntax_uid, data, target_uid)
+    samples = codecs.decode(transfer_syntax_uid, data, description, keeps_bits=True)
     return codecs.encode(target_uid, samples, codecs.decoded_description(transfer_syntax_uid, description))
 
 
@@ -46,28 +50,34 @@ def _warm() -> None:
     render(codecs.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
 
 
-def serve(connection: Connection) -> None:
+def serve(connection: socket.socket, shared: mmap.mmap) -> None:
     """Do jobs until the other end closes."""
     _warm()
-    connection.send(None)
+    files = FrameFiles()
     # The other end closes when the renderer ends, in whatever way
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        connection.sendall(exchange.packed(None))
         while True:
-            job, arguments = connection.recv()
-            connection.send(_answer(job, arguments))
+            job, arguments = exchange.receive(connection)
+            outcome, value = _answer(files, job, arguments)
+            if isinstance(value, bytes) and exchange.SHARED_FROM_BYTES <= len(value) <= len(shared):
+                shared[: len(value)] = value
+                outcome, value = "shared", len(value)
+            connection.sendall(exchange.packed((outcome, value)))
 
 
-def _answer(job: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Return True and the result, or False and the error: one of ours, or a traceback for the log."""
+def _answer(files: FrameFiles, job: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
+    """Return "result" and the result, or "error" and the error: one of ours, or a traceback for the log."""
     try:
-        return True, JOBS[job](*arguments)
+        given = [files.load(argument) if isinstance(argument, StoredFrame) else argument for argument in arguments]
+        return "result", JOBS[job](*given)
     except errors.GantryError as error:
-        return False, type(error)(error.message)
+        return "error", type(error)(error.message)
     except Exception:
-        return False, traceback.format_exc()
+        return "error", traceback.format_exc()
 
 
 if __name__ == "__main__":
     # Ctrl-C goes to every process of the terminal; the renderer decides when its workers end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Connection(int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), exchange.mapped(int(sys.argv[2])))

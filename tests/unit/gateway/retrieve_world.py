@@ -260,7 +260,8 @@ class World:
             location=Location(object=self.pack.key, offset=start.offset, length=length), dataset_digest=uid.encode(),
         )  # fmt: skip
         self.index.records[uid] = index_pb2.InstanceRecord(stored=stored, version=len(self.index.records) + 1)
-        self.index.json[uid] = b'{"00080018":{"vr":"UI","Value":["%s"]},"7FE00010":{"vr":"OW","BulkDataURI":"\0/b"}}' % uid.encode()
+        uids = f'"00080018":{{"vr":"UI","Value":["{uid}"]}},"0020000E":{{"vr":"UI","Value":["{series}"]}}'
+        self.index.json[uid] = b'{%s,"7FE00010":{"vr":"OW","BulkDataURI":"\0/b"}}' % uids.encode()
         self.wire[uid] = self.pack.path.read_bytes()[start.offset : start.offset + length]
         return self.index.records[uid].stored
 
@@ -280,7 +281,8 @@ def _fill(world: World) -> None:
     packed = 0x1FF | 0x001 << 9 | 0x155 << 18
     world.add(BITS, LE, [packed.to_bytes(4, "little")], frame_bits=9, frames=3)
     world.add(SR, LE)
-    text = b'{"00080018":{"vr":"UI","Value":["%s"]},"00880140":{"vr":"OB","BulkDataURI":"\0/x"}}' % SR.encode()
+    text = b'{"00080018":{"vr":"UI","Value":["%s"]},"0020000E":{"vr":"UI","Value":["%s"]},"00880140":{"vr":"OB","BulkDataURI":"\0/x"}}'
+    text %= SR.encode(), SERIES.encode()
     place = world.pack.write(text)
     world.index.json_places[SR] = Location(object=world.pack.key, offset=place.offset, length=place.length)
     world.add(ONE, LE, [b"ab"], series=OTHER_SERIES, frame_bits=16, frames=1)

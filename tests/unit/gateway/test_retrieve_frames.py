@@ -113,12 +113,22 @@ async def test_frames_are_decompressed_where_no_transfer_syntax_is_named(world: 
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 
-async def test_the_renderer_gets_the_record_with_its_metadata(world: World) -> None:
+async def test_the_renderer_gets_the_record(world: World) -> None:
     await world.get(f"{world.instance(WSI)}/frames/1", OCTETS)
     (source,) = world.renderer.sources
     assert source.version == world.index.records[WSI].version
     assert source.stored.location == world.index.records[WSI].stored.location
-    assert source.stored.dicom_json == world.index.json[WSI]
+
+
+async def test_a_transcoded_frame_is_kept_for_the_next_request(world: World) -> None:
+    path = f"{world.instance(WSI)}/frames/1"
+    first = parts_of(await world.get(path, OCTETS))[0].body
+    assert parts_of(await world.get(path, OCTETS))[0].body == first
+    assert len(world.renderer.sources) == 1
+    both = parts_of(await world.get(f"{world.instance(WSI)}/frames/1,2", OCTETS))
+    assert both[0].body == first
+    assert [part.body for part in both] == [part.body for part in parts_of(await world.get(f"{world.instance(WSI)}/frames/1,2", OCTETS))]
+    assert len(world.renderer.sources) == 2
 
 
 async def test_native_frames_are_compressed_on_request(world: World) -> None:

@@ -4,13 +4,17 @@ import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from gantry_gateway import studies_metadata
-from tests.unit.gateway.retrieve_world import BITS, CT, J2K, LE, ONE, SERIES, SR, STUDY, WSI, World, parts_of, running
+from gantry_gateway import payload, studies_metadata
+from gantry_standard.native_xml import to_json_model
+from tests.unit.gateway.retrieve_world import BITS, CT, J2K, LE, ONE, OTHER_SERIES, SERIES, SR, STUDY, WSI, World, parts_of, running
 
 JSON = "application/dicom+json"
+XML = 'multipart/related; type="application/dicom+xml"'
 OCTETS = 'multipart/related; type="application/octet-stream"'
 
 
@@ -64,8 +68,9 @@ async def test_bulkdata_uris_begin_with_the_base_that_the_client_knows(world: Wo
         ("application/*", 200),
         ("foo, application/dicom+json", 200),
         ("APPLICATION/DICOM+JSON", 200),
-        ("application/dicom+json;q=0, */*", 406),
-        ('multipart/related; type="application/dicom+xml"', 406),
+        ("application/dicom+json;q=0, */*", 200),
+        (XML, 200),
+        ("application/dicom+xml", 406),
         ("application/zip", 406),
         ("application/dicom, image/png", 400),
     ],
@@ -115,6 +120,87 @@ async def test_metadata_that_moved_is_asked_for_once_more(world: World) -> None:
     world.index.json_moved_to = "packs/moved.pack"
     world.pack.path.unlink()
     assert uids(await world.get(f"/studies/{STUDY}/metadata", JSON)) == [CT, WSI, BITS, SR, ONE]
+
+
+# XML
+
+
+def native_models(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    """Return Content-Location and document, as DICOM JSON, of each part."""
+    assert answer.status_code == 200
+    parts = parts_of(answer)
+    assert {part.headers["Content-Type"] for part in parts} == {"application/dicom+xml"}
+    return [(part.headers["Content-Location"], to_json_model(part.body)) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        pytest.param(f"/studies/{STUDY}", [CT, WSI, BITS, SR, ONE], id="study"),
+        pytest.param(f"/studies/{STUDY}/series/{SERIES}", [CT, WSI, BITS, SR], id="series"),
+        pytest.param(f"/studies/{STUDY}/series/{SERIES}/instances/{CT}", [CT], id="instance"),
+        pytest.param(f"/studies/{STUDY}/series/{SERIES}/instances/{SR}", [SR], id="instance whose metadata lies in a pack"),
+    ],
+)
+async def test_one_document_per_part_in_order(world: World, path: str, expected: list[str]) -> None:
+    in_json, answer = await world.get(f"{path}/metadata", JSON), await world.get(f"{path}/metadata", XML)
+    found = native_models(answer)
+    assert [model["00080018"]["Value"] for _, model in found] == [[uid] for uid in expected]
+    assert [model for _, model in found] == in_json.json()
+    assert [location for location, _ in found] == [
+        f"{world.root}/studies/{STUDY}/series/{OTHER_SERIES if uid == ONE else SERIES}/instances/{uid}/metadata" for uid in expected
+    ]
+    assert answer.headers["content-location"] == f"{world.root}{path}/metadata"
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert answer.headers["vary"].startswith("Accept, Accept-Encoding")
+
+
+async def test_xml_has_an_entity_tag_of_its_own(world: World) -> None:
+    path = f"/studies/{STUDY}/metadata"
+    in_json, in_xml = await world.get(path, JSON), await world.get(path, XML)
+    assert in_xml.headers["etag"] not in ("", in_json.headers["etag"])
+    again = await world.get(path, XML, if_none_match=in_xml.headers["etag"])
+    assert (again.status_code, again.content) == (304, b"")
+    assert (await world.get(path, XML, if_none_match=in_json.headers["etag"])).status_code == 200
+
+
+async def test_a_large_document_is_written_in_pieces_without_its_length(world: World) -> None:
+    items = [{"00080100": {"vr": "SH", "Value": [f"code {number}"]}} for number in range(20_000)]
+    model = {"00080018": {"vr": "UI", "Value": [CT]}, "00081032": {"vr": "SQ", "Value": items}, "0020000E": {"vr": "UI", "Value": [SERIES]}}
+    world.index.json[CT] = json.dumps(model).encode()
+    answer = await world.get(f"/studies/{STUDY}/metadata", XML)
+    first, second = parts_of(answer)[:2]
+    assert "Content-Length" not in first.headers
+    assert second.headers["Content-Length"] == str(len(second.body))
+    assert native_models(answer)[0] == (f"{world.root}{world.instance(CT)}/metadata", model)
+
+
+async def test_much_metadata_is_streamed_as_xml(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies_metadata, "METADATA_AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr(studies_metadata, "XML_BATCH_BYTES", 1000)
+    monkeypatch.setattr(payload, "GATHER_BYTES", 1000)
+    for number in range(40):
+        world.add(f"1.2.3.4.{100 + number}", LE)
+    answer = await world.get(f"/studies/{STUDY}/metadata", XML)
+    assert [model["00080018"]["Value"] for _, model in native_models(answer)] == [[uid] for uid in world.index.records]
+    assert "content-length" not in answer.headers
+    assert "etag" not in answer.headers
+
+
+async def test_xml_metadata_that_moved_is_asked_for_once_more(world: World) -> None:
+    world.reader.warm = False
+    (world.reader.directory / "packs/moved.pack").write_bytes(world.pack.path.read_bytes())
+    world.index.json_moved_to = "packs/moved.pack"
+    world.pack.path.unlink()
+    assert len(native_models(await world.get(f"/studies/{STUDY}/metadata", XML))) == 5
+
+
+@pytest.mark.parametrize(("accept_encoding", "coding"), [("gzip", "gzip"), ("gzip, zstd", "zstd"), ("gzip, zstd;q=0.5", "gzip")])
+async def test_xml_is_compressed_like_json(world: World, accept_encoding: str, coding: str) -> None:
+    headers = {"accept": XML, "accept-encoding": accept_encoding}
+    answer = await world.http.get(f"{world.root}/studies/{STUDY}/metadata", headers=headers)
+    assert answer.headers["content-encoding"] == coding
+    assert len(native_models(answer)) == 5
 
 
 # Bulkdata

@@ -9,8 +9,10 @@ import pytest
 
 from gantry.index.v1 import index_pb2
 from gantry_standard import errors
+from gantry_standard.native_xml import to_json_model
 from tests.support.nats_server import NatsServer
 from tests.unit.gateway.harness import Running, running
+from tests.unit.gateway.retrieve_world import parts_of
 
 STUDY, SERIES, INSTANCE = index_pb2.LEVEL_STUDY, index_pb2.LEVEL_SERIES, index_pb2.LEVEL_INSTANCE
 ROWS = [
@@ -118,7 +120,7 @@ async def test_odd_queries_of_real_clients_are_taken(gateway: Running, query: st
     assert (await gateway.http.get(f"/studies{query}")).status_code == 200
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/png", 'multipart/related; type="application/dicom+xml"'])
+@pytest.mark.parametrize("accept", ["text/html", "image/png", "application/dicom+xml"])
 async def test_what_cannot_be_produced_is_not_acceptable(gateway: Running, accept: str) -> None:
     answer = await gateway.http.get("/studies", headers={"Accept": accept})
     assert answer.status_code == 406
@@ -140,17 +142,38 @@ async def test_large_result_is_gzipped_where_the_client_takes_it(gateway: Runnin
     async with gateway.http.stream("GET", "/studies", headers={"Accept-Encoding": "br, gzip;q=0.5"}) as answer:
         raw = b"".join([piece async for piece in answer.aiter_raw()])
     assert answer.headers["content-encoding"] == "gzip"
-    assert "Accept-Encoding" in answer.headers.get_list("vary")
+    assert "Accept-Encoding" in answer.headers.get_list("vary", split_commas=True)
     assert int(answer.headers["content-length"]) == len(raw) < size
     assert gzip.decompress(raw) == b"[" + row + b"]"
 
 
-@pytest.mark.parametrize("accept_encoding", ["identity", "gzip;q=0", "br", "gzip;q=0.000, *"])
+@pytest.mark.parametrize("accept_encoding", ["identity", "gzip;q=0", "br", "gzip;q=0.5, identity", "*;q=0.1, identity;q=0.2"])
 async def test_result_is_plain_where_the_client_does_not_take_gzip(gateway: Running, accept_encoding: str) -> None:
     gateway.index.found = index_pb2.SearchResponse(rows=[b'{"00081030":{"vr":"LO","Value":["' + b"x" * 2000 + b'"]}}'])
     answer = await gateway.http.get("/studies", headers={"Accept-Encoding": accept_encoding})
     assert "content-encoding" not in answer.headers
-    assert "Accept-Encoding" in answer.headers.get_list("vary")
+    assert "Accept-Encoding" in answer.headers.get_list("vary", split_commas=True)
+
+
+async def test_a_coding_that_there_is_not_and_no_other_is_not_acceptable(gateway: Running) -> None:
+    answer = await gateway.http.get("/studies", headers={"Accept-Encoding": "br, identity;q=0"})
+    assert answer.status_code == 406
+    assert "zstd, gzip and identity" in answer.text
+
+
+async def test_rows_are_documents_where_the_client_wants_xml(gateway: Running) -> None:
+    headers = {"Accept": 'multipart/related; type="application/dicom+xml"', "Accept-Encoding": "identity"}
+    answer = await gateway.http.get("/studies", headers=headers)
+    parts = parts_of(answer)
+    assert [part.headers for part in parts] == [
+        {"Content-Type": "application/dicom+xml", "Content-Length": str(len(part.body))} for part in parts
+    ]
+    assert [to_json_model(part.body)["00081190"]["Value"] for part in parts] == [
+        [f"{gateway.root}/studies/1.2"],
+        [f"{gateway.root}/studies/1.3"],
+    ]
+    assert answer.headers["vary"].startswith("Accept, Accept-Encoding")
+    assert answer.headers["content-length"] == str(len(answer.content))
 
 
 async def test_index_that_is_down_is_503(nats_server: NatsServer) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from gantry_renderer import codecs
 from gantry_renderer import pool as pools
-from gantry_renderer.cache import ByteBoundedCache, Flights
+from gantry_renderer.flights import Flights
 from gantry_renderer.pool import Admission, Pool
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 from tests.support.nats_server import until

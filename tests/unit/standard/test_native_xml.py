@@ -1,12 +1,13 @@
 """The Native DICOM Model in both directions: PS3.19 §A.1, PS3.18 Table F.3.1-1."""
 
+import json
 from typing import Any
 
 import pytest
 
 from gantry_standard import reasons
 from gantry_standard.limits import Limits, ScanFailure
-from gantry_standard.native_xml import to_json_model, write, write_encoded
+from gantry_standard.native_xml import first_values, to_json_model, write, write_encoded
 
 BEGIN = (
     '<?xml version="1.0" encoding="UTF-8"?><NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM" xml:space="preserve">'
@@ -123,11 +124,33 @@ def test_a_document_is_read_as_an_object(model: dict[str, Any], inner: str) -> N
 
 def test_an_encoded_object_keeps_the_digits_of_its_numbers() -> None:
     encoded = b'{"00281050":{"vr":"DS","Value":[1.50,1E2,-0.0]},"00200013":{"vr":"IS","Value":[12345678901234567890]}}'
-    found = to_json_model(write_encoded(encoded))
+    found = to_json_model(b"".join(write_encoded(encoded)))
     assert found == {
         "00200013": {"vr": "IS", "Value": ["12345678901234567890"]},
         "00281050": {"vr": "DS", "Value": ["1.50", "1E2", "-0.0"]},
     }
+
+
+@pytest.mark.parametrize(("model", "inner"), BOTH_WAYS)
+def test_an_encoded_object_is_written_in_pieces_that_are_the_document(model: dict[str, Any], inner: str) -> None:
+    for text in (json.dumps(model), json.dumps(model, separators=(",", ":"), ensure_ascii=False)):
+        assert b"".join(write_encoded(text.encode())).decode() == BEGIN + inner + END
+
+
+def test_the_items_of_a_sequence_are_pieces_of_their_own() -> None:
+    items = [{"00080100": {"vr": "SH", "Value": [str(number)]}} for number in range(1000)]
+    model = {"00081032": {"vr": "SQ", "Value": items}, "00081110": {"vr": "SQ"}, "00100010": {"vr": "PN"}}
+    pieces = list(write_encoded(json.dumps(model).encode()))
+    assert len(pieces) > 1000
+    assert max(map(len, pieces)) < 300
+    assert b"".join(pieces) == write(model)
+
+
+def test_values_are_found_at_the_top_and_not_in_an_item() -> None:
+    item = {"0020000E": {"vr": "UI", "Value": ["1.9"]}}
+    model = {"00081115": {"vr": "SQ", "Value": [item]}, "0020000D": {"vr": "UI"}, "0020000E": {"vr": "UI", "Value": ["1.2", "1.3"]}}
+    assert first_values(json.dumps(model).encode(), {"0020000D", "0020000E"}) == {"0020000E": "1.2"}
+    assert first_values(b'{"0020000D":{"vr":"UI","Value":["1"]},"00200013": no JSON', {"0020000D", "0020000E"}) == {"0020000D": "1"}
 
 
 def test_what_xml_cannot_carry_is_left_out() -> None:

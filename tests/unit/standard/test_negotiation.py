@@ -3,9 +3,10 @@
 import pytest
 
 from gantry_standard import errors, media_types
-from gantry_standard.media_types import DICOM, DICOM_JSON, EXPLICIT_VR_LE, OCTET_STREAM, OFFERS, Offer, Resource
-from gantry_standard.negotiation import Plan, available, negotiate, parse, plans, quality_of, select_json
+from gantry_standard.media_types import DICOM, DICOM_JSON, DICOM_XML, EXPLICIT_VR_LE, OCTET_STREAM, OFFERS, Offer, Resource
+from gantry_standard.negotiation import Plan, available, negotiate, parse, plans, quality_of, select
 
+XML = 'multipart/related; type="application/dicom+xml"'
 J2K = "1.2.840.10008.1.2.4.90"
 JPEG = "1.2.840.10008.1.2.4.50"
 SV1 = "1.2.840.10008.1.2.4.70"
@@ -184,20 +185,52 @@ def test_compressed_bulkdata_has_no_default_so_what_is_stored_comes_first() -> N
     ],
 )
 def test_json_is_accepted(accept: str) -> None:
-    select_json(Resource.SEARCH, accept)
+    assert select(Resource.SEARCH, accept).media_type == DICOM_JSON
+    assert select(Resource.WORKITEMS, accept).media_type == DICOM_JSON
 
 
-@pytest.mark.parametrize("accept", ['multipart/related; type="application/dicom+xml"', "text/plain", f"{DICOM_JSON};q=0, */*"])
+@pytest.mark.parametrize("accept", [XML, "text/plain", f"{DICOM_JSON};q=0, */*"])
 def test_json_is_not_accepted(accept: str) -> None:
     with pytest.raises(errors.NotAcceptable):
-        select_json(Resource.SEARCH, accept)
+        select(Resource.WORKITEMS, accept)
+
+
+@pytest.mark.parametrize(
+    ("accept", "query_accept", "expected"),
+    [
+        pytest.param(XML, None, DICOM_XML, id="alone"),
+        pytest.param(f"{XML}, {DICOM_JSON}", None, DICOM_JSON, id="wanted equally, so ours first"),
+        pytest.param(f"{DICOM_JSON};q=0.2, {XML};q=0.9", None, DICOM_XML, id="A-018"),
+        pytest.param(f"{XML};q=0.9, {DICOM_JSON}", None, DICOM_JSON, id="A-019"),
+        pytest.param(f"*/*;q=1, {DICOM_JSON};q=0.1, {XML};q=0.5", None, DICOM_XML, id="A-020"),
+        pytest.param(f"{DICOM_JSON};q=0, */*", None, DICOM_XML, id="A-021"),
+        pytest.param(f"application/json;q=0.5, {XML}", None, DICOM_XML, id="the alias of JSON"),
+        pytest.param(f"{XML}, */*;q=0.1", None, DICOM_XML, id="rather than what a wildcard selects"),
+        pytest.param(f"{DICOM_JSON}, */*", 'multipart/related;type="application/dicom+xml"', DICOM_XML, id="A-025"),
+        pytest.param(DICOM_JSON, XML, DICOM_JSON, id="A-027"),
+        pytest.param("multipart/related; type=application/dicom+xml; charset=latin-9", None, DICOM_XML, id="charset is ignored"),
+    ],
+)
+def test_json_or_xml(accept: str, query_accept: str | None, expected: str) -> None:
+    for resource in (Resource.METADATA, Resource.SEARCH):
+        choice = select(resource, accept, query_accept)
+        assert (choice.media_type, choice.multipart) == (expected, expected == DICOM_XML)
+    assert select(Resource.STORE, accept, query_accept).media_type == expected
+
+
+def test_xml_as_a_single_part_is_a_store_response_only() -> None:
+    choice = select(Resource.STORE, DICOM_XML)
+    assert (choice.media_type, choice.multipart) == (DICOM_XML, False)
+    for resource in (Resource.METADATA, Resource.SEARCH):
+        with pytest.raises(errors.NotAcceptable, match="application/dicom\\+xml"):
+            select(resource, DICOM_XML)
 
 
 def test_json_by_the_accept_parameter() -> None:
-    select_json(Resource.SEARCH, "*/*", DICOM_JSON)
-    select_json(Resource.SEARCH, "", "application/json")
+    assert select(Resource.SEARCH, "*/*", DICOM_JSON).media_type == DICOM_JSON
+    assert select(Resource.SEARCH, "", "application/json").media_type == DICOM_JSON
     with pytest.raises(errors.BadRequest):
-        select_json(Resource.SEARCH, "*/*", "*/*")
+        select(Resource.SEARCH, "*/*", "*/*")
 
 
 def test_what_is_available_is_told() -> None:

@@ -1,4 +1,4 @@
-"""Whatever the scan does not understand is cut off, or nothing that pydicom could read (docs/decisions/0006-no-second-reader.md)."""
+"""Whatever the scan does not understand is cut off, or nothing that pydicom could read (decision 0060)."""
 
 import io
 from pathlib import Path

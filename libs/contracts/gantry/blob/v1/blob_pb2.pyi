@@ -407,6 +407,48 @@ class StoreInstancesRequest(_message.Message):
 Global___StoreInstancesRequest: _TypeAlias = StoreInstancesRequest  # noqa: Y015
 
 @_typing.final
+class StoreWholeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreInstancesRequest]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___StoreInstancesRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreWholeRequest: _TypeAlias = StoreWholeRequest  # noqa: Y015
+
+@_typing.final
+class StoreWholeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartResult]:
+        """As in StoreInstancesResponse."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___PartResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreWholeResponse: _TypeAlias = StoreWholeResponse  # noqa: Y015
+
+@_typing.final
 class StoreStart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -532,6 +574,7 @@ class PartResult(_message.Message):
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
+    ORIGINAL_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
     """Of a part, or the number that a data set was given."""
     study_instance_uid: _builtins.str
@@ -542,6 +585,10 @@ class PartResult(_message.Message):
     """Failure Reason (0008,1197); 0: durable and announced, index tells its outcome on reply_subject."""
     explanation: _builtins.str
     """A sentence for the log and the Status Report; never patient data."""
+    original_attributes: _builtins.bytes
+    """DICOM JSON object whose Original Attributes Sequence (0400,0561) has the item that coercion added to this instance; empty where
+    nothing was coerced. It holds patient attributes: for the answer to the client only.
+    """
     @_builtins.property
     def warning_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
@@ -555,10 +602,11 @@ class PartResult(_message.Message):
         failure_reason: _builtins.int = ...,
         explanation: _builtins.str = ...,
         warning_reasons: _abc.Iterable[_builtins.int] | None = ...,
+        original_attributes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "failure_reason", b"failure_reason", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "failure_reason", b"failure_reason", "original_attributes", b"original_attributes", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

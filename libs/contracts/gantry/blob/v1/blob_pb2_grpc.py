@@ -40,6 +40,11 @@ class BlobServiceStub:
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.SerializeToString,
                 response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.FromString,
                 _registered_method=True)
+        self.StoreWhole = channel.unary_unary(
+                '/gantry.blob.v1.BlobService/StoreWhole',
+                request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.SerializeToString,
+                response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.FromString,
+                _registered_method=True)
         self.Read = channel.unary_stream(
                 '/gantry.blob.v1.BlobService/Read',
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.ReadRequest.SerializeToString,
@@ -82,6 +87,13 @@ class BlobServiceServicer:
         with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
         the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
         and each bulkdata part that no data set refers to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreWhole(self, request, context):
+        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +149,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.StoreInstances,
                     request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.FromString,
                     response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.SerializeToString,
+            ),
+            'StoreWhole': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreWhole,
+                    request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.FromString,
+                    response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.SerializeToString,
             ),
             'Read': grpc.unary_stream_rpc_method_handler(
                     servicer.Read,
@@ -197,6 +214,33 @@ class BlobService:
             '/gantry.blob.v1.BlobService/StoreInstances',
             gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.SerializeToString,
             gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreWhole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.blob.v1.BlobService/StoreWhole',
+            gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.SerializeToString,
+            gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class BlobServiceStub:
     the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
     and each bulkdata part that no data set refers to.
     """
+    StoreWhole: _grpc.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]
+    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
     Read: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
     the concatenation of all chunks is the concatenation of all ranges.
@@ -68,6 +70,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
     and each bulkdata part that no data set refers to.
     """
+    StoreWhole: _aio.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]  # type: ignore[assignment]
+    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
     Read: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]  # type: ignore[assignment]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
     the concatenation of all chunks is the concatenation of all ranges.
@@ -99,6 +103,14 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
         and each bulkdata part that no data set refers to.
         """
+
+    @_abc_1.abstractmethod
+    def StoreWhole(
+        self,
+        request: _blob_pb2.StoreWholeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_pb2.StoreWholeResponse, _abc.Awaitable[_blob_pb2.StoreWholeResponse]]:
+        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
 
     @_abc_1.abstractmethod
     def Read(

@@ -1,0 +1,371 @@
+"""A second reader for what the scan refuses because its bytes contradict themselves: pydicom, in a process of its own.
+
+    Held                   the bytes of a part while they come, in case they are needed again
+    read_otherwise         starts the process, with a time limit
+    python -m gantry_blob.fallback SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
+
+pydicom is lenient, and lenient readers lose things without a word. So it is believed only where it accounts for every byte: from the
+first of the data set to the last, each is a header or a value that it found, in the order of the file, every item begins with the tag of
+an item, tags ascend and are ones that there are (bytes out of the middle of a value make elements too, but not such). What may then be
+wrong are lengths of items, Implicit VR elements in a Big Endian data set, undefined lengths where the VR has none. TARGET is the same
+elements, value by value, in Explicit VR Little Endian; it is scanned as any other file.
+
+The process exists because this is a parser of 100 modules on bytes from outside: it may not use up the memory, the time or the life of
+blob. Source: PS3.5 §7; decision 0060.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from gantry_standard.dictionary import US_OR_SS, implicit_vr, standard_vr
+from gantry_standard.elements import swap_words
+from gantry_standard.file_head import FileHead
+from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.part10 import (
+    ITEM_DELIMITER,
+    ITEM_UNDEFINED,
+    SEQUENCE_DELIMITER,
+    UNDEFINED_LENGTH,
+    encode_element,
+    encode_element_header,
+    encode_file_meta,
+)
+from gantry_standard.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntax
+from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
+
+HELD_BYTES = 1 << 20
+"""So much of a part that reads well is held in memory; what is wrong with it must show within."""
+
+MEMORY_BYTES = 2 << 30
+"""Address space of the process."""
+
+CPU_S = 120
+"""Processor time of the process, should nobody be left to end it."""
+
+CONCURRENT = 2
+"""Processes at once; the next waits for one of them."""
+
+READ, REFUSED = 0, 3
+_READERS = threading.BoundedSemaphore(CONCURRENT)
+_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_LAST_META_TAG, _FIRST_PRIVATE_GROUP, _FIRST_PRIVATE_ELEMENT = 0x0002FFFF, 0x0009, 0x1000
+_PIXEL_DATA, _PIXEL_REPRESENTATION, _BITS_ALLOCATED = 0x7FE00010, 0x00280103, 0x00280100
+
+
+class Held:
+    """The bytes of a part: references to its first chunks while it reads well, a temporary file once it does not.
+
+    Args:
+        most_bytes: a longer part is forgotten; 0 switches the fallback off.
+        directory: of the temporary file; None: that of the system.
+    """
+
+    def __init__(self, most_bytes: int, directory: Path | None) -> None:
+        self.size = 0
+        self._most_bytes = most_bytes
+        self._directory = directory
+        self._chunks: list[bytes] | None = [] if most_bytes else None
+        self._file: IO[bytes] | None = None
+
+    def take(self, chunk: bytes, *, is_needed: bool) -> None:
+        """Take the next bytes; `is_needed` from the failure on."""
+        if self._chunks is None and self._file is None:
+            return
+        self.size += len(chunk)
+        if self.size > (self._most_bytes if is_needed else min(HELD_BYTES, self._most_bytes)):
+            self.forget()
+        elif is_needed:
+            self._open().write(chunk)
+        elif self._chunks is not None:
+            self._chunks.append(chunk)
+
+    def _open(self) -> IO[bytes]:
+        if self._file is None:
+            self._file = named_temporary(self._directory)
+            for chunk in self._chunks or ():
+                self._file.write(chunk)
+            self._chunks = None
+        return self._file
+
+    def whole(self) -> Path | None:
+        """Return a file of all bytes; None where they were too many, or none."""
+        if not self.size or (self._chunks is None and self._file is None):
+            return None
+        file = self._open()
+        file.flush()
+        return Path(file.name)
+
+    def forget(self) -> None:
+        """Let go of all bytes."""
+        self._chunks = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def named_temporary(directory: Path | None) -> IO[bytes]:
+    """Open a temporary file that the process finds by its name; it is gone when it is closed."""
+    file = tempfile.NamedTemporaryFile(dir=directory, prefix="fallback-")  # noqa: SIM115 the caller closes it
+    fcntl.flock(file, fcntl.LOCK_EX)  # whoever removes what crashes have left there takes it for one that is in use
+    return file
+
+
+def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
+    """Have pydicom read a file; say whether it accounts for every byte. `target` is then the same data set in a file that is right.
+
+    Blocks for `timeout_s` at most, after its turn has come.
+    """
+    with _READERS:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "gantry_blob.fallback", str(source), str(target)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == READ
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is known of a file without reading its data set.
+
+    Attributes:
+        transfer_syntax_uid: "" where the file does not say.
+        head_length: bytes before the data set.
+        head_digest, dataset_digest: SHA-256.
+    """
+
+    length: int
+    transfer_syntax_uid: str
+    head_length: int
+    head_digest: bytes
+    dataset_digest: bytes
+
+
+def identify(source: Path, limits: Limits) -> Identity:
+    """Return what names the bytes of a file.
+
+    Raises:
+        ScanFailure: there is no whole head.
+    """
+    head = FileHead(limits.head_bytes)
+    with source.open("rb") as file:
+        head.data += file.read(limits.head_bytes)
+        head.read(is_last=True)
+        file.seek(head.length)
+        dataset_digest = hashlib.file_digest(file, "sha256").digest()
+    head_digest = hashlib.sha256(head.data[: head.length]).digest()
+    return Identity(source.stat().st_size, head.transfer_syntax_uid, head.length, head_digest, dataset_digest)
+
+
+class _Refused(Exception):
+    """A byte that is not accounted for, or something that cannot be written again without a guess."""
+
+
+class _Tiling:
+    """Walks what pydicom found in the order of the file and sees that every byte is part of it; writes it as it goes.
+
+    Args:
+        at: offset of the data set.
+    """
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self._file = io.BytesIO(data)
+        self._at = at
+
+    def data_set(self, found: Any, us_or_ss: bytes = b"US") -> bytes:
+        """Return the elements of a data set or item, encoded, in the order of their tags."""
+        values: dict[int, bytes] = {}
+        encoded: dict[int, bytes] = {}
+        if _PIXEL_REPRESENTATION in found:
+            us_or_ss = b"SS" if found.get_item(_PIXEL_REPRESENTATION).value in (b"\1\0", b"\0\1") else b"US"
+        last = _LAST_META_TAG
+        for tag in found.keys():  # noqa: SIM118 iterating a Dataset itself sorts and converts
+            element, number = found.get_item(tag, keep_deferred=True), int(tag)
+            if number <= last:
+                _refuse()
+            last = number
+            if getattr(element, "is_undefined_length", False) and element.VR == "SQ":
+                encoded[number] = self._undefined_sequence(element, number, us_or_ss, is_implicit=found.original_encoding[0])
+            else:
+                encoded[number] = self._raw(self._unconverted(element, found), number, values, us_or_ss)
+        # Group lengths are not right any more, and retired.
+        return b"".join(encoded[tag] for tag in sorted(encoded) if tag & 0xFFFF)
+
+    def finish(self) -> None:
+        """Check that nothing but zeros follows."""
+        if self._data[self._at :].strip(b"\0"):
+            _refuse()
+
+    def _unconverted(self, element: Any, found: Any) -> Any:
+        """Return an element as it was read; pydicom has converted the character set for its own use."""
+        from pydicom.dataelem import RawDataElement
+        from pydicom.filereader import data_element_generator
+
+        if isinstance(element, RawDataElement):
+            return element
+        self._file.seek(self._at)
+        return next(data_element_generator(self._file, *found.original_encoding))
+
+    def _raw(self, raw: Any, tag: int, values: dict[int, bytes], us_or_ss: bytes) -> bytes:
+        vr, is_long = self._vr(raw, tag, values)
+        self._check_tag(tag, is_implicit=raw.VR is None, is_mixed=raw.VR is None and not raw.is_implicit_VR)
+        self._header(raw.value_tell, tag, 12 if is_long else 8)
+        if vr == US_OR_SS:
+            vr = us_or_ss
+        value: bytes = raw.value or b""
+        if raw.length == UNDEFINED_LENGTH:
+            return self._undefined(raw, tag, vr, value)
+        if vr == b"SQ":
+            return self._defined_sequence(raw, tag, us_or_ss)
+        if len(value) != raw.length:
+            _refuse()
+        self._at += raw.length
+        row = VALUE_REPRESENTATIONS[vr]
+        if len(value) % row.word:
+            vr, row = b"UN", VALUE_REPRESENTATIONS[b"UN"]
+        if not raw.is_little_endian and vr != b"UN":
+            if tag == _PIXEL_DATA and values.get(_BITS_ALLOCATED) not in (b"\x01\0", b"\x08\0", b"\x10\0"):
+                _refuse()
+            value = swap_words(value, row.word)
+        values[tag] = value
+        return encode_element(tag, vr, value)
+
+    def _vr(self, raw: Any, tag: int, values: dict[int, bytes]) -> tuple[bytes, bool]:
+        """Return the VR to write, and whether the header that was read has 12 bytes."""
+        if raw.VR is None:
+            return implicit_vr(tag, values.get), False
+        said = str(raw.VR).encode("ascii")
+        row = VALUE_REPRESENTATIONS.get(said) or _refuse()
+        return said, row.is_long
+
+    @staticmethod
+    def _check_tag(tag: int, *, is_implicit: bool, is_mixed: bool) -> None:
+        """Refuse a tag that is none; where Implicit VR stands in Explicit VR, one that the dictionary does not know."""
+        if standard_vr(tag) is not None:
+            return
+        is_private_data = tag >> 16 & 1 and tag & 0xFFFF >= _FIRST_PRIVATE_ELEMENT
+        if is_mixed or not is_private_data or (is_implicit and tag >> 16 < _FIRST_PRIVATE_GROUP):
+            _refuse()
+
+    def _header(self, value_at: int, tag: int, length: int) -> None:
+        """Pass over the header of an element."""
+        if value_at - self._at != length or not self._is_here((tag >> 16, tag & 0xFFFF)):
+            _refuse()
+        self._at = value_at
+
+    def _is_here(self, tag: tuple[int, int]) -> bool:
+        here = self._data[self._at : self._at + 4]
+        return here in (struct.pack("<HH", *tag), struct.pack(">HH", *tag))
+
+    def _undefined(self, raw: Any, tag: int, vr: bytes, value: bytes) -> bytes:
+        self._at += len(value)
+        if not self._takes(_SEQUENCE_END) or not raw.is_little_endian:
+            _refuse()
+        if value[:4] == struct.pack("<HH", *_ITEM):
+            return encode_element_header(tag, vr if vr == b"OW" else b"OB", UNDEFINED_LENGTH) + value + SEQUENCE_DELIMITER
+        if VALUE_REPRESENTATIONS[vr].kind not in (Kind.TEXT, Kind.LONG_TEXT):
+            _refuse()
+        return encode_element(tag, vr, value)
+
+    def _defined_sequence(self, raw: Any, tag: int, us_or_ss: bytes) -> bytes:
+        from pydicom.filereader import read_sequence
+
+        end = self._at + raw.length
+        items: Sequence[Any] = ()
+        if raw.length:
+            self._file.seek(self._at)
+            items = read_sequence(self._file, raw.is_implicit_VR or raw.VR is None, raw.is_little_endian, raw.length, "iso8859")
+        encoded = self._items(items, tag, us_or_ss)
+        if self._at != end:
+            _refuse()
+        return encoded
+
+    def _undefined_sequence(self, element: Any, tag: int, us_or_ss: bytes, *, is_implicit: bool) -> bytes:
+        """Encode a sequence of undefined length, which pydicom has read already."""
+        is_short = element.file_tell - self._at == 8
+        self._check_tag(tag, is_implicit=is_short, is_mixed=is_short and not is_implicit)
+        self._header(element.file_tell, tag, 8 if is_short else 12)
+        encoded = self._items(element.value, tag, us_or_ss)
+        if not self._takes(_SEQUENCE_END):
+            _refuse()
+        return encoded
+
+    def _items(self, items: Sequence[Any], tag: int, us_or_ss: bytes) -> bytes:
+        encoded = []
+        for item in items:
+            if item.seq_item_tell != self._at or not self._takes(_ITEM):
+                _refuse()
+            encoded.append(ITEM_UNDEFINED + self.data_set(item, us_or_ss) + ITEM_DELIMITER)
+            if not self._takes(_ITEM_END) and item.is_undefined_length_sequence_item:
+                _refuse()
+        end = SEQUENCE_DELIMITER if encoded else b""
+        return encode_element_header(tag, b"SQ", UNDEFINED_LENGTH if encoded else 0) + b"".join(encoded) + end
+
+    def _takes(self, tag: tuple[int, int]) -> bool:
+        """Pass over the tag and length of an item or delimiter, if it is here."""
+        if len(self._data) - self._at < 8 or not self._is_here(tag):
+            return False
+        self._at += 8
+        return True
+
+
+def _refuse() -> NoReturn:
+    raise _Refused
+
+
+def _rewritten(source: Path) -> Iterator[bytes]:
+    """Yield a file of what pydicom reads.
+
+    Raises:
+        _Refused: it does not account for every byte.
+    """
+    import pydicom
+
+    told = identify(source, Limits())
+    syntax = transfer_syntax(told.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN)
+    if syntax.is_deflated or not syntax.is_supported:
+        _refuse()
+    found = pydicom.dcmread(source, force=True)
+    tiling = _Tiling(source.read_bytes(), told.head_length)
+    data_set = tiling.data_set(found)
+    tiling.finish()
+    written_as = syntax.uid if syntax.is_encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
+    yield encode_file_meta(str(found.SOPClassUID), str(found.SOPInstanceUID), written_as)
+    yield data_set
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read one file, write another."""
+    for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (most, most))
+    source, target = map(Path, arguments)
+    try:
+        with target.open("wb") as file:
+            for piece in _rewritten(source):
+                file.write(piece)
+    except (_Refused, ScanFailure):
+        return REFUSED
+    return READ
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))  # nothing to clean up, and no time for it
