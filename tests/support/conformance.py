@@ -9,11 +9,14 @@ Source: PS3.2 Annex N; PS3.18 §6.
 from collections.abc import Iterable
 
 from gantry_blob.settings import BlobSettings
+from gantry_gateway.pictures import TRANSFORMED
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_renderer import codecs
 from gantry_runtime.settings import describe
 from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
+from gantry_standard.bit_streams import STILL_MEDIA_TYPES
+from gantry_standard.video_streams import VIDEO_MEDIA_TYPES
 from tests.support.requirements import Row
 
 EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
@@ -59,6 +62,26 @@ def store_reasons() -> str:
 def storage_classes() -> str:
     """SOP classes that can be stored."""
     return table(("SOP class", "name"), sop_classes.storage_sop_classes().items())
+
+
+def store_payloads() -> str:
+    """What a part of a store request may be, by media type, and what becomes of it."""
+    rows = [
+        (media_types.DICOM, "an instance, kept byte for byte; also without multipart"),
+        (
+            f"{media_types.DICOM_JSON}, {media_types.DICOM_XML}",
+            "metadata: data sets whose bulkdata are other parts; JSON: an array, XML: one document a part",
+        ),
+        (media_types.OCTET_STREAM, "bulkdata, little endian; named with the transfer syntax of a compressed image also that"),
+        *(
+            (name, f"unchanged: {', '.join(uid.removeprefix('1.2.840.10008.1.2.') for uid in media_types.BULKDATA[name])}")
+            for name in media_types.BULKDATA
+            if name in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES
+        ),
+        (", ".join(TRANSFORMED), "transformed to Explicit VR Little Endian"),
+        ("any other", "an encapsulated document (0042,0011), if the metadata agrees with it"),
+    ]
+    return table(("media type of the part", "what it is, or the transfer syntaxes that it is put into (after 1.2.840.10008.1.2.)"), rows)
 
 
 def configuration() -> str:
@@ -193,6 +216,9 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     parts += [
         "## Metadata, character sets and content codings",
         REPRESENTATIONS,
+        "## Store payloads",
+        STORE_PAYLOADS,
+        store_payloads(),
         "## Notifications",
         NOTIFICATIONS,
         "## Security",
@@ -210,6 +236,15 @@ REPRESENTATIONS = (
     "[decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and Accept-Charset are ignored. They are "
     "sent in the coding zstd or gzip where Accept-Encoding names it; other payloads never are. Values of OB, OD, OF, OL, OV, OW and UN "
     "above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a BulkDataURI."
+)
+STORE_PAYLOADS = (
+    "Parts may come in any order. Bulkdata is found by its Content-Location, which is the BulkDataURI after both are resolved against the "
+    "request URI, or literally; several parts with one location, or parts at its `/frames/1`, `/frames/2` …, are the frames of Pixel Data. "
+    "The transfer syntax is the one named by the part or its metadata if it agrees with the bit stream, else that of the bit stream. "
+    "Image Pixel Description attributes that are left out come from the bit stream; Rows, Columns, Samples per Pixel and Bits Allocated "
+    "that contradict it fail the instance (A902H). JP2 files are stored as their codestream. Of PNG and GIF the attributes describe the "
+    "result: palettes become RGB, transparency is dropped, an animated GIF has all its frames. Of a video only MP4 files tell Number of "
+    "Frames. Arithmetic and progressive JPEG go into the retired transfer syntax of their process. JPEG XL that names none is 4.112."
 )
 NOTIFICATIONS = (
     "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "

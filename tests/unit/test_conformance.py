@@ -26,6 +26,12 @@ def test_a_section_holds_the_table_of_the_code(title: str, make: object) -> None
     assert make() in section
 
 
+def test_payloads_of_a_store_are_described_as_the_tables_have_them() -> None:
+    section = PAGE.read_text().split("\n## Store payloads\n")[1].split("\n## ")[0]
+    assert conformance.STORE_PAYLOADS in section
+    assert conformance.store_payloads() in section
+
+
 @pytest.mark.requirement("D-001")
 def test_notifications_are_described_as_the_routes_have_them() -> None:
     section = PAGE.read_text().split("\n## Notifications\n")[1].split("\n## ")[0]

@@ -74,6 +74,7 @@ def _rules(settings: BlobSettings) -> StoreRules:
         accept_private_sop_classes=settings.accept_private_sop_classes,
         most_parts=settings.store_max_parts,
         spool_directory=settings.blob_directory / INCOMING if settings.object_store == "directory" else None,
+        spool_reserve=settings.disk_reserve_percent / 100,
         coerce=_coercion(settings),
         fallback_bytes=settings.fallback_max_bytes,
         fallback_timeout_s=settings.fallback_timeout_s,

@@ -36,7 +36,7 @@ class BlobSettings(ProcessSettings):
     pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
     pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
     pack_max_trailer_bytes: int = setting(16 << 20, "A pack with a trailer of so many bytes closes.")
-    store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
+    store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
     scan_max_elements: int = setting(2_000_000, "Most elements, items and fragments of an instance; more is failure reason 0110.")
     scan_max_depth: int = setting(64, "Most sequences within sequences; more is failure reason 0110.")
     scan_max_value_bytes: int = setting(64 << 20, "Most bytes of values of an instance that are not bulk; more is failure reason 0110.")

@@ -34,7 +34,7 @@ class GatewaySettings(ProcessSettings):
     store_max_s: float = setting(3600.0, "Seconds that one store request may take.")
     upload_idle_s: float = setting(60.0, "Seconds without a byte after which a payload is given up.")
     store_max_bytes: int = setting(1 << 40, "Largest payload of one store request in bytes; more is 413, and nothing of it is stored.")
-    store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
+    store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
     websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
     search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
