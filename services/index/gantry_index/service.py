@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gantry_index.reader import ALL, Partitions, Reader
@@ -36,6 +36,7 @@ class Following:
         self._client = client
         self._js = client.jetstream()
         self._reindexing = asyncio.Lock()
+        self._partitions = Partitions(reader, client)
 
     @property
     def readers(self) -> list[str]:
@@ -62,7 +63,7 @@ class Following:
         if self.store.name == "sqlite":
             await self.reader.follow(ALL, ["store.>"])
             return
-        keeping = asyncio.create_task(Partitions(self.reader, self._client).keep(), name="partitions")
+        keeping = asyncio.create_task(self._partitions.keep(), name="partitions")
         try:
             self.reader.problem = ""
             await self._until_stream_is_lost()
@@ -118,11 +119,35 @@ class Following:
             await built.follow(generation, last_sequence)
             await self.store.swap(built)
 
+    async def wait_until_current(self, timeout_s: float) -> None:
+        """Wait until every reader, in whatever process, has applied what is on the stream now.
+
+        Raises:
+            errors.Unavailable: one has not within the time, or the store is being built.
+        """
+        generation = await self.store.generation()
+        state = await events.describe_stream(self._js, events.STORE)
+        if not generation or state is None or state.metadata.get("generation", UNNAMED) != generation:
+            raise errors.Unavailable("the index does not follow the stream yet")
+        try:
+            async with asyncio.timeout(timeout_s):
+                for reader in self.readers:
+                    subject = "store.>" if reader == ALL else f"store.{reader}.>"
+                    await self._until_applied(reader, await events.last_sequence(self._js, events.STORE, subject))
+        except TimeoutError as error:
+            raise errors.Unavailable("index has not applied what is on the stream") from error
+
+    async def _until_applied(self, reader: str, sequence: int) -> None:
+        while True:
+            if await self.store.cursor(reader) >= sequence:
+                return
+            await asyncio.sleep(0.05)
+
     async def reindex(self) -> AsyncIterator[Progress]:
-        """Build a new generation on the live system and swap it in. Readers of this process pause; events wait on the stream."""
+        """Build a new generation on the live system and swap it in. Every reader pauses, in all processes; events wait on the stream."""
         if self._reindexing.locked():
             raise errors.Conflict("a reindex is running")
-        async with self._reindexing, self.reader.lock:
+        async with self._reindexing, self._others_paused() as check, self.reader.lock:
             generation = await self.store.generation()
             if not generation:
                 raise errors.Unavailable("the index follows no stream yet")
@@ -133,4 +158,13 @@ class Following:
             await built.follow(generation, min(cursors.values()))
             for reader, sequence in cursors.items():
                 await built.apply(Batch(reader, sequence))
+            check()
             await self.store.swap(built)
+
+    @asynccontextmanager
+    async def _others_paused(self) -> AsyncIterator[Callable[[], None]]:
+        if self.store.name == "sqlite":
+            yield lambda: None
+            return
+        async with self._partitions.others_paused() as check:
+            yield check
