@@ -36,6 +36,10 @@ class BlobSettings(ProcessSettings):
     concurrent_reads: int = setting(512, "Read calls at once; more are answered 503.")
     blob_read_threads: int = setting(16, "Threads that read objects.")
     announce_every_s: float = setting(60.0, "Seconds between looks for packs that index does not know.")
+    delete_after_s: float = setting(604_800.0, "Seconds after which the bytes of what was deleted, replaced or stored twice are swept.")
+    sweep_every_s: float = setting(600.0, "Seconds between two runs of the sweeper.")
+    sweep_settle_s: float = setting(60.0, "Seconds that a pack stays after what was left of it was copied, for those who read it.")
+    sweep_trash_s: float = setting(86_400.0, "Seconds that swept packs stay in the trash before they are removed.")
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -52,7 +56,17 @@ class BlobSettings(ProcessSettings):
             problems.append(f"GANTRY_S3_PART_BYTES={self.s3_part_bytes}: expected 5 MiB to 1 GiB")
         if not 0 <= self.disk_reserve_percent < 100:
             problems.append(f"GANTRY_DISK_RESERVE_PERCENT={self.disk_reserve_percent}: expected 0 to 100")
-        for name in ("concurrent_uploads", "concurrent_reads", "blob_read_threads", "pack_max_instances", "announce_every_s"):
+        for name in ("delete_after_s", "sweep_settle_s", "sweep_trash_s"):
+            if getattr(self, name) < 0:
+                problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected 0 or more")
+        for name in (
+            "sweep_every_s",
+            "concurrent_uploads",
+            "concurrent_reads",
+            "blob_read_threads",
+            "pack_max_instances",
+            "announce_every_s",
+        ):
             if getattr(self, name) <= 0:
                 problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected more than 0")
         if problems:
