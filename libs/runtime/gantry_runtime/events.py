@@ -27,6 +27,7 @@ from nats.js import JetStreamContext as JetStreamContext  # noqa: PLC0414  the t
 from nats.js import api
 from nats.js.kv import KeyValue
 
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if _is_without_aiohttp:
@@ -623,7 +624,7 @@ async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable
             await asyncio.sleep(RENEW_S)
             continue
         log.info("lease taken", extra={"lease": key})
-        working = asyncio.ensure_future(work())
+        working = asyncio.create_task(_task(work), name=key)
         try:
             if await _renewed_while(lease, working):
                 working.result()
@@ -632,13 +633,16 @@ async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable
         except (errors.Conflict, errors.Unavailable) as error:
             log.warning("work under a lease ended", extra={"lease": key, "reason": error.message})
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await end_tasks([working])
             await lease.release()
         await asyncio.sleep(0.05)
 
 
-async def _renewed_while(lease: Lease, working: asyncio.Future[None]) -> bool:
+async def _task(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+async def _renewed_while(lease: Lease, working: asyncio.Task[None]) -> bool:
     """Renew until the work has ended: True; or until the lease is lost: False."""
     while True:
         done, _ = await asyncio.wait({working}, timeout=RENEW_S)

@@ -40,6 +40,7 @@ from gantry_index.decide import (
 )
 from gantry_index.store import Batch, IndexStore, Place, PoisonEvent, Present, place_of
 from gantry_runtime import events, rpc_errors, telemetry
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -322,9 +323,7 @@ class Partitions:
 
     async def _drop(self, partition: int) -> None:
         lease, task = self._held.pop(partition)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end_tasks([task])
         await lease.release()
 
     @asynccontextmanager
@@ -353,8 +352,7 @@ class Partitions:
             yield check
         finally:
             self._is_pausing_others = False
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            await end_tasks([renewing])
             await lease.release()
 
     async def _renew(self, lease: events.Lease) -> None:

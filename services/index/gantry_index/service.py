@@ -11,6 +11,7 @@ from gantry_index.reader import ALL, Partitions, Reader
 from gantry_index.reindex import Progress, Rebuild
 from gantry_index.store import Batch
 from gantry_runtime import events
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ class Following:
             self.reader.problem = ""
             await self._until_stream_is_lost()
         finally:
-            keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeping
+            await end_tasks([keeping])
 
     async def _until_stream_is_lost(self) -> None:
         while True:
