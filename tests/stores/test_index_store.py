@@ -135,6 +135,7 @@ async def test_the_high_water_mark_is_the_greatest_cursor(store: IndexStore) -> 
     await store.apply(Batch("3", 7))
     await store.apply(Batch("5", 9))
     assert (await store.high_water(), await store.cursor("3"), await store.cursor("0")) == (9, 7, 4)
+    assert await store.cursors(["3", "0", "5"]) == {"3": 7, "0": 4, "5": 9}
 
 
 async def test_what_was_applied_is_seen_by_the_next_read(store: IndexStore) -> None:

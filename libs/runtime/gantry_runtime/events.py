@@ -584,9 +584,10 @@ class Lease:
                     self._revision = await bucket.replace(self.key, self._holder, self._revision)
                 except errors.Conflict:
                     # Of a renewal whose answer was lost, the revision is another one and the holder the same.
-                    value, self._revision = await bucket.get(self.key)
+                    value, revision = await bucket.get(self.key)
                     if value != self._holder:
                         return False
+                    self._revision = revision
                 else:
                     self._renewed = begin
         except (errors.RetryLater, TimeoutError):

@@ -10,7 +10,7 @@ Each pack goes through the same steps, and each of them may be repeated, so that
 
 Index is asked as of the end of the stream, always; where it does not answer so, the run ends. What index does not know is never touched,
 but packs without trailer that are a day old. One blob process of all sweeps at a time (lease); two at once do no harm.
-Decision 0051.
+Decision 0050.
 """
 
 import asyncio

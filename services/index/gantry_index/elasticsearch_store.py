@@ -356,7 +356,13 @@ class ElasticsearchStore:
 
     async def cursor(self, reader: str) -> int:
         """See IndexStore."""
-        return int(await self._meta(f"cursor {reader}") or await self._meta("followed") or "0")
+        return (await self.cursors([reader]))[reader]
+
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """See IndexStore."""
+        found = await self._cluster.get("meta", ["followed", *(f"cursor {reader}" for reader in readers)])
+        values = {name: int(doc["_source"]["value"]) for name, doc in found.items()}
+        return {reader: values.get(f"cursor {reader}", values.get("followed", 0)) for reader in readers}
 
     async def high_water(self) -> int:
         """See IndexStore."""

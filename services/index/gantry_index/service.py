@@ -128,18 +128,12 @@ class Following:
         state = await events.describe_stream(self._js, events.STORE)
         if not generation or state is None or state.metadata.get("generation", UNNAMED) != generation:
             raise errors.Unavailable("the index does not follow the stream yet")
-        try:
-            async with asyncio.timeout(timeout_s):
-                for reader in self.readers:
-                    subject = "store.>" if reader == ALL else f"store.{reader}.>"
-                    await self._until_applied(reader, await events.last_sequence(self._js, events.STORE, subject))
-        except TimeoutError as error:
-            raise errors.Unavailable("index has not applied what is on the stream") from error
-
-    async def _until_applied(self, reader: str, sequence: int) -> None:
-        while True:
-            if await self.store.cursor(reader) >= sequence:
-                return
+        subjects = {reader: "store.>" if reader == ALL else f"store.{reader}.>" for reader in self.readers}
+        last = {reader: await events.last_sequence(self._js, events.STORE, subject) for reader, subject in subjects.items()}
+        end = asyncio.get_running_loop().time() + timeout_s
+        while any(cursor < last[reader] for reader, cursor in (await self.store.cursors(self.readers)).items()):
+            if asyncio.get_running_loop().time() > end:
+                raise errors.Unavailable("index has not applied what is on the stream")
             await asyncio.sleep(0.05)
 
     async def reindex(self) -> AsyncIterator[Progress]:
@@ -150,7 +144,7 @@ class Following:
             generation = await self.store.generation()
             if not generation:
                 raise errors.Unavailable("the index follows no stream yet")
-            cursors = {reader: await self.store.cursor(reader) for reader in self.readers}
+            cursors = await self.store.cursors(self.readers)
             built = await self.store.build()
             async for progress in Rebuild(built, self._blob, self.store, max(cursors.values())).run():
                 yield progress

@@ -390,6 +390,10 @@ class SqliteStore:
             lambda connection: int(_meta(connection, f"cursor {reader}") or _meta(connection, "followed") or "0")
         )
 
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """See IndexStore."""
+        return {reader: await self.cursor(reader) for reader in readers}
+
     async def high_water(self) -> int:
         """See IndexStore."""
         return await self._database.read(_high_water)

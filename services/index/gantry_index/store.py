@@ -198,6 +198,10 @@ class IndexStore(Protocol):
         """Return the sequence up to which a reader has applied the stream; what `follow` set when it has not applied anything."""
         ...
 
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """Return the cursors of several readers."""
+        ...
+
     async def high_water(self) -> int:
         """Return the greatest sequence of any cursor."""
         ...
