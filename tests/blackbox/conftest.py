@@ -46,11 +46,31 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def forget(settings: dict[str, str]) -> None:
     """Remove the indices that a suite has made in Elasticsearch."""
     if url := settings.get("GANTRY_ELASTICSEARCH_URL"):
-        with suppress(httpx.HTTPError), httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        with suppress(httpx.HTTPError), httpx.Client(base_url=url, verify=False, trust_env=False, timeout=30) as http:
             names = http.get("/_cat/indices", params={"h": "index", "format": "json"}).json()
             for row in names:
                 if row["index"].startswith(settings["GANTRY_ELASTICSEARCH_PREFIX"]):
                     http.delete(f"/{row['index']}")
+
+
+@pytest.fixture(scope="session", params=["one-machine"])
+def shared_breakable_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """The suite behind `breakable_suite`."""
+    running = Suite(tmp_path_factory.mktemp("breakable"), _settings(request.param, request))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def breakable_suite(shared_breakable_suite: Suite) -> Suite:
+    """A suite on the default stores that a test may kill, stop and start as it likes; ready when a test gets it.
+
+    What earlier tests stored is there: a test looks at what is its own.
+    """
+    if not shared_breakable_suite.is_running():
+        shared_breakable_suite.start()
+    shared_breakable_suite.wait_ready()
+    return shared_breakable_suite
 
 
 @pytest.fixture(params=["one-machine"])

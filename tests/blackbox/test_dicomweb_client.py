@@ -1,7 +1,10 @@
 """The Python package dicomweb-client as a real client: store, search, metadata, frames, bulkdata, rendered."""
 
 import io
+import subprocess
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -87,3 +90,21 @@ def test_an_instance_can_be_deleted(client: DICOMwebClient) -> None:
     client.store_instances([data_set])
     client.delete_instance(data_set.StudyInstanceUID, data_set.SeriesInstanceUID, data_set.SOPInstanceUID)
     assert client.search_for_instances(data_set.StudyInstanceUID) == []
+
+
+def test_the_command_stores_and_retrieves(suite: Suite, tmp_path: Path) -> None:
+    data_set = instances.ct()
+    file = tmp_path / "sent.dcm"
+    file.write_bytes(instances.encoded(data_set))
+
+    def run(*arguments: str) -> str:
+        command = [str(Path(sysconfig.get_path("scripts")) / "dicomweb_client"), "--url", suite.url, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    run("store", "instances", str(file))
+    place = ("--study", data_set.StudyInstanceUID, "--series", data_set.SeriesInstanceUID, "--instance", data_set.SOPInstanceUID)
+    assert data_set.PatientID in run("retrieve", "instances", *place, "metadata")
+    run("retrieve", "instances", *place, "full", "--save", "--output-dir", str(tmp_path), "--media-type", "application/dicom")
+    got = pydicom.dcmread(tmp_path / f"{data_set.SOPInstanceUID}.dcm")
+    assert got.PixelData == data_set.PixelData
+    assert got == pydicom.dcmread(file)

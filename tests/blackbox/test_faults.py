@@ -62,10 +62,10 @@ def check_all(dicomweb: DicomWeb, study: str, sent: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(own_suite: Starter, part: str) -> None:
-    suite = own_suite()
+def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(breakable_suite: Suite, part: str) -> None:
+    suite = breakable_suite
     dicomweb, study = suite.client(), instances.new_uid()
-    sent, acknowledged = files(IN_ALL, study), set[str]()
+    before, sent, acknowledged = len(suite.output()), files(IN_ALL, study), set[str]()
     uids = list(sent)
     kill_at = sorted(random.Random(part).sample(range(10, IN_ALL - 10), 3))
     for begin in range(0, IN_ALL, PER_REQUEST):
@@ -77,14 +77,14 @@ def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(own_suite
     suite.wait_ready()
     assert acknowledged == set(sent)
     check_all(dicomweb, study, sent)
-    assert f"{part} ended with signal 9, started again (1st time)" in suite.output()
+    assert f"{part} ended with signal 9, started again" in suite.output()[before:]
     suite.restart()
     check_all(dicomweb, study, sent)
     assert suite.run("verify", "--data", str(suite.data)).stdout.strip().endswith("all digests agree")
 
 
-def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb, study = suite.client(), instances.new_uid()
     sent = files(20, study)
     dicomweb.store(*sent.values())
@@ -99,8 +99,8 @@ def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(own_s
 
 
 @pytest.mark.parametrize("when", ["while the instance is sent", "before the end"])
-def test_a_store_that_breaks_off_leaves_nothing(own_suite: Starter, when: str) -> None:
-    suite = own_suite()
+def test_a_store_that_breaks_off_leaves_nothing(breakable_suite: Suite, when: str) -> None:
+    suite = breakable_suite
     dicomweb, data_set = suite.client(), instances.ct(64, 64)
     body = related([instances.encoded(data_set)], "B")
     body = body[: len(body) // 2] if when == "while the instance is sent" else body[:-5]
@@ -117,8 +117,8 @@ def test_a_store_that_breaks_off_leaves_nothing(own_suite: Starter, when: str) -
     dicomweb.store(instances.encoded(data_set))
 
 
-def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_objects_alone(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_objects_alone(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb, worklist = suite.client(), Worklist(suite.client())
     study = instances.new_uid()
     data_sets = [instances.ct(StudyInstanceUID=study, InstanceNumber=number) for number in range(5)]
@@ -155,27 +155,29 @@ def test_a_restart_keeps_everything_and_reindex_makes_the_same_answers_from_the_
     assert value(row, "00201208") == 5
 
 
-def test_verify_finds_one_flipped_byte(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_verify_finds_one_flipped_byte(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb = suite.client()
     data_sets = [instances.ct(), instances.ct()]
     dicomweb.store(*(instances.encoded(data_set) for data_set in data_sets))
     assert suite.run("verify", "--data", str(suite.data)).returncode == 0
     files_of_blob = [path for path in sorted((suite.data / "objects").rglob("*")) if path.is_file()]
-    pack = next(path for path in files_of_blob if data_sets[1].PixelData in path.read_bytes())
+    pack = next(path for path in files_of_blob if data_sets[1].SOPInstanceUID.encode() in path.read_bytes())
     content = bytearray(pack.read_bytes())
     place = content.index(data_sets[1].PixelData, content.index(data_sets[1].SOPInstanceUID.encode()))
     content[place + 1000] ^= 1
     pack.chmod(0o600)
     pack.write_bytes(content)
     found = suite.run("verify", "--data", str(suite.data), check=False)
+    content[place + 1000] ^= 1
+    pack.write_bytes(content)
     assert found.returncode == 1
     assert data_sets[1].SOPInstanceUID in found.stdout
     assert data_sets[0].SOPInstanceUID not in found.stdout
 
 
-def test_export_gives_the_file_exactly_as_it_was_sent(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_export_gives_the_file_exactly_as_it_was_sent(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb, data_set = suite.client(), instances.ct()
     sent = b"II*\0".ljust(128, b"P") + instances.encoded(data_set, instances.NATIVE["implicit"])[128:]
     dicomweb.store(sent)
@@ -186,8 +188,8 @@ def test_export_gives_the_file_exactly_as_it_was_sent(own_suite: Starter) -> Non
     assert not (suite.directory / "nothing.dcm").exists()
 
 
-def test_reads_go_on_while_nats_is_down_and_stores_say_503(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_reads_go_on_while_nats_is_down_and_stores_say_503(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb, data_set = suite.client(), instances.ct()
     dicomweb.store(instances.encoded(data_set))
     (suite.data / "run" / "nats.conf").rename(suite.data / "run" / "nats.conf.away")
@@ -225,8 +227,8 @@ def test_without_index_a_store_is_202_with_a_warning_and_nothing_is_lost(own_sui
 
 
 @pytest.mark.requirement("W-077")
-def test_a_restart_is_reported_and_workitems_and_subscriptions_survive_it(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_a_restart_is_reported_and_workitems_and_subscriptions_survive_it(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     worklist, ae_title = Worklist(suite.client()), new_ae_title()
     uid, transaction = worklist.claimed()
     worklist.subscribe(uid, ae_title)
@@ -245,8 +247,8 @@ def test_a_restart_is_reported_and_workitems_and_subscriptions_survive_it(own_su
 
 
 @pytest.mark.parametrize("part", ["workflow", "nats", "gateway"])
-def test_killing_a_part_loses_no_report(own_suite: Starter, part: str) -> None:
-    suite = own_suite()
+def test_killing_a_part_loses_no_report(breakable_suite: Suite, part: str) -> None:
+    suite = breakable_suite
     worklist, ae_title = Worklist(suite.client()), new_ae_title()
     uid = worklist.created()
     worklist.subscribe(uid, ae_title)
@@ -259,8 +261,8 @@ def test_killing_a_part_loses_no_report(own_suite: Starter, part: str) -> None:
             pass
 
 
-def test_an_instance_with_known_pixels_is_still_read_by_pydicom_after_all_that(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_an_instance_with_known_pixels_is_still_read_by_pydicom_after_all_that(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     dicomweb, data_set = suite.client(), instances.ct()
     dicomweb.store(instances.encoded(data_set))
     suite.wait_restarted("renderer", suite.kill("renderer"))

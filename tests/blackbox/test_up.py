@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,8 +17,6 @@ from tests.support.dicomweb import DicomWeb, value
 from tests.support.nats_server import free_port
 from tests.support.suite import SERVICES, Suite, one_machine
 from tests.support.workitems import Worklist, listening, new_ae_title
-
-Starter = Callable[..., Suite]
 
 
 def gantry_up(suite: Suite, port: int, data: Path) -> subprocess.CompletedProcess[str]:
@@ -34,8 +31,8 @@ def gantry_up(suite: Suite, port: int, data: Path) -> subprocess.CompletedProces
     )
 
 
-def test_one_data_directory_has_one_suite_and_one_port_one_program(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_one_data_directory_has_one_suite_and_one_port_one_program(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     second = gantry_up(suite, free_port(), suite.data)
     assert second.returncode == 2
     assert f"is in use by process {suite.pid('up')}" in second.stderr
@@ -45,18 +42,19 @@ def test_one_data_directory_has_one_suite_and_one_port_one_program(own_suite: St
     assert "taken" in third.stderr
 
 
-def test_a_data_directory_of_a_newer_program_is_refused(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_a_data_directory_of_a_newer_program_is_refused(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     assert (suite.data / "format").read_text() == "1\n"
     assert suite.stop() == 0
     (suite.data / "format").write_text("2\n")
     refused = gantry_up(suite, suite.port, suite.data)
+    (suite.data / "format").write_text("1\n")
     assert refused.returncode == 2
     assert "newer" in refused.stderr
 
 
-def test_stopping_ends_every_process_in_order_and_starting_again_uses_the_same_ports(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_stopping_ends_every_process_in_order_and_starting_again_uses_the_same_ports(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     pids, ports = suite.pids(), json.loads((suite.data / "run" / "ports.json").read_text())
     assert set(pids) == {"up", "nats", *SERVICES}
     assert suite.stop(signal.SIGINT) == 0
@@ -67,8 +65,8 @@ def test_stopping_ends_every_process_in_order_and_starting_again_uses_the_same_p
     assert json.loads((suite.data / "run" / "ports.json").read_text()) == ports
 
 
-def test_nobody_is_left_behind_when_the_supervisor_is_killed(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_nobody_is_left_behind_when_the_supervisor_is_killed(breakable_suite: Suite) -> None:
+    suite = breakable_suite
     parts = [psutil.Process(pid) for pid in suite.pids().values()]
     children = [process for part in parts for process in (part, *part.children(recursive=True))]
     os.kill(suite.pid("up"), signal.SIGKILL)
@@ -79,15 +77,16 @@ def test_nobody_is_left_behind_when_the_supervisor_is_killed(own_suite: Starter)
     suite.start()
 
 
-def test_a_service_that_dies_is_started_again_and_that_is_seen(own_suite: Starter) -> None:
-    suite = own_suite()
+def test_a_service_that_dies_is_started_again_and_that_is_seen(breakable_suite: Suite) -> None:
+    suite = breakable_suite
+    suite.restart()
     for times in ("1st", "2nd"):
         suite.wait_restarted("renderer", suite.kill("renderer"))
         assert f"renderer ended with signal 9, started again ({times} time)" in suite.output()
 
 
-def test_wrong_settings_are_told_and_nothing_keeps_running(own_suite: Starter, tmp_path: Path) -> None:
-    suite = own_suite()
+def test_wrong_settings_are_told_and_nothing_keeps_running(breakable_suite: Suite, tmp_path: Path) -> None:
+    suite = breakable_suite
     wrong = Suite(tmp_path / "wrong", {**one_machine(), "GANTRY_SEARCH_MAX_RESULTS": "many"})
     refused = gantry_up(wrong, wrong.port, wrong.data)
     assert refused.returncode == 2

@@ -92,7 +92,7 @@ class DicomWeb:
     def __init__(self, url: str, origin: str) -> None:
         self.url = url
         self.origin = origin
-        self.http = httpx.Client(trust_env=False, timeout=60)
+        self.http = httpx.Client(verify=False, trust_env=False, timeout=60)
 
     def get(self, path: str, accept: str | None = "*/*", headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
         """GET a path below the root, or an absolute URL; without any Accept where `accept` is None."""

@@ -64,6 +64,10 @@ class Suite:
         if self.process is not None:
             self.stop()
 
+    def is_running(self) -> bool:
+        """Say whether `gantry up` runs."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self, *options: str) -> None:
         """Start `gantry up` and wait until the suite is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,7 @@ class Suite:
     def wait_ready(self) -> None:
         """Wait until every service of the suite is well, as /healthz/ready of each says."""
         end = time.monotonic() + READY_S
-        with httpx.Client(trust_env=False, timeout=5) as http:
+        with httpx.Client(verify=False, trust_env=False, timeout=5) as http:
             while not self._is_ready(http):
                 assert self.process is None or self.process.poll() is None, f"gantry up ended\n{self.output()}"
                 assert time.monotonic() < end, f"the suite is not ready after {READY_S} s\n{self.output()}\n{self.logs()}"

@@ -190,7 +190,7 @@ class Worklist:
             app = Application(gateway, Router(rows), websocket=notifications.serve_websocket)
             port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, 0.2, GantryWebSocketProtocol))
             base = f"http://127.0.0.1:{port}/dicom-web"
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=20, base_url=base))
+            http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20, base_url=base))
             yield Http(http, base, gateway)
 
 

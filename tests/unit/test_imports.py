@@ -84,9 +84,15 @@ def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def distribution_of(package: str) -> set[str]:
+@cache
+def distribution_of(package: str) -> frozenset[str]:
     """Return the distributions that bring a top-level package."""
-    return {normalised(name) for name in packages_distributions().get(package, [package])}
+    return frozenset(normalised(name) for name in _brought().get(package, [package]))
+
+
+@cache
+def _brought() -> dict[str, list[str]]:
+    return dict(packages_distributions())
 
 
 @pytest.mark.parametrize("folder", DISTRIBUTIONS)

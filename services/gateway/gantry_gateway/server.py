@@ -18,6 +18,7 @@ MOST_HEAD_BYTES = 256 << 10
 MOST_TARGET_BYTES = 65_535
 """Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
 
+TICK_S = 0.1
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the idle time of usual load balancers (60 s), so that they close first."""
@@ -75,6 +76,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up = asyncio.Event()
+        self.told_to_exit = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -85,6 +87,15 @@ class _Server(uvicorn.Server):
         """Start, and tell."""
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        """Tick as uvicorn does, but leave at once when told, not at the next tick."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self.told_to_exit.wait()
 
 
 @asynccontextmanager
@@ -131,4 +142,5 @@ async def serving(app: ASGIApp, host: str, port: int, drain_s: float, ws_protoco
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
+        server.told_to_exit.set()
         await task

@@ -195,5 +195,5 @@ async def running(
         retrieval.install(gateway, StreamedReader(gateway.blob))
         app = Application(gateway, Router(routes if routes is not None else own_routes()))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))
-        http = await stack.enter_async_context(httpx.AsyncClient(timeout=20, base_url=f"http://127.0.0.1:{port}/dicom-web"))
+        http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20, base_url=f"http://127.0.0.1:{port}/dicom-web"))
         yield Running(http, gateway, blob, index, port)

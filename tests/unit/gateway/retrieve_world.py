@@ -316,7 +316,7 @@ async def running(directory: Path, **settings: object) -> AsyncIterator[World]:
         records = retrieval.install(gateway, reader)
         app = Application(gateway, Router(own_routes()))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))
-        http = await stack.enter_async_context(httpx.AsyncClient(timeout=20))
+        http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20))
         world = World(http, gateway, index, renderer, reader, Pack(directory / "packs/a.pack", "packs/a.pack"), records, port)
         _fill(world)
         yield world

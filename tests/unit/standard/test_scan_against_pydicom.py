@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gantry_standard import reasons
 from gantry_standard.scan import ScanFailure
 from gantry_standard.scanned import EncapsulatedFrames, NativeFrames
 from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
+from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom, read
 from tests.support.scanning import Scan, scan
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -55,13 +55,9 @@ _REFUSED = {
 }
 
 
-def _read(data: bytes) -> pydicom.Dataset:
-    return pydicom.dcmread(BytesIO(data), force=True)
-
-
 def _scan_storable(path: Path) -> Scan:
     data = path.read_bytes()
-    if path.name not in _REFUSED and all(_read(data).get(keyword) for keyword in _UIDS):
+    if path.name not in _REFUSED and all(read(data).get(keyword) for keyword in _UIDS):
         return scan(data)
     with pytest.raises(ScanFailure) as caught:
         scan(data)
@@ -76,13 +72,13 @@ _EACH_FILE = pytest.mark.parametrize("path", _files(), ids=lambda path: path.nam
 def test_metadata_is_that_of_pydicom(path: Path) -> None:
     found = _scan_storable(path)
     json = found.scanned.dicom_json.replace(b"\x00", _BULK_URI)
-    ours = _comparable(_with_bulk_inlined(found, orjson.loads(json)))
-    theirs = _json_of_pydicom(found.original)
+    ours = comparable(_with_bulk_inlined(found, orjson.loads(json)))
+    theirs = json_of_pydicom(found.original)
     skipped = set(ours) - set(theirs)
-    assert skipped <= _NO_VALUE_FOR_PYDICOM.get(path.name, set())
-    read_otherwise = set(theirs) if path.name in _READ_OTHERWISE else set()
+    assert skipped <= NO_VALUE_FOR_PYDICOM.get(path.name, set())
+    read_otherwise = set(theirs) if path.name in READ_OTHERWISE else set()
     for tag in skipped | read_otherwise:
-        if tag in skipped or _is_private(tag):
+        if tag in skipped or is_private(tag):
             ours.pop(tag)
             theirs.pop(tag, None)
     assert ours == theirs
@@ -109,16 +105,16 @@ def test_keys_ascend_and_bulk_lies_where_the_table_says(path: Path) -> None:
 @_EACH_FILE
 def test_wire_holds_the_same_data_set(path: Path) -> None:
     found = _scan_storable(path)
-    wire = _read(found.wire)
+    wire = read(found.wire)
     assert found.wire[:132] == bytes(128) + b"DICM"
     assert wire.file_meta.TransferSyntaxUID == found.scanned.wire_transfer_syntax_uid
     assert wire.file_meta.MediaStorageSOPInstanceUID == found.scanned.sop_instance_uid
     assert not TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_deflated
     assert TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_explicit
-    wire_json, original_json = _json_of_pydicom(found.wire), _json_of_pydicom(found.original)
-    if path.name in _READ_OTHERWISE:
+    wire_json, original_json = json_of_pydicom(found.wire), json_of_pydicom(found.original)
+    if path.name in READ_OTHERWISE:
         wire_json, original_json = (
-            {tag: element for tag, element in json.items() if not _is_private(tag)} for json in (wire_json, original_json)
+            {tag: element for tag, element in json.items() if not is_private(tag)} for json in (wire_json, original_json)
         )
     assert wire_json == original_json
 
@@ -126,7 +122,7 @@ def test_wire_holds_the_same_data_set(path: Path) -> None:
 @_EACH_FILE
 def test_frames_are_those_of_pydicom(path: Path) -> None:
     found = _scan_storable(path)
-    data_set = _read(found.wire)
+    data_set = read(found.wire)
     pixel_data = data_set.get("PixelData")
     frames = found.scanned.frames
     if frames is None:
@@ -181,42 +177,6 @@ def test_chunks_make_no_difference(path: Path, chunk_bytes: int) -> None:
     assert in_chunks.rendition == whole.rendition
 
 
-# Values that are wrong, and of which pydicom makes no JSON.
-_NO_VALUE_FOR_PYDICOM = {
-    "badVR.dcm": {"00280008", "300C0002"},
-    "GH195.dcm": {"00091105"},
-    "YBR_422.dcm": {"00080018"},
-    **{f"rtdose{kind}.dcm": {"300C0002"} for kind in ("", "_1frame", "_expb", "_expb_1frame", "_rle", "_rle_1frame")},
-}
-# In big endian, private elements of VR UN: PS3.5 §6.2.2 has them in little endian, pydicom reads them as big endian.
-_READ_OTHERWISE = {"CTImage.dcm_BigEndianExplicitTransferSyntax_1.2.840.10008.1.2.2.dcm"}
-
-
-def _is_private(tag: str) -> bool:
-    return int(tag[:4], 16) % 2 == 1
-
-
-def _json_of_pydicom(data: bytes) -> dict[str, Any]:
-    data_set = _read(data)
-    json = _comparable(data_set.to_json_dict(suppress_invalid_tags=True))
-    if data_set.original_encoding == (False, False):
-        wide = {32: 4, 64: 8}.get(data_set.get("BitsAllocated", 0), 2)
-        _swap(json, {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}, {"7FE00010": wide})
-    return json
-
-
-def _swap(data_set: dict[str, Any], words: dict[str, int], by_tag: dict[str, int]) -> None:
-    """Change the values that pydicom leaves in big endian."""
-    for tag, element in data_set.items():
-        if element["vr"] == "SQ":
-            for item in element.get("Value", []):
-                _swap(item, words, by_tag)
-        elif "InlineBinary" in element and element["vr"] in words:
-            value, word = base64.b64decode(element["InlineBinary"]), by_tag.get(tag, words[element["vr"]])
-            swapped = b"".join(value[at : at + word][::-1] for at in range(0, len(value), word))
-            element["InlineBinary"] = base64.b64encode(swapped).decode()
-
-
 def _with_bulk_inlined(found: Scan, data_set: dict[str, Any]) -> dict[str, Any]:
     places = {element.path: element.value for element in found.scanned.bulk}
 
@@ -237,38 +197,3 @@ def _check_order(data_set: dict[str, Any]) -> None:
         if element["vr"] == "SQ":
             for item in element.get("Value", []):
                 _check_order(item)
-
-
-def _comparable(data_set: dict[str, Any]) -> dict[str, Any]:
-    """Undo what `10.json` lists of pydicom's differences: group lengths, padding, empty values, numbers as text, character set."""
-    return {
-        tag: _comparable_element(element)
-        for tag, element in data_set.items()
-        if not tag.endswith("0000") and tag != "00080005" and not tag.startswith("0002")
-    }
-
-
-def _comparable_element(element: dict[str, Any]) -> dict[str, Any]:
-    vr = element["vr"]
-    if "InlineBinary" in element:
-        return {"vr": vr, "InlineBinary": element["InlineBinary"]} if element["InlineBinary"] else {"vr": vr}
-    values = element.get("Value")
-    if vr == "SQ":
-        return {"vr": vr, "Value": [_comparable(item) for item in values]} if values else {"vr": vr}
-    plain = [_comparable_value(vr, value) for value in values or []]
-    return {"vr": vr, "Value": plain} if any(value is not None for value in plain) else {"vr": vr}
-
-
-def _comparable_value(vr: str, value: Any) -> Any:
-    if value in ("", None):
-        return None
-    if vr == "PN":
-        # pydicom 3.0 leaves the escape sequence of a lone ISO 2022 IR 58 in the text.
-        names = {group: text.replace("\x1b$)A", "").strip(" \0") for group, text in value.items()}
-        return {group: text for group, text in names.items() if text} or None
-    if vr in ("DS", "IS", "SV", "UV", "FL", "FD"):
-        try:
-            return float(value)
-        except ValueError:
-            return value.strip()
-    return value.strip(" \0") or None if isinstance(value, str) else value
