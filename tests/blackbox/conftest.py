@@ -56,7 +56,7 @@ def forget(settings: dict[str, str]) -> None:
 @pytest.fixture(scope="session", params=["one-machine"])
 def shared_breakable_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """The suite behind `breakable_suite`."""
-    running = Suite(tmp_path_factory.mktemp("breakable"), _settings(request.param, request))
+    running = Suite(tmp_path_factory.mktemp("breakable"), settings_of(request.param, request))
     yield running
     running.close()
 
