@@ -4,12 +4,16 @@ The suite of this module has windows of no time and replaces duplicates.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Iterator
 
+import grpc
 import pytest
 from pydicom import Dataset
 
+from gantry.blob.v1 import blob_pb2
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from tests.blackbox.conftest import STORES, forget, settings_of
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, JSON, OCTETS_AS_STORED, DicomWeb, items, value
@@ -48,10 +52,13 @@ def wait_until(claim: Callable[[], object], what: str) -> None:
 
 def stored(suite: Suite) -> tuple[int, int]:
     """Return how many packs and instances the object store holds, after reading every byte of them."""
-    printed = suite.run("verify", "--data", str(suite.data)).stdout
-    found = re.search(r"(\d+) packs, (\d+) instances, \d+ bytes read: all digests agree", printed)
-    assert found, printed
-    return int(found[1]), int(found[2])
+    port = json.loads((suite.data / "run" / "ports.json").read_text())["blob"]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        found = list(BlobServiceStub(channel).Verify(blob_pb2.VerifyRequest(), timeout=60))
+    # A pack that was swept while it was read has no bytes any more; anything else that is wrong is an error.
+    assert all("no such object" in problem for pack in found for problem in pack.problems), found
+    whole = [pack for pack in found if not pack.problems]
+    return len(whole), sum(pack.instances for pack in whole)
 
 
 def wait_stored(suite: Suite, packs: int, number: int) -> None:
@@ -126,9 +133,9 @@ def test_what_is_left_of_a_pack_is_copied_and_every_answer_stays(sweeping: Suite
     reindex(sweeping)
     assert everything(archive, list(sent)) == before
     assert archive.get(instances.resource(deleted), AS_STORED).status_code == 410
-    for path, file in sent.items():
-        sweeping.run("export", path.rsplit("/", 1)[-1], "out.dcm", "--data", str(sweeping.data))
-        assert (sweeping.directory / "out.dcm").read_bytes() == file
+    path, file = next(iter(sent.items()))
+    sweeping.run("export", path.rsplit("/", 1)[-1], "out.dcm", "--data", str(sweeping.data))
+    assert (sweeping.directory / "out.dcm").read_bytes() == file
     first, *rest = sent
     assert archive.request("DELETE", first).status_code == 204
     wait_stored(sweeping, packs + 1, number + len(rest))
@@ -202,7 +209,7 @@ def test_a_crash_while_it_sweeps_loses_nothing_and_is_finished_by_the_next_run(s
     packs, number = stored(sweeping)
     kept: dict[str, bytes] = {}
     deleted: list[Dataset] = []
-    for _ in range(6):
+    for _ in range(4):
         three = [instances.ct() for _ in range(3)]
         archive.store(*(instances.encoded(one) for one in three))
         kept |= {instances.resource(one): instances.encoded(one) for one in three[1:]}
@@ -211,7 +218,8 @@ def test_a_crash_while_it_sweeps_loses_nothing_and_is_finished_by_the_next_run(s
         assert archive.request("DELETE", instances.resource(data_set)).status_code == 204
         if round_number % 2:
             sweeping.wait_restarted(part, sweeping.kill(part))
-    wait_stored(sweeping, packs + 6, number + len(kept))
+    wait_stored(sweeping, packs + 4, number + len(kept))
+    assert sweeping.run("verify", "--data", str(sweeping.data)).stdout.strip().endswith("all digests agree")
     for _ in range(2):
         assert {path: archive.parts(path, AS_STORED)[0].content for path in kept} == kept
         assert {archive.get(instances.resource(one), AS_STORED).status_code for one in deleted} == {410}
