@@ -437,7 +437,7 @@ def test_a_nearly_full_disk_takes_no_new_objects_but_decisions(tmp_path: Path, m
     assert "2%" in status.explanation
 
 
-@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("call", ["writev", "fsync"])
 def test_a_full_disk_is_out_of_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -450,6 +450,36 @@ def test_a_full_disk_is_out_of_resources(tmp_path: Path, monkeypatch: pytest.Mon
     writer.abort()
     assert keys(store) == []
     assert remains(store) == 0
+
+
+def test_a_small_object_is_written_by_one_call_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path, reserve_percent=0)
+    calls: list[int] = []
+    writev = os.writev
+
+    def counting(descriptor: int, pieces: list[bytes]) -> int:
+        calls.append(len(pieces))
+        return writev(descriptor, [b"".join(pieces)[:5]])  # the kernel may take less than it was given
+
+    monkeypatch.setattr(os, "writev", counting)
+    writer = store.create("packs/1")
+    for piece in (b"abc", memoryview(b"defg"), b"", b"hi"):
+        writer.write(piece)
+    assert calls == []
+    writer.commit()
+    assert calls == [4]
+    assert b"".join(store.read("packs/1", [(0, writer.size)])) == b"abcdefghi"
+
+
+def test_a_file_that_was_cleaned_away_before_its_commit_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path, reserve_percent=0)
+    writer = store.create("packs/1")
+    writer.write(b"x")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: clean_all(store))
+    with pytest.raises(errors.Unavailable):
+        writer.commit()
+    writer.abort()
+    assert (keys(store), remains(store)) == ([], 0)
 
 
 def test_a_file_is_on_disk_before_its_name_and_its_name_before_commit_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 """
 
 import asyncio
+import json
 import logging
 import sys
 import zlib
@@ -318,7 +319,7 @@ async def read_from(
 ) -> AsyncGenerator[list[Message], None]:
     """Read a stream in order from a cursor, for ever, without acknowledgements.
 
-    Each batch holds what was there when it was asked for (at most `batch`), so that a slow consumer gets larger ones.
+    Each batch holds what has come since the one before (at most about `batch`), so that a slow consumer gets larger ones.
     An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things.
     After a loss of the server it goes on where it was.
 
@@ -345,13 +346,9 @@ async def read_from(
                     mem_storage=True,
                 ),
             )
-            subscription = await js.pull_subscribe_bind(consumer.name, stream=stream.name)
-            try:
+            async with _pulling(js, stream.name, consumer.name, batch, wait_s) as pulled:
                 while True:
-                    try:
-                        fetched = await subscription.fetch(batch, timeout=wait_s)
-                    except TimeoutError:
-                        fetched = []
+                    fetched = await pulled.take()
                     if not fetched:
                         await js.consumer_info(stream.name, consumer.name)
                         yield []
@@ -361,13 +358,81 @@ async def read_from(
                         raise nats.errors.Error("the consumer went back")
                     after = messages[-1].sequence
                     yield messages
-            finally:
-                with suppress(Exception):
-                    await subscription.unsubscribe()
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
             log.warning("stream reading interrupted", extra={"stream": stream.name, "after": after, "error": type(error).__name__})
             yield []
             await asyncio.sleep(0.1)
+
+
+class _Pulled:
+    """What a pull consumer delivers: one request is open all the time, so that a message comes as soon as it is on the stream.
+
+    A `fetch` of nats-py asks twice for what is not there yet, and once more for each batch.
+    """
+
+    def __init__(self, client: Client, subject: str, inbox: str, batch: int, wait_s: float) -> None:
+        self._client = client
+        self._subject = subject
+        self._inbox = inbox
+        self._request = json.dumps({"batch": batch, "expires": int(wait_s * 1e9)}).encode()
+        self._batch = batch
+        self._wait_s = wait_s
+        self._open = 0
+        self._delivered = 0
+        self._waiting: list[Msg] = []
+        self._arrived = asyncio.Event()
+
+    async def arrive(self, message: Msg) -> None:
+        """Take a message of the server."""
+        self._waiting.append(message)
+        self._arrived.set()
+
+    async def take(self) -> list[Msg]:
+        """Return what is there, or else the next that comes within `wait_s`; none where none came.
+
+        Raises:
+            nats.errors.Error: a message was lost on the way, or the server says that the consumer is no more.
+        """
+        if self._open < self._batch // 2 + 1:
+            self._open = self._batch
+            await self._client.publish(self._subject, self._request, self._inbox)
+        if not self._waiting:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._wait_s * 1.5):
+                    await self._arrived.wait()
+            except TimeoutError:
+                self._open = 0
+                return []
+        taken, self._waiting = self._waiting, []
+        return [message for message in taken if self._is_of_stream(message)]
+
+    def _is_of_stream(self, message: Msg) -> bool:
+        """Return whether a message is one of the stream; else it is the server's word on the request."""
+        if message.headers and (status := message.headers.get("Status")):
+            if status != "408":  # the request's time is over
+                raise nats.errors.Error(f"the consumer ended: {status} {message.headers.get('Description', '')}")
+            self._open = 0
+            return False
+        self._open -= 1
+        self._delivered += 1
+        if message.metadata.sequence.consumer != self._delivered:
+            raise nats.errors.Error("a message was lost on the way")
+        return True
+
+
+@asynccontextmanager
+async def _pulling(js: JetStreamContext, stream: str, consumer: str, batch: int, wait_s: float) -> AsyncIterator[_Pulled]:
+    """Deliver what a pull consumer has while the context is open."""
+    client = js._nc
+    inbox = client.new_inbox()
+    pulled = _Pulled(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", inbox, batch, wait_s)
+    subscription = await client.subscribe(inbox, cb=pulled.arrive)
+    try:
+        yield pulled
+    finally:
+        with suppress(Exception):
+            await subscription.unsubscribe()
 
 
 class Publisher:

@@ -1,20 +1,26 @@
 """Objects as files of a directory, key = path. The default on one machine.
 
-A writer writes to a temporary name below `.incoming` in the same file system and holds a lock on it as long as it lives. `commit` is:
-fsync of the file, rename, fsync of the directory; those who wait for an fsync of the same directory share one. Keys never begin with a
-dot, so temporary names are never listed.
+A writer gathers up to GATHERED_BYTES, then writes to a temporary name below `.incoming` in the same file system and holds a lock on it as
+long as it lives: of a small object all is one call of the system. `commit` is: fsync of the file, rename, fsync of the directory; those
+who wait for an fsync of the same directory share one. Keys never begin with a dot, so temporary names are never listed.
+
+Each call of the system gives the interpreter lock away and waits for it again, which under load costs more than the call itself: hence
+few of them.
 """
 
 import errno
 import fcntl
+import itertools
 import os
 import secrets
 import stat
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from gantry_blob.object_store import ObjectEntry, StoreStatus, joined
@@ -22,6 +28,9 @@ from gantry_runtime.blob_reader import Ranges, check_ranges, coalesced, cut, obj
 from gantry_standard import errors
 
 INCOMING = ".incoming"
+GATHERED_BYTES = 1 << 20
+"""A writer writes once so much has come, or at its end."""
+
 CHECK_EVERY_BYTES = 16 << 20
 """A writer looks at the free room once per so many bytes."""
 
@@ -29,6 +38,11 @@ YOUNG_S = 60
 """A temporary file younger than this is left alone: its writer may not have locked it yet."""
 
 MOST_DURABLE_DIRECTORIES = 10_000
+MOST_GATHERED = 512
+"""Pieces that are gathered: well below what one writev takes (1,024)."""
+
+_PROCESS = secrets.token_hex(12)
+_NUMBERS = itertools.count()
 
 
 @contextmanager
@@ -69,6 +83,9 @@ class DirectorySync:
     def sync(self, directory: Path) -> None:
         """Return when an fsync that began after this call has ended.
 
+        Args:
+            directory: stays the same directory, under this name, as long as the process lives.
+
         Raises:
             OSError: it failed.
         """
@@ -96,13 +113,23 @@ class DirectorySync:
             raise OSError(mine.error.errno, mine.error.strerror)
 
 
+class _Directory:
+    """An open directory. It closes when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
+@lru_cache(8)
+def _opened(path: Path) -> _Directory:
+    return _Directory(path)
+
+
 def fsync_directory(directory: Path) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    opened = _opened(directory)
+    os.fsync(opened.descriptor)
 
 
 def _open_file(path: Path) -> int:
@@ -114,7 +141,7 @@ def _open_file(path: Path) -> int:
 
 
 class DirectoryWriter:
-    """A new file under a temporary name."""
+    """A new file under a temporary name, made when the first bytes are written."""
 
     def __init__(self, store: "DirectoryStore", key: str) -> None:
         self.key = key
@@ -122,24 +149,43 @@ class DirectoryWriter:
         self._store = store
         self._final = object_path(store.directory, key)
         self._checked = 0
-        self._temporary = store.directory / INCOMING / secrets.token_hex(12)
-        self._descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._temporary = f"{store.directory}/{INCOMING}/{_PROCESS}-{next(_NUMBERS)}"
+        self._descriptor = -1
+        self._gathered: list[bytes | memoryview] = []
+        self._gathered_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         if self.size - self._checked > CHECK_EVERY_BYTES:
             self._store.check_room(self.key)
             self._checked = self.size
-        rest = memoryview(data)
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        self.size += len(data)
+        if self._gathered_bytes >= GATHERED_BYTES or len(self._gathered) == MOST_GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has come into the file, whose lock tells `clean` that the writer lives."""
+        is_new = self._descriptor < 0
+        self._flush()
+        if is_new:
+            with _wrapped(self.key):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def _flush(self) -> None:
+        # Without a lock, which a commit that follows at once does not need: `clean` leaves young files alone, and what it took cannot be
+        # renamed any more.
         with _wrapped(self.key):
-            while rest:
-                count = os.write(self._descriptor, rest)
-                rest = rest[count:]
-                self.size += count
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+            if self._gathered:
+                write_all(self._descriptor, self._gathered, self._gathered_bytes)
+        self._gathered, self._gathered_bytes = [], 0
 
     def commit(self) -> None:
         """Fsync the file, rename it, fsync its directory together with others."""
+        self._flush()
         with _wrapped(self.key):
             os.fsync(self._descriptor)
             os.rename(self._temporary, self._final)
@@ -148,6 +194,7 @@ class DirectoryWriter:
 
     def commit_new(self) -> bool:
         """Commit, but keep an object that exists; return whether it is new. What exists is durable too when it returns."""
+        self._flush()
         with _wrapped(self.key):
             os.fsync(self._descriptor)
             try:
@@ -162,6 +209,7 @@ class DirectoryWriter:
 
     def abort(self) -> None:
         """Unlink the temporary file."""
+        self._gathered, self._gathered_bytes = [], 0
         if self._descriptor >= 0:
             with suppress(OSError):
                 os.unlink(self._temporary)
@@ -170,6 +218,18 @@ class DirectoryWriter:
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
+
+
+def write_all(descriptor: int, pieces: list[bytes | memoryview], size_bytes: int) -> None:
+    """Write the pieces one after another, mostly by one call of the system."""
+    written = os.writev(descriptor, pieces)
+    if written == size_bytes:
+        return
+    for piece in pieces:
+        rest = memoryview(piece)[written:]
+        written = max(0, written - len(piece))
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 class DirectoryStore:

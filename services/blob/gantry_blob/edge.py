@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer
 from gantry_blob import pack
+from gantry_blob.announcement import PackEvents
 from gantry_blob.announcer import Announcer
 from gantry_blob.object_store import ObjectEntry, ObjectStore
 from gantry_blob.store import StoreRules, Upload
@@ -120,6 +121,22 @@ class BlobEdge(BlobServiceServicer):
             for begin in range(0, len(upload.results), PAGE_RESULTS):
                 yield blob_pb2.StoreInstancesResponse(parts=upload.results[begin : begin + PAGE_RESULTS])
 
+    async def StoreWhole(self, request: blob_pb2.StoreWholeRequest, context: Any) -> blob_pb2.StoreWholeResponse:
+        """Store the instances of one small request: one visit to a thread takes its messages and makes the pack durable."""
+        with self._uploads.entered():
+            if not self._is_announcing_possible():
+                raise errors.Unavailable("NATS is not connected: nothing could be announced")
+            if not request.messages or not request.messages[0].HasField("start"):
+                raise errors.BadRequest("a store request begins with its start")
+            start = request.messages[0].start
+            upload = Upload(self._store, start, self._rules)
+            try:
+                await self._finish(upload, start, request.messages[1:])
+            except BaseException:
+                self._pools.uploads.submit(upload.abort)
+                raise
+            return blob_pb2.StoreWholeResponse(parts=upload.results)
+
     async def _receive(self, upload: Upload, requests: Messages) -> None:
         """Hand the messages to a thread in batches; the next batch gathers while one is worked on."""
         batch: list[blob_pb2.StoreInstancesRequest] = []
@@ -144,9 +161,9 @@ class BlobEdge(BlobServiceServicer):
             if working is not None:
                 working.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _finish(self, upload: Upload, start: blob_pb2.StoreStart) -> None:
-        """Commit and announce, to the end even when the caller has gone: it is all here."""
-        task = asyncio.create_task(self._commit(upload, start))
+    async def _finish(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[blob_pb2.StoreInstancesRequest] = ()) -> None:
+        """Take the rest of the messages, commit and announce, to the end even when the caller has gone: it is all here."""
+        task = asyncio.create_task(self._commit(upload, start, rest))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
         await asyncio.shield(task)
@@ -156,8 +173,13 @@ class BlobEdge(BlobServiceServicer):
         if not task.cancelled() and (error := task.exception()):
             log.warning("upload failed after its end", extra={"reason": getattr(error, "message", type(error).__name__)})
 
-    async def _commit(self, upload: Upload, start: blob_pb2.StoreStart) -> None:
-        for key, events in await in_thread(self._pools.uploads, upload.commit):
+    async def _commit(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[blob_pb2.StoreInstancesRequest]) -> None:
+        def work() -> list[tuple[str, PackEvents | None]]:
+            if rest:
+                upload.apply(rest)
+            return upload.commit()
+
+        for key, events in await in_thread(self._pools.uploads, work):
             await self._announcer.announce(key, events, start.request_id, start.reply_subject)
 
     async def Read(self, request: blob_pb2.ReadRequest, context: Any) -> AsyncIterator[blob_pb2.ReadResponse]:

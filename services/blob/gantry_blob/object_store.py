@@ -51,11 +51,19 @@ class ObjectWriter(Protocol):
         ...
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes.
+        """Append bytes, which must not change before `commit`.
 
         Raises:
             errors.OutOfResources: too little room is left; the writer is then good for `abort` only.
             errors.Unavailable: the store failed; the same.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Keep no more in memory than the store must: the writer will wait for its commit.
+
+        Raises:
+            errors.OutOfResources, errors.Unavailable: as `write`.
         """
         ...
 

@@ -110,6 +110,10 @@ class PackWriter:
         self._writer.write(FOOTER.pack(self._trailer_bytes, digest.digest(), MAGIC))
         self._trailer.clear()
 
+    def flush(self) -> None:
+        """Keep little in memory until the commit."""
+        self._writer.flush()
+
     def commit(self) -> None:
         """Make the pack durable and visible."""
         self._writer.commit()

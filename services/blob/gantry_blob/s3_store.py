@@ -69,6 +69,9 @@ class S3Writer:
             self._send_part()
         self._buffer += rest
 
+    def flush(self) -> None:
+        """Do nothing: a part of S3 has a least size, and what is less than one is not much."""
+
     def _send_part(self) -> None:
         with _wrapped(self.key):
             if not self._upload_id:

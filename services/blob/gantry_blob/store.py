@@ -169,6 +169,7 @@ class Upload:
             raise errors.PayloadTooLarge(f"a store request has at most {self._rules.most_parts} parts")
         if self._pack is not None and self._pack.is_full(self._rules.pack):
             self._pack.seal()
+            self._pack.flush()
             self._sealed.append(self._pack)
             # The trailer is in the pack: its events are made from there, so that memory does not grow with the number of packs.
             self._pack = self._events = None

@@ -5,6 +5,7 @@ Source: PS3.18 §10.5.
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -29,19 +30,25 @@ DICOM = "application/dicom"
 MESSAGE_BYTES = 512 << 10
 """Piece of an instance in one message to blob."""
 
+WHOLE_BYTES = 1 << 20
+"""A request whose parts have no more bytes goes to blob in one message."""
+
+WHOLE_MESSAGES = 256
+
 
 class Upload:
-    """One call of StoreInstances, opened with the first part that goes there.
+    """One request on its way to blob: a call of StoreWhole where it turns out to be small, else one of StoreInstances.
 
-    One message is on its way while the next is gathered, so that reading the request and writing to blob overlap; what waits here
-    is at most two messages of MESSAGE_BYTES.
+    Messages wait until one of both is known, at most WHOLE_BYTES of them. After that one message is on its way while the next is
+    gathered, so that reading the request and writing to blob overlap; what waits here is at most two messages of MESSAGE_BYTES.
     """
 
     def __init__(self, request: Request, start: blob_pb2.StoreStart) -> None:
         self._gateway = request.gateway
-        self._start = start
         self._call: Call | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._held = [blob_pb2.StoreInstancesRequest(start=start)]
+        self._held_bytes = 0
         self._pieces: list[memoryview] = []
         self._size = 0
         self._parts = 0
@@ -64,16 +71,26 @@ class Upload:
 
     async def finish(self) -> list[blob_pb2.PartResult]:
         """Say that the request is whole, and return one result per part, in part order."""
-        if self._call is None:
+        if not self._forwarded:
             return self._refused
-        await self._write(blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd()))
-        await self._settle()
-        with rpc_errors.translated("blob"):
-            await self._call.done_writing()
-            results = [result async for response in self._call for result in response.parts]
+        end = blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
+        results = await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end))
         if len(results) != self._forwarded:
             raise errors.GantryError(f"blob told the results of {len(results)} of {self._forwarded} parts")
         return sorted([*self._refused, *results], key=lambda result: result.part_number)
+
+    async def _finish_whole(self, end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
+        request = blob_pb2.StoreWholeRequest(messages=[*self._held, end])
+        self._held.clear()
+        with rpc_errors.translated("blob"):
+            return (await self._gateway.blob.StoreWhole(request, timeout=self._gateway.settings.store_max_s)).parts
+
+    async def _finish_call(self, call: "Call", end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
+        await self._write(end)
+        await self._settle()
+        with rpc_errors.translated("blob"):
+            await call.done_writing()
+            return [result async for response in call for result in response.parts]
 
     async def close(self) -> None:
         """Let go. Without `finish` nothing is stored."""
@@ -91,9 +108,6 @@ class Upload:
             explanation = f"Content-Type of the part is not {DICOM}"
             self._refused.append(blob_pb2.PartResult(part_number=part_number, failure_reason=CANNOT_UNDERSTAND, explanation=explanation))
             return
-        if self._call is None:
-            self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
-            await self._write(blob_pb2.StoreInstancesRequest(start=self._start))
         self._forwarded += 1
         part = blob_pb2.PartStart(part_number=part_number, content_type=content_type)
         await self._write(blob_pb2.StoreInstancesRequest(part=part))
@@ -115,6 +129,16 @@ class Upload:
             await self._write(blob_pb2.StoreInstancesRequest(chunk=chunk))
 
     async def _write(self, message: blob_pb2.StoreInstancesRequest) -> None:
+        if self._call is None:
+            self._held.append(message)
+            self._held_bytes += len(message.chunk)
+            if self._held_bytes <= WHOLE_BYTES and len(self._held) < WHOLE_MESSAGES:
+                return
+            self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
+            held, self._held = self._held, []
+            for one in held:
+                await self._write(one)
+            return
         await self._settle()
         self._writing = asyncio.create_task(self._send(message))
 

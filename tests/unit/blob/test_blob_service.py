@@ -17,6 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry_blob import directory_store
 from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.pack import PackLimits
 from gantry_blob.store import StoreRules
@@ -161,7 +162,10 @@ async def test_facts_that_do_not_fit_into_an_event_stay_in_the_pack(blob: Runnin
     assert sum(len(instance.dicom_json) for instance in stored) > 256 << 10
 
 
-async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(local: RunningBlob) -> None:
+async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(
+    local: RunningBlob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
     study = instances.new_uid()
     files = [large_ct(StudyInstanceUID=study) for _ in range(8)]
     gate = asyncio.Event()
@@ -202,7 +206,8 @@ async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob
     assert local.packs() == []
 
 
-async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob) -> None:
+async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
     forever = asyncio.Event()
 
     async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
@@ -235,6 +240,44 @@ async def test_messages_in_another_order_are_a_bad_request(local: RunningBlob, m
             pass
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())], id="end first"),
+        pytest.param([blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())], id="no end"),
+        pytest.param(
+            [
+                blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart()),
+                blob_pb2.StoreInstancesRequest(chunk=b"x"),
+                blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd()),
+            ],
+            id="chunk first",
+        ),
+    ],
+)
+async def test_a_whole_request_with_messages_in_another_order_is_bad(
+    local: RunningBlob, messages: list[blob_pb2.StoreInstancesRequest]
+) -> None:
+    with pytest.raises(errors.BadRequest), rpc_errors.translated("blob"):
+        await local.stub.StoreWhole(blob_pb2.StoreWholeRequest(messages=messages), timeout=10)
+    assert local.packs() == []
+
+
+async def test_a_whole_request_is_stored_and_announced_as_a_streamed_one(local: RunningBlob) -> None:
+    study = instances.new_uid()
+    files = [ct(StudyInstanceUID=study), b"no instance", ct(StudyInstanceUID=study)]
+    request = blob_pb2.StoreWholeRequest(messages=[message async for message in upload_messages(files, study)])
+    answer = await local.stub.StoreWhole(request, timeout=30)
+    assert [(result.part_number, bool(result.failure_reason)) for result in answer.parts] == [(0, False), (1, True), (2, False)]
+    [key] = local.packs()
+    [event] = await announced(local.client, key)
+    trailer = await local.trailer(key)
+    assert (event.study_instance_uid, list(event.instances)) == (study, trailer)
+    for instance, file in zip(trailer, (files[0], files[2]), strict=True):
+        assert await local.read(key, [(instance.location.offset, instance.location.length)]) == file
+
+
 async def test_too_many_parts_are_refused(tmp_path: Path, nats_server: NatsServer) -> None:
     async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, StoreRules(most_parts=2)) as blob:
         with pytest.raises(errors.PayloadTooLarge):
@@ -248,7 +291,7 @@ async def test_too_many_uploads_are_told_to_come_again(tmp_path: Path, nats_serv
     async def waiting() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
         yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())
         yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart())
-        yield blob_pb2.StoreInstancesRequest(chunk=bytes(MIB))
+        yield blob_pb2.StoreInstancesRequest(chunk=ct() + bytes(MIB))
         await gate.wait()
 
     async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, concurrent_uploads=1) as blob:

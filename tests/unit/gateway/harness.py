@@ -76,6 +76,14 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
         finally:
             self.calls_over += 1
 
+    async def StoreWhole(self, request, context):
+        async def messages():
+            for message in request.messages:
+                yield message
+
+        answers = [answer async for answer in self.StoreInstances(messages(), context)]
+        return blob_pb2.StoreWholeResponse(parts=[part for answer in answers for part in answer.parts])
+
     async def _tell(self, start, part_numbers: list[int]) -> None:
         decided = {n: self.outcome.get(n, events_pb2.OUTCOME_NEW) for n in part_numbers}
         for number, outcome in decided.items():

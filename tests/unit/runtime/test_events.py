@@ -75,6 +75,28 @@ async def test_an_empty_batch_comes_while_nothing_happens(js: JetStreamContext) 
         assert await anext(batches) == []
 
 
+async def test_a_message_that_is_lost_on_the_way_is_read_again(js: JetStreamContext) -> None:
+    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
+        await events.publish(js, "example.0", b"0")
+        assert [message.data for message in await anext(batches)] == [b"0"]
+        [consumer] = await js.consumers_info(STREAM.name)
+
+        async def asks_nobody() -> bool:
+            return (await js.consumer_info(STREAM.name, consumer.name)).num_waiting == 0
+
+        await until(asks_nobody)
+        await events.publish(js, "example.1", b"1")
+        thief = await js.pull_subscribe_bind(consumer.name, stream=STREAM.name)
+        assert [message.data for message in await thief.fetch(1, timeout=5)] == [b"1"]
+        await events.publish(js, "example.2", b"2")
+        seen: list[bytes] = []
+        async for batch in batches:
+            seen += [message.data for message in batch]
+            if len(seen) >= 2:
+                break
+    assert seen == [b"1", b"2"]
+
+
 async def test_reading_and_publishing_go_on_after_a_kill_of_the_server(js: JetStreamContext, server: NatsServer) -> None:
     seen: list[int] = []
     async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.2)) as batches:

@@ -413,6 +413,48 @@ class StoreInstancesRequest(_message.Message):
 Global___StoreInstancesRequest: _TypeAlias = StoreInstancesRequest  # noqa: Y015
 
 @_typing.final
+class StoreWholeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreInstancesRequest]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___StoreInstancesRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreWholeRequest: _TypeAlias = StoreWholeRequest  # noqa: Y015
+
+@_typing.final
+class StoreWholeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartResult]:
+        """As in StoreInstancesResponse."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___PartResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreWholeResponse: _TypeAlias = StoreWholeResponse  # noqa: Y015
+
+@_typing.final
 class StoreStart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

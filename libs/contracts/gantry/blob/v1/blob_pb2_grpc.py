@@ -40,6 +40,11 @@ class BlobServiceStub:
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.SerializeToString,
                 response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.FromString,
                 _registered_method=True)
+        self.StoreWhole = channel.unary_unary(
+                '/gantry.blob.v1.BlobService/StoreWhole',
+                request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.SerializeToString,
+                response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.FromString,
+                _registered_method=True)
         self.Read = channel.unary_stream(
                 '/gantry.blob.v1.BlobService/Read',
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.ReadRequest.SerializeToString,
@@ -80,6 +85,13 @@ class BlobServiceServicer:
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
         Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
         with one result per part, in part order (several messages when there are many).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StoreWhole(self, request, context):
+        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +147,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.StoreInstances,
                     request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.FromString,
                     response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.SerializeToString,
+            ),
+            'StoreWhole': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreWhole,
+                    request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.FromString,
+                    response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.SerializeToString,
             ),
             'Read': grpc.unary_stream_rpc_method_handler(
                     servicer.Read,
@@ -195,6 +212,33 @@ class BlobService:
             '/gantry.blob.v1.BlobService/StoreInstances',
             gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesRequest.SerializeToString,
             gantry_dot_blob_dot_v1_dot_blob__pb2.StoreInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreWhole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.blob.v1.BlobService/StoreWhole',
+            gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeRequest.SerializeToString,
+            gantry_dot_blob_dot_v1_dot_blob__pb2.StoreWholeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class BlobServiceStub:
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
     with one result per part, in part order (several messages when there are many).
     """
+    StoreWhole: _grpc.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]
+    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
     Read: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
     the concatenation of all chunks is the concatenation of all ranges.
@@ -64,6 +66,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
     with one result per part, in part order (several messages when there are many).
     """
+    StoreWhole: _aio.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]  # type: ignore[assignment]
+    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
     Read: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]  # type: ignore[assignment]
     """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
     the concatenation of all chunks is the concatenation of all ranges.
@@ -93,6 +97,14 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
         with one result per part, in part order (several messages when there are many).
         """
+
+    @_abc_1.abstractmethod
+    def StoreWhole(
+        self,
+        request: _blob_pb2.StoreWholeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_pb2.StoreWholeResponse, _abc.Awaitable[_blob_pb2.StoreWholeResponse]]:
+        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
 
     @_abc_1.abstractmethod
     def Read(
