@@ -292,6 +292,14 @@ def video(**attributes: Any) -> Dataset:
     return _with(data_set, attributes)
 
 
+def with_much_json(**attributes: Any) -> Dataset:
+    """Return an image whose DICOM JSON is larger than what rides in a trailer."""
+    references = [Dataset() for _ in range(2000)]
+    for number, item in enumerate(references):
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.{number}"
+    return ct(ReferencedInstanceSequence=references, **attributes)
+
+
 def japanese(**attributes: Any) -> Dataset:
     """Return a CT whose Patient Name has three groups in ISO 2022 IR 87."""
     data_set = ct(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎=やまだ^たろう")

@@ -90,6 +90,7 @@ class StoredInstance(_message.Message):
     DICOM_JSON_FIELD_NUMBER: _builtins.int
     DICOM_JSON_LOCATION_FIELD_NUMBER: _builtins.int
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     study_instance_uid: _builtins.str
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
@@ -122,6 +123,12 @@ class StoredInstance(_message.Message):
     def warning_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Warning reasons (0008,1196) of the store, such as 45063 (B007)."""
 
+    @_builtins.property
+    def origin(self) -> Global___Location:
+        """Of an instance that was copied from another pack: where it was first written. This is its name in events and decisions; without it,
+        `location` is.
+        """
+
     def __init__(
         self,
         *,
@@ -139,10 +146,11 @@ class StoredInstance(_message.Message):
         dicom_json: _builtins.bytes = ...,
         dicom_json_location: Global___Location | None = ...,
         warning_reasons: _abc.Iterable[_builtins.int] | None = ...,
+        origin: Global___Location | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dicom_json_location", b"dicom_json_location", "layout", b"layout", "location", b"location"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dicom_json_location", b"dicom_json_location", "layout", b"layout", "location", b"location", "origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "origin", b"origin", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -904,9 +912,12 @@ class PackTrailer(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     created: _builtins.str
     """RFC 3339, UTC."""
+    replaces: _builtins.str
+    """Of a pack that holds what was left of another one: that pack."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredInstance]: ...
     def __init__(
@@ -915,11 +926,44 @@ class PackTrailer(_message.Message):
         instances: _abc.Iterable[Global___StoredInstance] | None = ...,
         request_id: _builtins.str = ...,
         created: _builtins.str = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "instances", b"instances", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "instances", b"instances", "replaces", b"replaces", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackTrailer: _TypeAlias = PackTrailer  # noqa: Y015
+
+@_typing.final
+class Sweep(_message.Message):
+    """In the object store, sweeps/{key of the pack}: what the sweeper has begun and not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """The pack."""
+    into: _builtins.str
+    """Key of the pack to which the others are copied; empty before that begins."""
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Location]:
+        """Names of the uploads whose bytes are to go."""
+
+    def __init__(
+        self,
+        *,
+        object: _builtins.str = ...,
+        locations: _abc.Iterable[Global___Location] | None = ...,
+        into: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["into", b"into", "locations", b"locations", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
