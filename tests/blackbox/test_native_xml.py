@@ -256,25 +256,6 @@ def test_search_results_are_one_document_per_match(dicomweb: DicomWeb) -> None:
     assert (nothing.status_code, nothing.content) == (204, b"")
 
 
-ATTACK = b"""<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE NativeDicomModel [<!ENTITY file SYSTEM "file:///etc/hostname"> <!ENTITY many "&file;&file;&file;">]>
-<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">
-<DicomAttribute tag="00080018" vr="UI"><Value number="1">%(uid)s</Value></DicomAttribute>
-<DicomAttribute tag="00081030" vr="LO"><Value number="1">&many;</Value></DicomAttribute>
-</NativeDicomModel>"""
-
-
-@pytest.mark.requirement("X-028")
-def test_a_document_with_entities_is_refused_and_nothing_is_read_or_stored(dicomweb: DicomWeb) -> None:
-    uid = instances.new_uid()
-    body = b"--b\r\nContent-Type: application/dicom+xml\r\n\r\n" + ATTACK % {b"uid": uid.encode()} + b"\r\n--b--\r\n"
-    response = dicomweb.post_related(body, "b", content_type=XML + "; boundary={boundary}")
-    assert response.status_code in (400, 409), response.text
-    with open("/etc/hostname", encoding="utf-8") as file:
-        assert file.read().strip() not in response.text.replace(dicomweb.url, "")
-    assert dicomweb.search(f"/instances?SOPInstanceUID={uid}") == []
-
-
 def test_identical_metadata_is_not_sent_again_and_head_has_no_body(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
     dicomweb.store(instances.encoded(data_set))

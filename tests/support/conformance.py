@@ -150,6 +150,8 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     for title, make, note in SECTIONS:
         parts += [f"## {title}", note, make()]
     parts += [
+        "## Metadata, character sets and content codings",
+        REPRESENTATIONS,
         "## Store payloads",
         STORE_PAYLOADS,
         store_payloads(),
@@ -165,6 +167,12 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+REPRESENTATIONS = (
+    "Metadata, search results and store responses are DICOM JSON or Native DICOM Model XML, by negotiation; what PS3.19 leaves open is in "
+    "[decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and Accept-Charset are ignored. They are "
+    "sent in the coding zstd or gzip where Accept-Encoding names it; other payloads never are. Values of OB, OD, OF, OL, OV, OW and UN "
+    "above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a BulkDataURI."
+)
 STORE_PAYLOADS = (
     "Parts may come in any order. Bulkdata is found by its Content-Location, which is the BulkDataURI after both are resolved against the "
     "request URI, or literally; several parts with one location, or parts at its `/frames/1`, `/frames/2` …, are the frames of Pixel Data. "

@@ -484,8 +484,8 @@ def write(model: Object) -> bytes:
 def write_encoded(dicom_json: bytes) -> Iterator[bytes]:
     """Write an encoded DICOM JSON object as a document, in pieces.
 
-    Neither the object nor the document is ever whole as Python values: top-level attributes are written one by one, and their
-    sequences item by item, so that a thread which does it lets others run in between.
+    Neither the object nor the document is ever whole as Python values: top-level attributes are read one by one, and
+    sequences among them item by item, so that a thread which does it lets others run in between.
 
     Args:
         dicom_json: as Gantry keeps it, tags ascending. Numbers keep their digits (1.50 stays 1.50).
@@ -495,24 +495,27 @@ def write_encoded(dicom_json: bytes) -> Iterator[bytes]:
     """
     text = dicom_json.decode()
     private: Object = {}
+    out = [_BEGIN]
     position = 0
-    yield _BEGIN.encode()
     while found := _KEY.match(text, position):
         key, position = found[1], found.end()
         if private and next(iter(private))[:4] != key[:4]:
-            yield _group(private)
+            _write_data_set(private, out)
             private = {}
         is_private = int(key[3], 16) & 1
         if not is_private and (sequence := _SEQUENCE.match(text, position)):
+            yield "".join(out).encode()
+            out.clear()
             position = yield from _sequence_pieces(text, key, sequence.end())
             continue
         element, position = _DECODER.raw_decode(text, position)
         if is_private:
             private[key] = element  # creators, and the order as written, need the whole group
-        else:
-            yield _group({key: element})
-    yield _group(private)
-    yield _END.encode()
+        elif key[4:] != "0000":
+            _write_element(_head(key, element["vr"]), element, out)
+    _write_data_set(private, out)
+    out.append(_END)
+    yield "".join(out).encode()
 
 
 def first_values(dicom_json: bytes, keys: Collection[str]) -> dict[str, str]:
@@ -538,12 +541,6 @@ _KEY = re.compile(r'[\s{,]*"([0-9A-F]{8})"\s*:\s*')
 _SEQUENCE = re.compile(r'\{\s*"vr"\s*:\s*"SQ"\s*,\s*"Value"\s*:\s*\[\s*(?=\{)')
 _NEXT_ITEM = re.compile(r"\s*,\s*")
 _END_OF_SEQUENCE = re.compile(r"\s*\]\s*\}")
-
-
-def _group(elements: Object) -> bytes:
-    out: list[str] = []
-    _write_data_set(elements, out)
-    return "".join(out).encode()
 
 
 def _sequence_pieces(text: str, key: str, position: int) -> Generator[bytes, None, int]:
@@ -581,14 +578,13 @@ def _head(key: str, vr: str) -> str:
 
 
 def _write_data_set(data_set: Object, out: list[str]) -> None:
-    keys = sorted(data_set)
-    private: list[tuple[str, str, str]] = []  # tag as written, creator, key
-    for key in keys:
+    order: list[tuple[str, str, str]] = []  # tag as written, creator, key
+    for key in data_set:
         if int(key[3], 16) & 1:
-            private += _private(data_set, key)
+            order += _private(data_set, key)
         elif key[4:] != "0000":
-            private.append((key, "", key))
-    for tag, creator, key in sorted(private):
+            order.append((key, "", key))
+    for tag, creator, key in sorted(order):
         element = data_set[key]
         if creator:
             head = f'<{_ATTRIBUTE} tag="{tag}" vr="{element["vr"]}" privateCreator="{_escaped(creator)}"'
