@@ -167,6 +167,8 @@ SECTIONS = (
         "Explicit VR Little Endian, or the default of the compressed media type; what is lossy already and cannot be decoded (video), or "
         "is too long uncompressed, then leaves as stored. Several ranges are answered with the whole. HTTP/2 (A-002) is the matter of the "
         "proxy in front, which also speaks TLS; between it and the gateway HTTP/1.1 does not limit anything.",
+    ),
+    (
         "Transcoding",
         transcoding,
         "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, "
