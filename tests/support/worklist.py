@@ -117,6 +117,10 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
         self.objects[request.object] = request.data
         return blob_pb2.PutObjectResponse()
 
+    async def RemoveObject(self, request, context):
+        self.objects.pop(request.object, None)
+        return blob_pb2.RemoveObjectResponse()
+
     async def ListObjects(self, request, context):
         found = sorted(key for key in self.objects if key.startswith(request.prefix))
         yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=k, size_bytes=len(self.objects[k])) for k in found])

@@ -7,18 +7,20 @@ Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
+from urllib.parse import quote, unquote
 
-from gantry_standard import errors, terms
+from gantry_standard import errors, terms, workitems
 from gantry_standard.levels import Level
 from gantry_standard.pydicom_tables import tag_of
 from gantry_standard.query_attributes import (
     DATE_TIME_PAIRS,
     ENTITY,
-    WORKITEM,
     Entity,
     is_multi_valued,
     is_private,
@@ -28,7 +30,20 @@ from gantry_standard.query_attributes import (
     vr_of,
 )
 
-__all__ = ["Level", "MatchKey", "Operation", "Query", "group_keys", "parse_query", "parse_workitem_query"]
+__all__ = [
+    "Filter",
+    "Level",
+    "MatchKey",
+    "Operation",
+    "Query",
+    "by_path",
+    "group_keys",
+    "matches",
+    "parse_filter",
+    "parse_query",
+    "parse_workitem_query",
+    "read_filter",
+]
 
 
 class Operation(Enum):
@@ -105,8 +120,8 @@ TRANSACTION_UID = tag_of("TransactionUID")
 UID = re.compile(r"[0-9.]{1,64}")
 INTEGER = re.compile(r"[0-9]{1,18}")
 
-Place = Callable[[str], tuple[bool, Level | None, str]]
-"""Of the first tag of a path: whether it is matched at the resource, its level, and why not."""
+Place = Callable[[tuple[str, ...]], tuple[bool, Level | None, str]]
+"""Of a path: whether it is matched at the resource, its level, and why not."""
 
 
 def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
@@ -168,7 +183,8 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
     found = _sorted(parameters)
     allowed = _allowed(level, study_uid, series_uid)
 
-    def place(tag: str) -> tuple[bool, Level | None, str]:
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        tag = path[0]
         entity = ENTITY.get(tag, Entity.INSTANCE)
         if entity in allowed or tag not in ENTITY:
             return True, entity.level, ""
@@ -201,11 +217,10 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
     if any(TRANSACTION_UID in path for path in found.attributes) or any(TRANSACTION_UID in path for path in found.include_fields):
         raise errors.BadRequest("TransactionUID (0008,1195) is neither a matching nor a return key")
 
-    def place(tag: str) -> tuple[bool, Level | None, str]:
-        row = WORKITEM.get(tag)
-        if row is None or row.match != "-":
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        if workitems.is_matched(path):
             return True, None, ""
-        return False, None, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
+        return False, None, f"The attribute {'.'.join(map(keyword_of, path))} is not matched at this resource. It has been ignored."
 
     keys, included = _keys(found, place)
     query = Query(
@@ -217,6 +232,127 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
         limit=_limit(found, maximum),
     )
     return query, found.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The filter of a filtered worklist subscription.
+
+    Attributes:
+        text: normalised: the same for everybody who means the same keys; `read_filter` reads it.
+        keys: what must match.
+    """
+
+    text: str
+    keys: tuple[MatchKey, ...]
+
+
+def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
+    """Return the filter that the query of a Subscribe request gives.
+
+    The standard's form is `filter=attribute=value,attribute=value` with "=" and "," of the value percent-encoded; older clients send
+    each pair as a parameter of its own. A piece without "=" goes on with the value before it, as a list of UIDs does. The flags
+    emptyvaluematching and multiplevaluematching may stand in either place; other parameters are ignored.
+
+    Args:
+        parameters: of the query, percent-decoded once, in order.
+
+    Raises:
+        errors.BadRequest: there is no filter, or a key that cannot be matched: it would let through what the subscriber does not want.
+
+    Source: PS3.18 §11.10.1.2; PS3.4 §CC.2.3.3.
+    """
+    pairs: list[list[str]] = []
+    for name, value in parameters:
+        if name != "filter":
+            if name in FLAGS or _path(name):
+                pairs.append([name, value])
+            continue
+        for piece in value.split(","):
+            key, equals, given = (unquote(part) for part in piece.partition("="))
+            if equals:
+                pairs.append([key, given])
+            elif pairs and piece:
+                pairs[-1][1] += f",{key}"
+            elif piece:
+                pairs.append([key, ""])
+    return _filter([(name, value) for name, value in pairs])
+
+
+def _filter(pairs: list[tuple[str, str]]) -> Filter:
+    for name, _ in pairs:
+        if name not in FLAGS and not _path(name):
+            raise errors.BadRequest(f"the filter names {name[:64]!r}, expected a tag or a keyword")
+    query, warnings = parse_workitem_query(pairs, 1)
+    if warnings:
+        raise errors.BadRequest(f"the filter cannot be matched: {warnings[0]}")
+    if not any(name not in FLAGS for name, _ in pairs):
+        raise errors.BadRequest("a filtered worklist subscription needs a filter: filter=attribute=value,attribute=value")
+    normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
+    return Filter("&".join(f"{name}={quote(value, safe='')}" for name, value in normal), query.keys)
+
+
+@lru_cache(4096)
+def read_filter(text: str) -> Filter:
+    """Return the filter of a normalised text.
+
+    Raises:
+        errors.BadRequest: it is none.
+    """
+    pieces = (piece.partition("=") for piece in text.split("&"))
+    return _filter([(name, unquote(value)) for name, _, value in pieces])
+
+
+def by_path(found: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
+    """Return the terms of one data set as `matches` looks at them."""
+    sorted_terms: dict[str, list[terms.Term]] = defaultdict(list)
+    for term in found:
+        sorted_terms[term.path].append(term)
+    return dict(sorted_terms)
+
+
+def matches(keys: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    """Say whether a data set matches all keys, as the stores of the index do it.
+
+    Args:
+        found: its terms, by `by_path`.
+    """
+    return all(_group_matches(group, found) for group in group_keys(keys))
+
+
+def _group_matches(group: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    if any(key.operation is Operation.ABSENT and found.get(key.term_path) for key in group):
+        return False
+    wanted = [key for key in group if key.operation is not Operation.ABSENT]
+    is_same_path = len({key.path[:-1] for key in wanted}) == 1
+    common: set[int] | None = None
+    for key in wanted:
+        for is_match in _comparisons(key):
+            items = {term.item if is_same_path else term.root for term in found.get(key.term_path, ()) if is_match(term.value)}
+            if len(key.path) == 1:
+                # Attributes at the root stand in no item: each value may be matched by another.
+                items = {0} if items else set()
+            common = items if common is None else common & items
+            if not common:
+                return False
+    return True
+
+
+def _comparisons(key: MatchKey) -> list[Callable[[str], bool]]:
+    if key.operation is Operation.EQUAL:
+        return [frozenset(key.values).__contains__]
+    if key.operation is Operation.ALL:
+        return [frozenset([value]).__contains__ for value in key.values]
+    if key.operation is Operation.PATTERN:
+        pattern = _compiled(key.values[0])
+        return [lambda value: pattern.fullmatch(value) is not None]
+    return [lambda value: value >= key.low and (not key.high or value <= key.high)]
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(character) or re.escape(character) for character in pattern), re.DOTALL)
 
 
 def _allowed(level: Level, study_uid: str, series_uid: str) -> set[Entity]:
@@ -304,7 +440,7 @@ def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple
         included[_with_creator(".".join(path), creators)] = None
         if (key := _key(path, value, creator, found)) is None:
             continue
-        matched, level, warning = place(path[0])
+        matched, level, warning = place(path)
         if not matched:
             found.warnings.append(warning)
             continue

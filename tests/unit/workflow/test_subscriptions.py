@@ -5,7 +5,7 @@ import pytest
 from gantry.events.v1.events_pb2 import ItemSubscription, SubscriptionState, WorkitemState
 from gantry_standard import errors
 from gantry_workflow import subscriptions
-from gantry_workflow.subscriptions import MAX_EPOCHS, GlobalSubscription, lock_on
+from gantry_workflow.subscriptions import MAX_EPOCHS, WorklistSubscription, lock_on
 
 AE = "AE1"
 SUBSCRIBED = SubscriptionState.STATE_SUBSCRIBED
@@ -13,9 +13,9 @@ SUSPENDED = SubscriptionState.STATE_SUSPENDED
 UNSUBSCRIBED = SubscriptionState.STATE_UNSUBSCRIBED
 
 
-def worldwide(*epochs: tuple[int, int, bool]) -> GlobalSubscription:
+def worldwide(*epochs: tuple[int, int, bool]) -> WorklistSubscription:
     """Make a global subscription from (sequence, state, lock)."""
-    return GlobalSubscription(AE, tuple(subscriptions.Epoch(*epoch) for epoch in epochs))  # type: ignore[arg-type]
+    return WorklistSubscription(AE, tuple(subscriptions.Epoch(*epoch) for epoch in epochs))  # type: ignore[arg-type]
 
 
 def item(created: int, *entries: ItemSubscription) -> WorkitemState:
@@ -48,20 +48,20 @@ def own(sequence: int, lock: bool = False, gone: bool = False) -> ItemSubscripti
         ),
     ],
 )
-def test_table_cc_2_3_2(state: WorkitemState, everything: GlobalSubscription | None, held: bool | None) -> None:
-    assert lock_on(state, 10, AE, everything, at=100) is held
+def test_table_cc_2_3_2(state: WorkitemState, everything: WorklistSubscription | None, held: bool | None) -> None:
+    assert lock_on(state, 10, AE, [everything] if everything else [], at=100) is held
 
 
 def test_later_changes_do_not_count_for_an_earlier_point_of_the_stream() -> None:
     everything = worldwide((5, SUBSCRIBED, False), (50, UNSUBSCRIBED, False))
-    assert lock_on(item(10), 10, AE, everything, at=40) is False
-    assert lock_on(item(10), 10, AE, everything, at=50) is None
+    assert lock_on(item(10), 10, AE, [everything], at=40) is False
+    assert lock_on(item(10), 10, AE, [everything], at=50) is None
 
 
 def test_initial_reports_go_for_workitems_that_were_not_subscribed() -> None:
     everything = worldwide((5, SUBSCRIBED, False), (20, SUSPENDED, False), (40, SUBSCRIBED, True))
-    assert not subscriptions.is_new_to(item(10), 10, everything)
-    assert subscriptions.is_new_to(item(30), 30, everything)
+    assert not subscriptions.is_new_to(item(10), 10, everything, [everything])
+    assert subscriptions.is_new_to(item(30), 30, everything, [everything])
 
 
 def test_the_audience_is_everybody_by_whatever_subscription() -> None:
