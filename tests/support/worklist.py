@@ -29,6 +29,7 @@ from tests.support.nats_server import NatsServer, free_port
 
 JSON = {"Content-Type": "application/dicom+json", "Accept": "application/dicom+json"}
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
+FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 
 
 def uid() -> str:

@@ -283,12 +283,12 @@ def _filter(pairs: list[tuple[str, str]]) -> Filter:
     for name, _ in pairs:
         if name not in FLAGS and not _path(name):
             raise errors.BadRequest(f"the filter names {name[:64]!r}, expected a tag or a keyword")
-    query, warnings = parse_workitem_query(pairs, 1)
+    normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
+    query, warnings = parse_workitem_query(normal, 1)
     if warnings:
         raise errors.BadRequest(f"the filter cannot be matched: {warnings[0]}")
     if not any(name not in FLAGS for name, _ in pairs):
         raise errors.BadRequest("a filtered worklist subscription needs a filter: filter=attribute=value,attribute=value")
-    normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
     return Filter("&".join(f"{name}={quote(value, safe='')}" for name, value in normal), query.keys)
 
 
