@@ -615,12 +615,14 @@ async def test_a_filter_in_memory_matches_what_the_store_finds(workitems: Workit
         return {tag_of(name): {"vr": "SH", "Value": [given]} for name, given in values.items()}
 
     codes = [station(CodeValue="A", CodingSchemeDesignator="X"), station(CodeValue="B", CodingSchemeDesignator="Y")]
-    documents = [
-        workitem("2.1", 1, ScheduledProcedureStepStartDateTime="20240102", PatientName="Zoe", WorklistLabel="AI", PatientWeight="70"),
-        workitem("2.2", 2, ScheduledProcedureStepStartDateTime="20240101120000", PatientName="Möller", ImageType=["A", "B"]),
-        workitem("2.3", 3, ScheduledStationNameCodeSequence=codes, WorklistLabel="AI"),
-        workitem("2.4", 4, ScheduledStationNameCodeSequence=[station(CodingSchemeDesignator="X")], WorklistLabel="XAI"),
+    attributes: list[dict[str, Any]] = [
+        {"ScheduledProcedureStepStartDateTime": "20240102", "PatientName": "Zoe", "WorklistLabel": "AI", "PatientWeight": "70"},
+        {"ScheduledProcedureStepStartDateTime": "20240101120000", "PatientName": "Möller"},
+        {"ScheduledStationNameCodeSequence": codes, "WorklistLabel": "AI"},
+        {"ScheduledStationNameCodeSequence": [station(CodingSchemeDesignator="X")], "WorklistLabel": "XAI"},
     ]
+    documents = [workitem(f"2.{n}", n, SOPInstanceUID=f"2.{n}", **given) for n, given in enumerate(attributes, 1)]
+    documents[1] = replace(documents[1], dicom_json=orjson.dumps(orjson.loads(documents[1].dicom_json) | element("ImageType", "A", "B")))
     await workitems.apply(documents, 4)
     by_store, in_memory = {}, {}
     for text in FILTERS:

@@ -157,9 +157,8 @@ class WorkflowEdge(WorkflowServiceServicer):
         if len(text) > subscriptions.MAX_FILTER_CHARACTERS:
             raise errors.BadRequest(f"the filter has {len(text)} characters, expected at most {subscriptions.MAX_FILTER_CHARACTERS}")
         text = matching.read_filter(text).text
-        others = [
-            found for found in await self._workitems.subscriptions() if _is_live(found) and found.filter and found.filter.text != text
-        ]
+        live = [found for found in await self._workitems.subscriptions() if found.filter and _is_live(found)]
+        others = [found for found in live if (found.ae_title, found.filter and found.filter.text) != (ae_title, text)]
         own = sum(found.ae_title == ae_title for found in others)
         if own >= subscriptions.MAX_FILTERS_OF_ONE or len(others) >= subscriptions.MAX_FILTERS:
             raise errors.Forbidden(
