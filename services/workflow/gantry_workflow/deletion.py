@@ -38,8 +38,9 @@ RELEASED = "released"
 BURIED = "buried"
 """Cursor of what was looked at for its tombstone."""
 BATCH = 500
-REST_S = 10.0
-"""Seconds between two looks when nothing is old enough."""
+MOST_REST_S = 3600.0
+LEAST_REST_S = 0.25
+"""Seconds between two looks when nothing is old enough: a twentieth of the age in question, within these bounds."""
 LATEST = 2**63
 
 
@@ -59,7 +60,7 @@ async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: floa
                 if await _is_released(bucket, batch):
                     await bucket.put(DELETED, b"0")
                     break
-        await asyncio.sleep(min(REST_S, keep_s / 2))
+        await asyncio.sleep(_rest_s(keep_s))
 
 
 async def purge_deleted(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, tombstone_s: float) -> None:
@@ -76,7 +77,11 @@ async def purge_deleted(js: JetStreamContext, blob: "BlobServiceAsyncStub", repo
                     if _is_over(message):
                         await _forget(js, blob, message)
                 await bucket.put(BURIED, str(batch[-1].sequence).encode())
-        await asyncio.sleep(min(REST_S, tombstone_s / 2))
+        await asyncio.sleep(_rest_s(tombstone_s))
+
+
+def _rest_s(age_s: float) -> float:
+    return min(MOST_REST_S, max(LEAST_REST_S, age_s / 20))
 
 
 async def _old(js: JetStreamContext, reports: ReportWriter, after: int, age_s: float) -> AsyncGenerator[list[Message], None]:

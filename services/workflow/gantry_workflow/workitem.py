@@ -6,7 +6,6 @@ dataset inside a state never holds the Transaction UID.
 Source: PS3.18 chapter 11; PS3.4 CC.2.
 """
 
-import copy
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from gantry.events.v1.events_pb2 import ItemSubscription, WorkitemChange, Workit
 from gantry_standard import errors
 from gantry_standard.workitems import CANCELED, COMPLETED, SCHEDULED, SOP_CLASS_UID, UNMATCHED
 from gantry_workflow import attributes, states
-from gantry_workflow.dataset import Dataset, dump, has_value, parse, read, text, values
+from gantry_workflow.dataset import Dataset, copied, dump, has_value, parse, read, text, values
 
 MAX_ITEM_SUBSCRIPTIONS = 1000
 """Most AE titles that may have asked for one workitem; more is 403."""
@@ -94,7 +93,7 @@ def create(current: WorkitemState | None, uid: str, dataset: Dataset, strict: bo
     """
     if (code := states.outcome(states.CREATIONS, _state_of(current))) != states.CHANGE:
         raise states.refusal(code, uid, _state_of(current))
-    made = copy.deepcopy(dataset)
+    made = copied(dataset)
     if text(made, attributes.STATE) not in ("", SCHEDULED):
         raise errors.BadRequest(f"a workitem is created SCHEDULED, not {text(made, attributes.STATE)}")
     own = {attributes.SOP_CLASS_UID: SOP_CLASS_UID, attributes.SOP_INSTANCE_UID: uid}
@@ -123,7 +122,7 @@ def update(current: WorkitemState | None, uid: str, transaction_uid: str, change
     Args:
         transaction_uid: of the query; "" where it has none. One in the data set must agree.
     """
-    changes = copy.deepcopy(changes)
+    changes = copied(changes)
     inside = text({attributes.TRANSACTION_UID: changes.pop(attributes.TRANSACTION_UID, {})}, attributes.TRANSACTION_UID)
     if inside and transaction_uid and inside != transaction_uid:
         raise errors.BadRequest(
