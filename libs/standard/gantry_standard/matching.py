@@ -265,7 +265,8 @@ def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
     pairs: list[list[str]] = []
     for name, value in parameters:
         if name != "filter":
-            if name in FLAGS or _path(name):
+            # What looks like a keyword and is none would let through more than was meant.
+            if name in FLAGS or _path(name) or name[:1].isupper():
                 pairs.append([name, value])
             continue
         for piece in value.split(","):

@@ -41,7 +41,6 @@ BATCH = 500
 MOST_REST_S = 3600.0
 LEAST_REST_S = 0.25
 """Seconds between two looks when nothing is old enough: a twentieth of the age in question, within these bounds."""
-LATEST = 2**63
 
 
 async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: float) -> None:
@@ -114,7 +113,7 @@ async def _delete(workitems: Workitems, uid: str, sequence: int, worldwide: list
         if state is None or found != sequence:
             # It changed since; that change has its own time.
             return Decision(None)
-        return workitem.delete(state, any(subscriptions.locks_on(state, found, worldwide, LATEST).values()))
+        return workitem.delete(state, any(subscriptions.locks_on(state, found, worldwide, subscriptions.LATEST).values()))
 
     decision = await workitems.change(uid, decide, "delete")
     if decision.state is not None:

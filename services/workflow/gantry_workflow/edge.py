@@ -95,7 +95,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         worldwide = await self._workitems.subscriptions()
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, LATEST))
+            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, subscriptions.LATEST))
             return workitem.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
 
         decision = await self._workitems.change(uid, decide, "cancelrequest")
@@ -131,7 +131,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         worldwide = await self._workitems.subscriptions(ae_title)
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, LATEST) is not None
+            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, subscriptions.LATEST) is not None
             return workitem.unsubscribe(state, uid, ae_title, hears)
 
         await self._workitems.change(uid, decide, "unsubscribe")
@@ -198,8 +198,6 @@ class WorkflowEdge(WorkflowServiceServicer):
         return pb.GetStatusResponse(ready=True, workitems_sequence=last, reported_sequence=reported)
 
 
-LATEST = 2**63
-"""A point after everything on the stream."""
 WORKLISTS = (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION)
 
 ChangeSubscription = Callable[[SubscriptionState | None, int, str], SubscriptionState]

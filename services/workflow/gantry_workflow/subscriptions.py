@@ -26,6 +26,8 @@ MAX_FILTERS_OF_ONE = 64
 MAX_FILTERS = 1000
 """Filtered subscriptions of all AE titles together, each of which is compared with every change; more is 403."""
 MAX_FILTER_CHARACTERS = 4096
+LATEST = 2**63
+"""A point after everything on the stream."""
 
 
 @dataclass(frozen=True, slots=True)

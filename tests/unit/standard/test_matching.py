@@ -99,6 +99,7 @@ def test_values_of_a_filter_may_hold_commas_and_equals_signs() -> None:
         [("filter", "nothing=1")],
         [("filter", "CommentsOnTheScheduledProcedureStep=x")],
         [("filter", "emptyvaluematching=true")],
+        [("filter", "WorklistLabel=AI"), ("PatientNmae", "x")],
     ],
 )
 def test_what_is_no_filter_is_refused(query: list[tuple[str, str]]) -> None:

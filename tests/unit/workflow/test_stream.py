@@ -262,6 +262,8 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
         async with worklist(nats) as suite:
             async with suite.workflow() as workflow:
                 await subscribe(workflow, GLOBAL, "AE1", lock=True)
+                request = pb.SubscribeRequest(workitem_uid=FILTERED, ae_title="AE2", filter="00741000=IN%20PROGRESS")
+                await workflow.Subscribe(request, timeout=10)
                 items = [await create(workflow) for _ in range(5)]
                 assert await change(workflow, items[1], "IN PROGRESS", "2.25.5") == ""
                 await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=items[2], ae_title="AE1"), timeout=10)
@@ -273,7 +275,7 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
                         return (await bucket.get("copied"))[0] == str(status.workitems_sequence).encode()
 
                 await until(is_copied)
-            assert len(suite.blob.objects) == 6
+            assert len(suite.blob.objects) == 7
             with own_nats(tmp_path / "second") as empty:
                 suite.nats = empty
                 async with suite.workflow() as workflow:
@@ -286,11 +288,11 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
                     assert await change(workflow, items[3], "IN PROGRESS", "2.25.8") == ""
 
                     async def is_heard() -> bool:
-                        return len(await written(empty)) == 2
+                        return len(await written(empty)) == 3
 
                     await until(is_heard)
                     heard = [(report.workitem_uid, list(report.ae_titles)) for report in await written(empty)]
-                    assert heard == [(items[1], ["AE1"]), (items[3], ["AE1"])]
+                    assert heard == [(items[1], ["AE1", "AE2"]), (items[2], ["AE2"]), (items[3], ["AE1", "AE2"])]
 
 
 async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) -> None:
