@@ -390,7 +390,7 @@ def test_one_subscriber_may_have_several_filters_and_end_one(worklist: Worklist)
         "?filter=NoSuchAttribute%3D1",
         "?filter=ScheduledProcedureStepStartDateTime%3Dyesterday",
         "?filter=TransactionUID%3D1.2",
-        "?filter=CommentsOnTheScheduledProcedureStep%3Dx",
+        "?filter=ScheduledProcessingParametersSequence.ValueType%3DTEXT",
         "?filter=WorklistLabel%3DAI&deletionlock=perhaps",
     ],
 )

@@ -60,7 +60,7 @@ class Pair:
             x0040A370=sequence(
                 x0020000D=text("UI", "1.2.3"),
                 x00080050=text("SH", "ACC-1"),
-                x00080051=sequence(x00400033=text("CS", "ISO")),
+                x00080051=sequence(x00400031=text("UT", "RIS1"), x00400033=text("CS", "ISO")),
                 x00400026={"vr": "SQ"},
                 x00400027={"vr": "SQ"},
                 x00401001=text("SH", "RP-1"),
@@ -180,6 +180,10 @@ def test_patient_and_admission_match(pair: Pair) -> None:
             "PatientSex=F": "1",
             "AdmissionID=ADM-2": "2",
             "IssuerOfAdmissionIDSequence.UniversalEntityIDType=ISO": "1",
+            "IssuerOfAdmissionIDSequence.LocalNamespaceEntityID=LOCAL-1": "1",
+            "IssuerOfAdmissionIDSequence.LocalNamespaceEntityID=LOCAL-2": "",
+            "IssuerOfAdmissionIDSequence.LocalNamespaceEntityID=L*&IssuerOfAdmissionIDSequence.UniversalEntityID=1.2.3": "1",
+            'IssuerOfAdmissionIDSequence.LocalNamespaceEntityID=""&emptyvaluematching=true': "2",
         },
     )
 
@@ -191,6 +195,7 @@ def test_the_request_and_what_is_replaced_match(pair: Pair) -> None:
         {
             "ReferencedRequestSequence.AccessionNumber=ACC-1": "1",
             "ReferencedRequestSequence.IssuerOfAccessionNumberSequence.UniversalEntityIDType=ISO": "1",
+            "ReferencedRequestSequence.IssuerOfAccessionNumberSequence.LocalNamespaceEntityID=RIS%3F": "1",
             "ReferencedRequestSequence.RequestedProcedureID=RP-2": "2",
             "ReferencedRequestSequence.RequestingService=S*": "12",
             "ReferencedRequestSequence.AccessionNumber=ACC-1&ReferencedRequestSequence.RequestedProcedureID=RP-1": "1",

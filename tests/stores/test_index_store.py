@@ -601,6 +601,9 @@ FILTERS = (
     "ImageType=B,A&multiplevaluematching=true",
     "ImageType=A,C&multiplevaluematching=true",
     "PatientWeight=70.0",
+    "CommentsOnTheScheduledProcedureStep=two lines*",
+    "CommentsOnTheScheduledProcedureStep=*second?line",
+    'CommentsOnTheScheduledProcedureStep=""&emptyvaluematching=true',
 )
 NOT_FOUND = [
     "WorklistLabel=ai",
@@ -617,7 +620,11 @@ async def test_a_filter_in_memory_matches_what_the_store_finds(workitems: Workit
     codes = [station(CodeValue="A", CodingSchemeDesignator="X"), station(CodeValue="B", CodingSchemeDesignator="Y")]
     attributes: list[dict[str, Any]] = [
         {"ScheduledProcedureStepStartDateTime": "20240102", "PatientName": "Zoe", "WorklistLabel": "AI", "PatientWeight": "70"},
-        {"ScheduledProcedureStepStartDateTime": "20240101120000", "PatientName": "Möller"},
+        {
+            "ScheduledProcedureStepStartDateTime": "20240101120000",
+            "PatientName": "Möller",
+            "CommentsOnTheScheduledProcedureStep": "two lines\nsecond line",
+        },
         {"ScheduledStationNameCodeSequence": codes, "WorklistLabel": "AI"},
         {"ScheduledStationNameCodeSequence": [station(CodingSchemeDesignator="X")], "WorklistLabel": "XAI"},
     ]

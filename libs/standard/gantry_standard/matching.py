@@ -111,9 +111,9 @@ class Query:
 
 MAXIMUM_OFFSET = 100_000
 FUZZY_WARNING = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-WILDCARDS = frozenset(["AE", "CS", "LO", "PN", "SH", "UC", "UR"])
-"""VRs with * and ?; LT, ST and UT have them too but are not indexed."""
-EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "PN", "SH", "TM", "UC", "UR"])
+WILDCARDS = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"])
+"""VRs with * and ?; LT, ST and UT are indexed of workitems only."""
+EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"])
 MULTIPLE_VALUES = frozenset(["AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"])
 SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")
 TRANSACTION_UID = tag_of("TransactionUID")
@@ -145,6 +145,7 @@ class _Parameters:
     include_fields: list[str] = field(default_factory=list)
     include_all: bool = False
     named: dict[str, str] = field(default_factory=dict)
+    not_indexed: frozenset[str] = terms.NOT_INDEXED
     warnings: list[str] = field(default_factory=list)
 
     def flag(self, name: str) -> bool:
@@ -206,7 +207,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
 
 
 def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
-    """Return a search of workitems, as `parse_query` does; its level is INSTANCE and its keys have none.
+    """Return a search of workitems, as `parse_query` does; its level is INSTANCE, its keys have none, and LT, ST and UT are matched.
 
     Raises:
         errors.BadRequest: as in `parse_query`; also where Transaction UID is a key, which never leaves the server.
@@ -214,6 +215,7 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
     Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
     """
     found = _sorted(parameters)
+    found.not_indexed = terms.NOT_INDEXED - terms.TEXTS
     if any(TRANSACTION_UID in path for path in found.attributes) or any(TRANSACTION_UID in path for path in found.include_fields):
         raise errors.BadRequest("TransactionUID (0008,1195) is neither a matching nor a return key")
 
@@ -471,9 +473,10 @@ def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) ->
         raise errors.BadRequest(f"{name} is a sequence: give values for attributes of its items")
     if is_private(path[-1]):
         return _private_key(path, value, creator, found)
-    if value == '""' and vr in EMPTY_VALUES and found.flag("emptyvaluematching"):
+    is_indexed = vr not in found.not_indexed
+    if value == '""' and vr in EMPTY_VALUES and is_indexed and found.flag("emptyvaluematching"):
         return MatchKey(path, Operation.ABSENT)
-    if vr in terms.NOT_INDEXED:
+    if not is_indexed:
         found.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
         return None
     try:

@@ -80,7 +80,7 @@ class Content:
         if self._with_before and self._state.change.before_json:
             before: Dataset = {**after, **read(self._state.change.before_json)}
             versions.append({tag: element for tag, element in before.items() if element is not None})
-        return [matching.by_path(terms.derive(dataset).terms) for dataset in versions]
+        return [matching.by_path(terms.derive(dataset, with_texts=True).terms) for dataset in versions]
 
 
 def from_message(message: SubscriptionState, sequence: int) -> WorklistSubscription:

@@ -97,7 +97,7 @@ def test_values_of_a_filter_may_hold_commas_and_equals_signs() -> None:
         [],
         [("filter", "")],
         [("filter", "nothing=1")],
-        [("filter", "CommentsOnTheScheduledProcedureStep=x")],
+        [("filter", "ScheduledProcessingParametersSequence.ValueType=TEXT")],
         [("filter", "emptyvaluematching=true")],
         [("filter", "WorklistLabel=AI"), ("PatientNmae", "x")],
     ],
