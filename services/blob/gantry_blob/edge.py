@@ -145,7 +145,7 @@ class BlobEdge(BlobServiceServicer):
         try:
             async for message in requests:
                 batch.append(message)
-                size += len(message.chunk)
+                size += message.ByteSize()  # as good as len(message.chunk), which copies it
                 if message.HasField("end"):
                     break
                 is_worth_it = size >= APPLY_BYTES and (working is None or working.done())

@@ -80,16 +80,20 @@ class Part:
         self.scanned: ScannedInstance | None = None
         self.rewritten: IO[bytes] | None = None
         self._rules = rules
-        self._rendition = self._temporary()
+        self._rendition: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce)
         self._held = fallback.Held(rules.fallback_bytes, rules.spool_directory)
 
-    def _temporary(self) -> "tempfile.SpooledTemporaryFile[bytes]":
-        directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
-        return tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)
-
     def _write_rendition(self, data: bytes | memoryview) -> None:
+        if self._rendition is None:
+            directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
+            self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)
         self._rendition.write(data)
+
+    def _forget_rendition(self) -> None:
+        if self._rendition is not None:
+            self._rendition.close()
+            self._rendition = None
 
     def feed(self, chunk: bytes) -> None:
         """Scan the next bytes."""
@@ -136,8 +140,7 @@ class Part:
         self.rewritten = fallback.named_temporary(self._rules.spool_directory)
         if not fallback.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
             raise failure
-        self._rendition.close()
-        self._rendition = self._temporary()
+        self._forget_rendition()
         scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
         try:
             for piece in self.rewritten_file():
@@ -190,12 +193,14 @@ class Part:
 
     def rendition(self) -> Iterator[bytes]:
         """Yield the bytes that the scan made."""
+        if self._rendition is None:
+            return iter(())
         self._rendition.seek(0)
         return _pieces(self._rendition)
 
     def close(self) -> None:
         """Forget all temporary bytes."""
-        self._rendition.close()
+        self._forget_rendition()
         self._held.forget()
         if self.rewritten is not None:
             self.rewritten.close()
@@ -358,8 +363,7 @@ class Upload:
             location = blob_pb2.Location(object=pack.key, offset=pack.position, length=len(scanned.dicom_json))
             instance.dicom_json_location.CopyFrom(location)
             pack.write(scanned.dicom_json)
-        pack.add(instance)
-        events.add(instance)
+        events.add(instance, pack.add(instance))
         return blob_pb2.PartResult(
             part_number=part.number,
             study_instance_uid=instance.study_instance_uid,
