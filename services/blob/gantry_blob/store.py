@@ -87,7 +87,7 @@ class Part:
     def _write_rendition(self, data: bytes | memoryview) -> None:
         if self._rendition is None:
             directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
-            self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)
+            self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)  # noqa: SIM115 close() closes it
         self._rendition.write(data)
 
     def _forget_rendition(self) -> None:
