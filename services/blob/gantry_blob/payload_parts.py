@@ -100,7 +100,7 @@ class PayloadParts:
         self._start, self._begin = start, self._spool.length
         self._metadata, self._size = bytearray(), 0
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Take the next bytes of the part.
 
         Raises:

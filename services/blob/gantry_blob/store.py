@@ -40,6 +40,10 @@ SPOOL_BYTES = 1 << 20
 """A rendition above this waits in a temporary file until its instance has ended."""
 
 
+UploadMessage = blob_pb2.StoreInstancesRequest | memoryview
+"""A message of a store request; a memoryview is a chunk."""
+
+
 @dataclass(frozen=True)
 class StoreRules:
     """What a store request may do.
@@ -95,7 +99,7 @@ class Part:
             self._rendition.close()
             self._rendition = None
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Scan the next bytes."""
         self._guarded(lambda: self._scanner.feed(chunk))
         if self.failure is None or isinstance(self.failure, BrokenStructure):
@@ -233,7 +237,7 @@ class Upload:
         self._is_aborted = False
         self._is_unwanted = False
 
-    def apply(self, messages: Iterable[blob_pb2.StoreInstancesRequest]) -> None:
+    def apply(self, messages: Iterable[UploadMessage]) -> None:
         """Take the next messages of the stream.
 
         Raises:
@@ -247,7 +251,12 @@ class Upload:
                     return
                 self._take(message)
 
-    def _take(self, message: blob_pb2.StoreInstancesRequest) -> None:
+    def _take(self, message: UploadMessage) -> None:
+        if isinstance(message, memoryview):
+            if self.is_ended:
+                raise errors.BadRequest("a store request had a chunk after its end")
+            self._feed(message)
+            return
         kind = message.WhichOneof("message")
         if self.is_ended or kind == "start" or kind is None:
             raise errors.BadRequest(f"a store request had {kind} where it may not be")
@@ -319,7 +328,7 @@ class Upload:
             self._events = PackEvents(self._pack.key)
         self._part = Part(number, self._pack.position, self._rules)
 
-    def _feed(self, chunk: bytes) -> None:
+    def _feed(self, chunk: bytes | memoryview) -> None:
         if self._is_in_payload:
             self._payload_parts().feed(chunk)
             return
