@@ -177,17 +177,17 @@ class WorkflowEdge(WorkflowServiceServicer):
             texts = [matching.read_filter(text).text]
         elif uid == FILTERED_SUBSCRIPTION:
             texts = [found.filter.text for found in await self._workitems.subscriptions(ae_title) if found.filter and _is_live(found)]
-        changed = 0
+        refused: errors.NotFound | None = None
+        changed = False
         for one in texts:
             try:
                 await self._workitems.change_subscription(ae_title, one, lambda state, sequence: change(state, sequence, ae_title))
-                changed += 1
+                changed = True
             except errors.NotFound as error:
                 # Of several filters one may be suspended or ended already.
-                if len(texts) == 1:
-                    raise errors.NotFound(error.message) from None
+                refused = error
         if not changed:
-            raise errors.NotFound(f"{ae_title} does not subscribe to the filtered worklist")
+            raise refused or errors.NotFound(f"{ae_title} does not subscribe to the filtered worklist")
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Say whether changes can be made, and how far reports are written."""
