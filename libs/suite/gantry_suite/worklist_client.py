@@ -3,7 +3,7 @@
     async with WorklistClient("http://127.0.0.1:8080/dicom-web") as worklist:
         await worklist.subscribe("MY_MODEL")
         async for event in worklist.events("MY_MODEL"):
-            ...
+            print(event.workitem_uid, event.procedure_step_state)
 
 It speaks PS3.18 chapter 11 and nothing else, so it works with any origin server. A data set is a DICOM JSON object, a dict from tag to
 element; `value`, `items` and `element` read and write it by keyword. What a server refuses is raised as an error of
@@ -18,10 +18,11 @@ import logging
 import random
 import re
 import ssl
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -36,7 +37,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from gantry_standard import errors
 from gantry_standard.pydicom_tables import tag_of
-from gantry_standard.workitems import CANCELED, COMPLETED, FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, IN_PROGRESS, vr_of
+from gantry_standard.workitems import CANCELED, COMPLETED, FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, IN_PROGRESS, SCHEDULED, vr_of
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 REMEMBERED_REPORTS = 20_000
 """Event reports whose repetition is noticed. What a server repeats is what came shortly before a connection broke."""
 LARGEST_REPORT_BYTES = 16 << 20
+PAGE = 500
+"""Rows that `scheduled` asks for at once."""
 HANDSHAKE_S = 10.0
 PING_S = 20.0
 """Seconds between two pings of an idle connection, and for the answer: one that is dead is noticed after at most two of these."""
@@ -484,40 +487,87 @@ class WorklistClient:
             errors.Unavailable: there was no connection within `within_s`.
             errors.GantryError: the server refuses the connection (a status below 500): it does not know this resource, or this AE title.
         """
+        async with aclosing(self._reports(ae_title, within_s, tell or log.info)) as reports:
+            async for event in reports:
+                if event is not None:
+                    yield event
+
+    async def scheduled(self, ae_title: str, keys: Mapping[str, str] | None = None) -> AsyncGenerator[DataSet, None]:
+        """Subscribe to the worklist and yield each workitem that can be claimed: those that are there, then those that come, for ever.
+
+        A workitem may be yielded more than once while nobody claims it; `claim` decides who has it. After each loss of the connection,
+        and each SCP Status Change, the worklist is searched again, so that none is missed whatever the server keeps for its subscribers.
+
+        Args:
+            keys: what it must match, as in `search`; without them all that are SCHEDULED and READY.
+
+        Raises:
+            errors.GantryError: the server refuses the subscription, the connection or the search.
+        """
+        wanted = {"ProcedureStepState": SCHEDULED, "InputReadinessState": "READY", **(keys or {})}
+        await self.subscribe(ae_title)
+        async with aclosing(self._reports(ae_title, None, log.info)) as reports:
+            async for event in reports:
+                if event is None or event.event_type == EventType.SCP_STATUS_CHANGE:
+                    uids = await self._uids(wanted)
+                elif event.procedure_step_state == SCHEDULED:
+                    uids = await self._uids({**wanted, "SOPInstanceUID": event.workitem_uid})
+                else:
+                    continue
+                for uid in uids:
+                    with suppress(errors.NotFound, errors.Gone):
+                        workitem = await self.get(uid)
+                        if value(workitem, "ProcedureStepState") == SCHEDULED:
+                            yield workitem
+
+    async def _uids(self, keys: Mapping[str, str]) -> list[str]:
+        """Return the workitems that match, of all pages."""
+        found: dict[str, None] = {}
+        while rows := await self.search(keys, limit=PAGE, offset=len(found)):
+            before = len(found)
+            found |= {str(value(row, "SOPInstanceUID")): None for row in rows}
+            if len(rows) < PAGE or len(found) == before:
+                break
+        return list(found)
+
+    async def _reports(self, ae_title: str, within_s: float | None, tell: Callable[[str], None]) -> AsyncGenerator[Event | None, None]:
+        """Yield event reports, and None for each connection that was made, before its reports."""
         channel = f"ws{self.url.removeprefix('http')}/subscribers/{quote(ae_title, safe='')}"
         seen = _Seen(REMEMBERED_REPORTS)
-        say = tell or log.info
-        loop = asyncio.get_running_loop()
-        begin, was_connected, pause_s = loop.time(), False, FIRST_PAUSE_S
+        begin, was_connected, pause_s = time.monotonic(), False, FIRST_PAUSE_S
         while not self._is_closed:
-            reason = ""
             try:
                 connection = await self._connect(channel)
             except _Unanswered as unanswered:
-                reason = str(unanswered)
-                if within_s is not None and not was_connected and loop.time() - begin + pause_s > within_s:
-                    raise errors.Unavailable(f"{channel} cannot be opened: {reason}") from unanswered
+                if within_s is not None and not was_connected and time.monotonic() - begin + pause_s > within_s:
+                    raise errors.Unavailable(f"{channel} cannot be opened: {unanswered}") from unanswered
                 pause_s = max(pause_s, min(unanswered.retry_after_s, LONGEST_PAUSE_S))
             else:
-                say(f"connected to {channel}")
+                tell(f"connected to {channel}")
                 was_connected, pause_s = True, FIRST_PAUSE_S
-                self._connections.add(connection)
-                try:
-                    async for message in connection:
-                        if (event := _event(message, seen)) is not None:
-                            yield event
-                    reason = "closed by the server"
-                except ConnectionClosed as closed:
-                    reason = str(closed)
-                finally:
-                    self._connections.discard(connection)
-                    with suppress(Exception):
-                        await asyncio.wait_for(connection.close(), 2)
+                async with aclosing(self._received(connection, seen)) as received:
+                    yield None
+                    async for event in received:
+                        yield event
                 if not self._is_closed:
-                    say(f"connection lost, opening it again: {reason}")
+                    tell(f"connection to {channel} lost, opening it again")
             if not self._is_closed:
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _received(self, connection: ClientConnection, seen: "_Seen") -> AsyncGenerator[Event, None]:
+        """Yield what comes on one connection that was not seen before, until it ends; close it."""
+        self._connections.add(connection)
+        try:
+            async for message in connection:
+                if (event := _event(message, seen)) is not None:
+                    yield event
+        except ConnectionClosed as closed:
+            log.info("notification connection lost", extra={"reason": str(closed)})
+        finally:
+            self._connections.discard(connection)
+            with suppress(OSError, TimeoutError):
+                await connection.close()
 
     async def _connect(self, channel: str) -> ClientConnection:
         """Open a notification connection.

@@ -77,22 +77,38 @@ async def _create(worklist: WorklistClient, arguments: argparse.Namespace) -> in
 
 async def _claim(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
     """Claim a workitem; print the Transaction UID, and keep it in a file where one is named."""
-    file: Path | None = arguments.transaction_file
-    if file is None:
+    if arguments.transaction_file is None:
         print(await worklist.claim(arguments.workitem, arguments.transaction or ""))
         return 0
-    # Written first: a workitem whose key is lost can never be completed. A file that is there is the key of an earlier claim.
-    transaction_uid = _transaction(arguments) if file.exists() and not arguments.transaction else arguments.transaction or new_uid()
+    transaction_uid, is_new = _kept_transaction(arguments)
+    try:
+        print(await worklist.claim(arguments.workitem, transaction_uid))
+    except errors.ResourceError:
+        if is_new:
+            _forget(arguments.transaction_file)
+        raise
+    return 0
+
+
+def _kept_transaction(arguments: argparse.Namespace) -> tuple[str, bool]:
+    """Return the Transaction UID of the file, and whether it was written now.
+
+    It is written before the claim: a workitem whose key is lost can never be completed. A file that is there is the key of a claim
+    before, which may have got no answer.
+    """
+    file: Path = arguments.transaction_file
+    if file.exists() and not arguments.transaction:
+        return _transaction(arguments), False
+    transaction_uid = arguments.transaction or new_uid()
     try:
         file.write_text(transaction_uid + "\n", encoding="ascii")
     except OSError as error:
         raise Failed(f"{file} cannot be written: {error.strerror}") from error
-    try:
-        print(await worklist.claim(arguments.workitem, transaction_uid))
-    except errors.ResourceError:
-        file.unlink(missing_ok=True)
-        raise
-    return 0
+    return transaction_uid, True
+
+
+def _forget(file: Path) -> None:
+    file.unlink(missing_ok=True)
 
 
 async def _progress(worklist: WorklistClient, arguments: argparse.Namespace) -> int:

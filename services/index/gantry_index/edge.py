@@ -143,9 +143,7 @@ class IndexEdge(IndexServiceServicer):
             yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances)
         yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances, done=True)
 
-    async def GetAppliedSequence(
-        self, request: index_pb2.GetAppliedSequenceRequest, context: Any
-    ) -> index_pb2.GetAppliedSequenceResponse:
+    async def GetAppliedSequence(self, request: index_pb2.GetAppliedSequenceRequest, context: Any) -> index_pb2.GetAppliedSequenceResponse:
         """Return the cursor of the reader that has the study's partition, whichever process that runs in."""
         readers = self._following.readers
         reader = readers[events.partition_of(request.study_instance_uid) % len(readers)]
