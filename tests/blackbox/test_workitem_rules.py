@@ -1,16 +1,20 @@
-"""Workitems from the outside: an operator's rules make workitems of the studies, series and instances that arrive."""
+"""Workitems from the outside: an operator's rules make workitems of what arrives, and a model works on them (docs/ai-model.md)."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from gantry_standard import native_xml
 from tests.support import instances
-from tests.support.dicomweb import DicomWeb, Object, items, value
+from tests.support.dicomweb import OCTETS, DicomWeb, Object, items, value
+from tests.support.documents import code_blocks
 from tests.support.suite import Suite, one_machine
 from tests.support.workitems import Worklist
 
@@ -64,13 +68,17 @@ SERIES = {
     "00100010": {"vr": "PN", "Value": [{"Alphabetic": "{PatientName}"}]},
 }
 QUIET_S = 0.4
+MOST_LINES = 30
+"""Of the program of docs/ai-model.md, imports aside."""
 
 
 @pytest.fixture(scope="module")
 def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    """A suite with rules."""
+    """A suite with rules, those of docs/ai-model.md among them."""
     folder = tmp_path_factory.mktemp("rules")
-    (folder / "rules.toml").write_text(RULES, encoding="utf-8")
+    (rule,), (template,) = code_blocks("ai-model.md", "toml"), code_blocks("ai-model.md", "json")
+    (folder / "rules.toml").write_text(RULES + rule, encoding="utf-8")
+    (folder / "bone.json").write_text(template, encoding="utf-8")
     (folder / "liver.json").write_text(json.dumps([LIVER]), encoding="utf-8")
     (folder / "series.xml").write_bytes(native_xml.write(SERIES))
     (folder / "image.json").write_text("{}", encoding="utf-8")
@@ -221,6 +229,48 @@ def test_what_arrives_while_workflow_or_index_is_killed_is_not_forgotten(ruled: 
         ruled.wait_restarted(name, ruled.kill(name))
     for study in studies:
         assert len(wait_for(worklist.dicomweb, study, 1)) == 1
+
+
+def is_completed(rows: list[Object]) -> bool:
+    """Say whether the first is COMPLETED."""
+    return bool(value(rows[0], "00741000") == "COMPLETED")
+
+
+def test_the_model_of_the_page_works_on_what_arrives(ruled: Suite, worklist: Worklist, tmp_path: Path) -> None:
+    (program,) = code_blocks("ai-model.md", "python")
+    assert len([line for line in program.splitlines() if line and not line.startswith(("import ", "from "))]) <= MOST_LINES
+    (tmp_path / "model.py").write_text(program, encoding="utf-8")
+    dicomweb = worklist.dicomweb
+    before, after = instances.ct(24, 40, BodyPartExamined="KNEE"), instances.ct(20, 30, BodyPartExamined="HIP")
+    dicomweb.store(instances.encoded(before))
+    command = [sys.executable, str(tmp_path / "model.py"), ruled.url]
+    with (tmp_path / "model.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as model:
+        try:
+            done = {before.SOPInstanceUID: wait_for(dicomweb, before.StudyInstanceUID, 1, is_completed)[0]}
+            ruled.wait_restarted("gateway", ruled.kill("gateway"))
+            dicomweb.store(instances.encoded(after))
+            done[after.SOPInstanceUID] = wait_for(dicomweb, after.StudyInstanceUID, 1, is_completed)[0]
+        except AssertionError as error:
+            error.add_note((tmp_path / "model.log").read_text())
+            raise
+        finally:
+            model.terminate()
+    for data_set in (before, after):
+        workitem = done[data_set.SOPInstanceUID]
+        assert value(workitem, "00741204") == "Segment bone in Axial"
+        (performed,) = items(workitem, "00741216")
+        assert value(items(performed, "00404019")[0], "00080100") == "BONE"
+        assert value(items(performed, "00404028")[0], "00080100") == "GPU1"
+        (output,) = items(performed, "00404033")
+        (sop,) = items(output, "00081199")
+        assert value(output, "0020000D") == data_set.StudyInstanceUID
+        path = f"/studies/{data_set.StudyInstanceUID}/series/{value(output, '0020000E')}/instances/{value(sop, '00081155')}"
+        (metadata,) = dicomweb.metadata(path)
+        assert value(metadata, "00080016") == value(sop, "00081150") == instances.SECONDARY_CAPTURE
+        (frame,) = dicomweb.parts(f"{path}/frames/1", OCTETS)
+        expected = instances.ct_pixels(data_set.Rows, data_set.Columns) > 1500
+        assert 0 < expected.sum() < expected.size
+        assert (np.frombuffer(frame.content, np.uint8)[: expected.size].reshape(expected.shape) == expected).all()
 
 
 def test_wrong_rules_stop_the_start_with_all_problems_told(tmp_path: Path) -> None:
