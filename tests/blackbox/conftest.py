@@ -11,7 +11,7 @@ import pytest
 from tests.support.dicomweb import DicomWeb
 from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
 
-_marked = [pytest.param(name, marks=pytest.mark.distributed) if name == "distributed" else name for name in STORE_SETS]
+STORES = [pytest.param(name, marks=pytest.mark.distributed) if name == "distributed" else name for name in STORE_SETS]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(callspec.params["suite"]))
 
 
-def _settings(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
+def settings_of(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Return the settings of a set of stores, with names of their own in real servers."""
     if store_set == "one-machine":
         return one_machine()
     missing = [name for name in ("GANTRY_TEST_S3_ENDPOINT", "GANTRY_TEST_ELASTICSEARCH_URL") if not os.environ.get(name)]
@@ -31,18 +32,18 @@ def _settings(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
     return distributed(request.getfixturevalue("s3_settings"), request.getfixturevalue("elasticsearch_url"))
 
 
-@pytest.fixture(scope="session", params=_marked)
+@pytest.fixture(scope="session", params=STORES)
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite on each set of stores. A test that stops or kills a part of it has it running again at its end."""
-    settings = _settings(request.param, request)
+    settings = settings_of(request.param, request)
     running = Suite(tmp_path_factory.mktemp(request.param), settings)
     running.start()
     yield running
     assert running.stop() == 0, running.output()
-    _forget(settings)
+    forget(settings)
 
 
-def _forget(settings: dict[str, str]) -> None:
+def forget(settings: dict[str, str]) -> None:
     """Remove the indices that a suite has made in Elasticsearch."""
     if url := settings.get("GANTRY_ELASTICSEARCH_URL"):
         with suppress(httpx.HTTPError), httpx.Client(base_url=url, verify=False, trust_env=False, timeout=30) as http:
@@ -55,7 +56,7 @@ def _forget(settings: dict[str, str]) -> None:
 @pytest.fixture(scope="session", params=["one-machine"])
 def shared_breakable_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """The suite behind `breakable_suite`."""
-    running = Suite(tmp_path_factory.mktemp("breakable"), _settings(request.param, request))
+    running = Suite(tmp_path_factory.mktemp("breakable"), settings_of(request.param, request))
     yield running
     running.close()
 

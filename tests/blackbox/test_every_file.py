@@ -290,7 +290,7 @@ def _check_encoded_again(dicomweb: DicomWeb, url: str, path: Path, transcoded: p
 
 
 def _without_unused_bits(data_set: pydicom.Dataset) -> NDArray[Any]:
-    """Return samples as decoded; of signed ones the bits above Bits Stored, which pydicom extends in native pixel data only, are the sign."""
+    """Return samples as decoded, signed ones extended from Bits Stored, which pydicom does in native pixel data only."""
     samples = pixel_array(data_set, raw=True)
     unused = data_set.BitsAllocated - data_set.BitsStored
     if not data_set.PixelRepresentation or data_set.HighBit != data_set.BitsStored - 1:

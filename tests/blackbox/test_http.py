@@ -1,6 +1,7 @@
 """What holds for every resource: HTTP itself, URLs behind proxies, CORS, health, and errors that can be read."""
 
 import json
+import re
 import socket
 
 import pytest
@@ -32,7 +33,9 @@ def test_every_request_gets_an_answer_with_a_status(suite: Suite, target: bytes)
 
 
 def test_what_is_no_http_gets_400(suite: Suite) -> None:
-    assert raw(suite, b"this is no request\r\n\r\n").startswith(b"HTTP/1.1 400")
+    answer = raw(suite, b"this is no request\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"\r\ncross-origin-resource-policy: cross-origin\r\n" in answer
 
 
 @pytest.mark.requirement("A-052")
@@ -88,26 +91,49 @@ def test_errors_are_explained_and_show_no_stack_trace(dicomweb: DicomWeb, path: 
 
 
 @pytest.mark.requirement("A-059")
-def test_head_is_get_without_the_body(dicomweb: DicomWeb) -> None:
+@pytest.mark.parametrize(
+    ("target", "accept"),
+    [
+        ("{instance}/metadata", JSON),
+        ("{study}", DICOM),
+        ("{study}", f"{DICOM}; transfer-syntax=*"),
+        ("{study}", "application/zip"),
+        ("{study}", OCTETS),
+        ("{study}/bulkdata", "*/*"),
+        ("{series}/pixeldata", OCTETS),
+        ("{series}", DICOM),
+        ("{instance}", "application/dicom"),
+        ("{instance}", "application/dicom; transfer-syntax=1.2.840.10008.1.2.4.90"),
+        ("{instance}/frames/1", OCTETS),
+        ("{instance}/frames/1", "application/octet-stream"),
+        ("{instance}/frames/1", "image/jp2"),
+        ("{instance}/bulkdata/7FE00010", "*/*"),
+        ("{instance}/rendered", "image/png"),
+        ("/studies?limit=1", JSON),
+    ],
+)
+def test_head_is_get_without_the_body(dicomweb: DicomWeb, target: str, accept: str) -> None:
     data_set = instances.ct()
     dicomweb.store(instances.encoded(data_set))
-    path = instances.resource(data_set)
-    for target, accept in (
-        (f"{path}/metadata", JSON),
-        (path, DICOM),
-        (f"{path}/frames/1", OCTETS),
-        (f"{path}/rendered", "image/png"),
-        ("/studies?limit=1", JSON),
-    ):
-        got, head = (
-            dicomweb.get(target, accept, headers={"Accept-Encoding": "identity"}),
-            dicomweb.request("HEAD", target, accept, {"Accept-Encoding": "identity"}),
-        )
-        assert (head.status_code, head.content) == (200, b"")
-        assert head.headers["content-type"].split(";")[0] == got.headers["content-type"].split(";")[0]
-        if "content-length" in head.headers and "content-length" in got.headers:
-            assert head.headers["content-length"] == got.headers["content-length"]
-    assert dicomweb.request("HEAD", "/nothing").content == b""
+    names = {"study": instances.study_resource(data_set), "series": instances.series_resource(data_set)}
+    path = target.format(instance=instances.resource(data_set), **names)
+    head = dicomweb.request("HEAD", path, accept, {"Accept-Encoding": "identity"})
+    got = dicomweb.get(path, accept, headers={"Accept-Encoding": "identity"})
+    assert (head.status_code, head.content) == (200, b"")
+    changing = {"date", "x-request-id", "content-type", "transfer-encoding"}
+    fields = {name: value for name, value in got.headers.items() if name not in changing}
+    # What has to be made first has no length yet.
+    optional = {"content-length", "accept-ranges"}
+    assert {**fields, **{k: v for k, v in head.headers.items() if k not in changing}} == fields
+    assert set(fields) - set(head.headers) <= optional
+    assert ("content-length" in head.headers) or "image/jp2" in accept or "4.90" in accept
+    assert head.headers["content-type"].split("boundary")[0] == got.headers["content-type"].split("boundary")[0]
+
+
+def test_head_of_what_is_not_there_has_the_status_of_get_and_no_body(dicomweb: DicomWeb) -> None:
+    for path, status in (("/nothing", 404), (f"/studies/{instances.new_uid()}/bulkdata", 404), ("/studies?limit=x", 400)):
+        response = dicomweb.request("HEAD", path)
+        assert (response.status_code, response.content) == (status, b"")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +143,17 @@ def test_head_is_get_without_the_body(dicomweb: DicomWeb) -> None:
         ({"Forwarded": 'host="pacs.example.org:8443";proto=https, for=10.0.0.1'}, "https://pacs.example.org:8443"),
         ({"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pacs.example.org"}, "https://pacs.example.org"),
         ({"X-Forwarded-Host": "pacs.example.org", "X-Forwarded-Prefix": "/hospital"}, "http://pacs.example.org/hospital"),
+        (
+            {"X-Forwarded-Host": "pacs.example.org", "X-Forwarded-Port": "8443", "X-Forwarded-Proto": "https"},
+            "https://pacs.example.org:8443",
+        ),
+        (
+            {"X-Forwarded-Host": "pacs.example.org:99", "X-Forwarded-Port": "443", "X-Forwarded-Proto": "https"},
+            "https://pacs.example.org:99",
+        ),
         ({"Host": "other.example.org:99"}, "http://other.example.org:99"),
     ],
-    ids=["Forwarded", "Forwarded, quoted", "X-Forwarded", "X-Forwarded-Prefix", "Host"],
+    ids=["Forwarded", "Forwarded, quoted", "X-Forwarded", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Host with port", "Host"],
 )
 def test_urls_are_those_that_the_client_behind_the_proxy_sees(dicomweb: DicomWeb, headers: dict[str, str], origin: str) -> None:
     data_set = instances.with_bulk()
@@ -133,6 +167,12 @@ def test_urls_are_those_that_the_client_behind_the_proxy_sees(dicomweb: DicomWeb
     assert len(uris) == 3
     assert all(uri.startswith(f"{base}{path}/bulkdata/") for uri in uris)
     assert f"Content-Location: {base}{path}\r\n".encode() in dicomweb.get(path, DICOM, headers).content
+    for target, accept in ((f"{path}/frames/1", OCTETS), (f"{path}/bulkdata", OCTETS), (f"{path}/bulkdata/7FE00010", "*/*")):
+        response = dicomweb.get(target, accept, headers)
+        places = re.findall(rb"Content-Location: (\S+)", response.content) or [response.headers["content-location"].encode()]
+        assert all(place.startswith(f"{base}{path}/".encode()) for place in places), places
+    warned = dicomweb.get("/studies?fuzzymatching=true&limit=1", JSON, headers).headers.get("warning", f"299 {base}: ")
+    assert warned.startswith(f"299 {base}: ")
     uid = instances.new_uid()
     channel = dicomweb.request("POST", "/workitems/1.2.840.10008.5.1.4.34.5/subscribers/PROXY" + uid[-6:], JSON, headers)
     assert channel.headers["content-location"].startswith(base.replace("http", "ws", 1))

@@ -256,6 +256,46 @@ def test_search_results_are_one_document_per_match(dicomweb: DicomWeb) -> None:
     assert (nothing.status_code, nothing.content) == (204, b"")
 
 
+@pytest.mark.requirement("X-025", "S-006")
+@pytest.mark.parametrize("make", EVERYTHING)
+def test_a_document_that_is_stored_comes_back_as_it_was(dicomweb: DicomWeb, make) -> None:  # type: ignore[no-untyped-def]
+    data_set, uid = make(), instances.new_uid()
+    dicomweb.store(instances.encoded(data_set))
+    path = instances.resource(data_set)
+    (part,) = xml_parts(dicomweb, f"{path}/metadata")
+    uris = [child.attrib["uri"] for child in native_xml.checked(part.content).iter() if child.tag.endswith("BulkData")]
+    document = part.content.replace(str(data_set.SOPInstanceUID).encode(), uid.encode())
+    pieces = [f"Content-Type: {XML_PART}\r\n\r\n".encode() + document]
+    for uri in uris:
+        (bulk,) = parts_of(dicomweb.get(uri, OCTETS))
+        location = uri.replace(str(data_set.SOPInstanceUID), uid)
+        pieces.append(f"Content-Type: application/octet-stream\r\nContent-Location: {location}\r\n\r\n".encode() + bulk.content)
+    body = b"".join(b"--b0undary\r\n" + piece + b"\r\n" for piece in pieces) + b"--b0undary--\r\n"
+    response = dicomweb.post_related(body, "b0undary", content_type=XML + "; boundary={boundary}")
+    assert response.status_code == 200, response.text
+    (again,) = xml_parts(dicomweb, f"{path.replace(str(data_set.SOPInstanceUID), uid)}/metadata")
+    assert again.content == document
+
+
+ATTACK = b"""<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE NativeDicomModel [<!ENTITY file SYSTEM "file:///etc/hostname"> <!ENTITY many "&file;&file;&file;">]>
+<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">
+<DicomAttribute tag="00080018" vr="UI"><Value number="1">%(uid)s</Value></DicomAttribute>
+<DicomAttribute tag="00081030" vr="LO"><Value number="1">&many;</Value></DicomAttribute>
+</NativeDicomModel>"""
+
+
+@pytest.mark.requirement("X-028")
+def test_a_document_with_entities_is_refused_and_nothing_is_read_or_stored(dicomweb: DicomWeb) -> None:
+    uid = instances.new_uid()
+    body = b"--b\r\nContent-Type: application/dicom+xml\r\n\r\n" + ATTACK % {b"uid": uid.encode()} + b"\r\n--b--\r\n"
+    response = dicomweb.post_related(body, "b", content_type=XML + "; boundary={boundary}")
+    assert response.status_code in (400, 409), response.text
+    with open("/etc/hostname", encoding="utf-8") as file:
+        assert file.read().strip() not in response.text.replace(dicomweb.url, "")
+    assert dicomweb.search(f"/instances?SOPInstanceUID={uid}") == []
+
+
 def test_identical_metadata_is_not_sent_again_and_head_has_no_body(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
     dicomweb.store(instances.encoded(data_set))

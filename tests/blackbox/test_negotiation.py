@@ -3,8 +3,11 @@
 from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support import instances
+from tests.support.accept_headers import accept_headers
 from tests.support.dicomweb import AS_STORED, DICOM, JSON, OCTETS, XML, DicomWeb, parts_of
 
 
@@ -172,6 +175,17 @@ def test_an_error_has_a_body_with_its_type_whatever_was_accepted(dicomweb: Dicom
         assert response.status_code in (404, 406)
         assert response.headers["content-type"].startswith(kind)
         assert len(response.text) > 20
+
+
+@settings(deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(accept=accept_headers(), query=st.none() | accept_headers())
+def test_any_accept_header_is_answered(dicomweb: DicomWeb, path: str, accept: str, query: str | None) -> None:
+    headers = [("Accept", accept.strip().encode("latin-1"))]
+    for target in (path, f"{path}/frames/1", f"{path}/bulkdata", f"{path}/metadata", f"{path}/rendered"):
+        parameters = {} if query is None else {"params": {"accept": query}}
+        response = dicomweb.http.send(dicomweb.http.build_request("GET", dicomweb.url + target, headers=headers, **parameters))
+        assert response.status_code in (200, 400, 406), (target, response.text)
+        assert response.content
 
 
 def test_a_list_with_a_multipart_alternative_gives_json(dicomweb: DicomWeb, path: str) -> None:

@@ -1,6 +1,8 @@
 """Other transfer syntaxes than the stored one (PS3.18 §8.7.3.5, §10.4): every kind of pixel data, read by decoders that are not ours."""
 
 import io
+from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -23,11 +25,11 @@ from tests.support.pixel_kinds import (
     KINDS,
     LE,
     LOSSLESS,
-    LOSSY,
     RLE,
     RPCL,
     SV1,
 )
+from tests.support.suite import Suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")
 
@@ -63,22 +65,45 @@ def file_in(dicomweb: DicomWeb, path: str, transfer_syntax: str) -> Dataset:
     return found
 
 
-def stored_in(dicomweb: DicomWeb, kind: pixel_kinds.Kind, transfer_syntax: str) -> str:
-    """Store pixels of a kind in a compressed form and return the path."""
-    original = pixel_kinds.data_set(kind)
-    (part,) = dicomweb.parts(stored(dicomweb, original), f"{DICOM}; transfer-syntax={transfer_syntax}")
-    before = original.SOPInstanceUID
-    original.SOPInstanceUID = before[:-1] + ("2" if before[-1] == "1" else "1")
-    dicomweb.store(part.content.replace(before.encode(), original.SOPInstanceUID.encode()))
-    return instances.resource(original)
+@pytest.fixture(scope="module")
+def client(suite: Suite) -> Iterator[DicomWeb]:
+    """A client for the fixtures of this module."""
+    made = DicomWeb(suite.url, suite.origin)
+    yield made
+    made.http.close()
+
+
+@pytest.fixture(scope="module")
+def originals(client: DicomWeb) -> dict[str, Dataset]:
+    """A series with one instance of each kind, stored by one request and left alone by every test."""
+    made = {name: pixel_kinds.data_set(kind) for name, kind in KINDS.items()}
+    study, series = instances.new_uid(), instances.new_uid()
+    for data_set in made.values():
+        data_set.StudyInstanceUID, data_set.SeriesInstanceUID = study, series
+    client.store(*(instances.encoded(data_set) for data_set in made.values()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def compressed(client: DicomWeb, originals: dict[str, Dataset]) -> dict[tuple[str, str], str]:
+    """Paths of instances that are stored compressed, by kind and transfer syntax."""
+    paths, files = {}, []
+    for name, target in [*(("12 of 16 bits", target) for target in sorted(LOSSLESS)), ("1 bit", DEFLATED_FRAME)]:
+        copy, before = deepcopy(originals[name]), originals[name].SOPInstanceUID
+        (part,) = client.parts(instances.resource(copy), f"{DICOM}; transfer-syntax={target}")
+        # pydicom writes no file in Deflated Image Frame Compression: the UID, of the same length, is replaced in the bytes
+        copy.SOPInstanceUID = instances.new_uid()[: len(before)].ljust(len(before), "1")
+        files.append(part.content.replace(before.encode(), copy.SOPInstanceUID.encode()))
+        paths[name, target] = instances.resource(copy)
+    client.store(*files)
+    return paths
 
 
 @pytest.mark.requirement("R-051", "A-030", "A-036")
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_of_pixel_data_in_every_lossless_syntax(dicomweb: DicomWeb, name: str) -> None:
-    kind = KINDS[name]
-    original = pixel_kinds.data_set(kind)
-    path = stored(dicomweb, original)
+def test_each_kind_of_pixel_data_in_every_lossless_syntax(dicomweb: DicomWeb, originals: dict[str, Dataset], name: str) -> None:
+    kind, original = KINDS[name], originals[name]
+    path = instances.resource(original)
     for target in sorted(LOSSLESS):
         if target not in kind.lossless:
             response = dicomweb.get(path, f"{DICOM}; transfer-syntax={target}")
@@ -95,9 +120,8 @@ def test_each_kind_of_pixel_data_in_every_lossless_syntax(dicomweb: DicomWeb, na
 
 @pytest.mark.requirement("R-023", "R-029")
 @pytest.mark.parametrize("source", sorted(LOSSLESS))
-def test_frames_leave_decoded_whatever_they_were_stored_in(dicomweb: DicomWeb, source: str) -> None:
-    kind = KINDS["12 of 16 bits"]
-    path = stored_in(dicomweb, kind, source)
+def test_frames_leave_decoded_whatever_they_were_stored_in(dicomweb: DicomWeb, compressed: dict[tuple[str, str], str], source: str) -> None:
+    kind, path = KINDS["12 of 16 bits"], compressed["12 of 16 bits", source]
     parts = dicomweb.parts(f"{path}/frames/1,2", OCTETS)
     assert [part.content for part in parts] == [frame.tobytes() for frame in kind.values]
     assert {part.transfer_syntax for part in parts} == {LE}
@@ -108,9 +132,8 @@ def test_frames_leave_decoded_whatever_they_were_stored_in(dicomweb: DicomWeb, s
 
 @pytest.mark.requirement("R-025", "R-026", "R-028")
 @pytest.mark.parametrize("target", sorted(MEDIA_TYPES))
-def test_native_frames_are_compressed_one_part_each(dicomweb: DicomWeb, target: str) -> None:
-    kind, media_type = KINDS["8 bits"], MEDIA_TYPES[target]
-    path = stored(dicomweb, pixel_kinds.data_set(kind))
+def test_native_frames_are_compressed_one_part_each(dicomweb: DicomWeb, originals: dict[str, Dataset], target: str) -> None:
+    kind, media_type, path = KINDS["8 bits"], MEDIA_TYPES[target], instances.resource(originals["8 bits"])
     # RPCL is no default of its media type: it is asked for by name
     accept = f'multipart/related; type="{media_type}"' + ("; transfer-syntax=" + target if target == RPCL else "")
     parts = dicomweb.parts(f"{path}/frames/1,2,3", accept)
@@ -123,9 +146,8 @@ def test_native_frames_are_compressed_one_part_each(dicomweb: DicomWeb, target: 
 
 
 @pytest.mark.requirement("R-024")
-def test_one_bit_frames_in_a_compressed_syntax_and_back(dicomweb: DicomWeb) -> None:
-    kind = KINDS["1 bit"]
-    path = stored_in(dicomweb, kind, DEFLATED_FRAME)
+def test_one_bit_frames_in_a_compressed_syntax_and_back(dicomweb: DicomWeb, compressed: dict[tuple[str, str], str]) -> None:
+    kind, path = KINDS["1 bit"], compressed["1 bit", DEFLATED_FRAME]
     parts = dicomweb.parts(f"{path}/frames/1,2,3", OCTETS)
     expected = [np.packbits(frame.ravel(), bitorder="little").tobytes() for frame in kind.values]
     assert [part.content for part in parts] == expected
@@ -166,10 +188,11 @@ def test_lossy_pixels_are_decoded_and_say_so(dicomweb: DicomWeb) -> None:
 
 @pytest.mark.requirement("R-051")
 @pytest.mark.parametrize("target", [BASELINE, J2K_LOSSY])
-def test_lossy_compression_is_done_for_who_names_it_and_makes_a_new_instance(dicomweb: DicomWeb, target: str) -> None:
-    kind = KINDS["8 bits, inverse"]
-    original = pixel_kinds.data_set(kind)
-    path = stored(dicomweb, original)
+def test_lossy_compression_is_done_for_who_names_it_and_makes_a_new_instance(
+    dicomweb: DicomWeb, originals: dict[str, Dataset], target: str
+) -> None:
+    original = originals["8 bits, inverse"]
+    path = instances.resource(original)
     found, again = (file_in(dicomweb, path, target) for _ in range(2))
     assert found.PixelData == again.PixelData
     assert found.SOPInstanceUID == again.SOPInstanceUID == found.file_meta.MediaStorageSOPInstanceUID != original.SOPInstanceUID
@@ -179,14 +202,12 @@ def test_lossy_compression_is_done_for_who_names_it_and_makes_a_new_instance(dic
     assert found.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
     assert found.ImageType[0] == "DERIVED"
     assert len(list(generate_frames(found.PixelData, number_of_frames=1))) == 1
-    response = dicomweb.get(path, f'{DICOM}; transfer-syntax={target}, multipart/related; type="application/dicom"; q=0.5')
     assert dcmread(io.BytesIO(dicomweb.parts(path, DICOM)[0].content)).SOPInstanceUID == original.SOPInstanceUID
-    assert response.status_code == 200
 
 
 @pytest.mark.requirement("A-036", "A-037")
-def test_where_a_syntax_cannot_hold_the_pixels_the_next_one_is_sent(dicomweb: DicomWeb) -> None:
-    path = stored(dicomweb, pixel_kinds.data_set(KINDS["16 bits"]))
+def test_where_a_syntax_cannot_hold_the_pixels_the_next_one_is_sent(dicomweb: DicomWeb, originals: dict[str, Dataset]) -> None:
+    path = instances.resource(originals["16 bits"])
     for impossible in (BASELINE, EXTENDED):
         accept = f"{DICOM}; transfer-syntax={impossible}, {DICOM}; transfer-syntax={J2K}; q=0.5"
         (part,) = dicomweb.parts(path, accept)
@@ -194,4 +215,3 @@ def test_where_a_syntax_cannot_hold_the_pixels_the_next_one_is_sent(dicomweb: Di
         response = dicomweb.get(path, f"{DICOM}; transfer-syntax={impossible}")
         assert response.status_code == 406
         assert J2K in response.text
-    assert LOSSY.isdisjoint(KINDS["16 bits"].lossless)

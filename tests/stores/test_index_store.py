@@ -1,5 +1,6 @@
 """The contract of IndexStore and WorkitemStore, sentence by sentence, against SQLite and a real Elasticsearch."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
 from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
-from gantry_index.store import Batch, IndexStore, PoisonEvent, Put, Remove, Scope, WorkitemDocument, WorkitemStore
+from gantry_index.store import Batch, Dead, IndexStore, Move, PoisonEvent, Put, Remove, Scope, WorkitemDocument, WorkitemStore
 from gantry_standard import errors
 from gantry_standard.levels import Level
 from gantry_standard.matching import Query, parse_query, parse_workitem_query
@@ -95,7 +96,7 @@ def put(sop: str, version: int, *, study: str = STUDY, series: str = SERIES, pla
     return Put(stored, orjson.dumps(dataset(sop, study, series, **attributes)), version)
 
 
-def batch(sequence: int, *changes: Put | Remove, **more: Any) -> Batch:
+def batch(sequence: int, *changes: Put | Remove | Move, **more: Any) -> Batch:
     return Batch("all", sequence, {change.stored.sop_instance_uid: change for change in changes}, **more)
 
 
@@ -134,6 +135,7 @@ async def test_the_high_water_mark_is_the_greatest_cursor(store: IndexStore) -> 
     await store.apply(Batch("3", 7))
     await store.apply(Batch("5", 9))
     assert (await store.high_water(), await store.cursor("3"), await store.cursor("0")) == (9, 7, 4)
+    assert await store.cursors(["3", "0", "5"]) == {"3": 7, "0": 4, "5": 9}
 
 
 async def test_what_was_applied_is_seen_by_the_next_read(store: IndexStore) -> None:
@@ -146,9 +148,116 @@ async def test_what_was_applied_is_seen_by_the_next_read(store: IndexStore) -> N
 
 
 async def test_dead_places_are_known_with_their_kind(store: IndexStore) -> None:
-    await store.apply(batch(1, dead={("packs/a", 5): Decision.KIND_REFUSED, ("packs/a", 6): Decision.KIND_DELETED}))
+    refused, deleted = Dead(Decision.KIND_REFUSED, 1000, "packs/a"), Dead(Decision.KIND_DELETED, 2000, "packs/b")
+    await store.apply(batch(1, dead={("packs/a", 5): refused, ("packs/a", 6): deleted}))
     _, dead = await store.present([], [("packs/a", 5), ("packs/a", 6), ("packs/a", 7)])
-    assert dead == {("packs/a", 5): Decision.KIND_REFUSED, ("packs/a", 6): Decision.KIND_DELETED}
+    assert dead == {("packs/a", 5): refused, ("packs/a", 6): deleted}
+
+
+async def test_what_is_dead_no_more_is_forgotten(store: IndexStore) -> None:
+    place = ("packs/a", 5)
+    await store.apply(batch(1, dead={place: Dead(Decision.KIND_DELETED, 1000, "packs/a")}))
+    await store.apply(batch(2, dead={place: None, ("packs/never", 1): None}))
+    assert (await store.present([], [place]))[1] == {}
+    assert await store.due(2000, "", 10) == []
+
+
+async def test_what_is_due_comes_by_object_and_what_was_refused_or_swept_never_is(store: IndexStore) -> None:
+    dead = {
+        ("packs/b", 900): Dead(Decision.KIND_DELETED, 10, "packs/b"),
+        ("packs/b", 1000): Dead(Decision.KIND_REPLACED, 19, "packs/b"),
+        ("packs/a", 3): Dead(Decision.KIND_REDUNDANT, 5, "packs/c"),
+        ("packs/a", 4): Dead(Decision.KIND_DELETED, 5, "packs/a"),
+        ("packs/a", 5): Dead(Decision.KIND_REFUSED, 5, "packs/a"),
+        ("packs/a", 6): Dead(Decision.KIND_SWEPT, 5, "packs/a"),
+        ("packs/a", 7): Dead(Decision.KIND_DELETED, 20, "packs/a"),
+    }
+    await store.apply(batch(1, dead=dead))
+    in_order = [("packs/a", 4), ("packs/b", 900), ("packs/b", 1000), ("packs/a", 3)]
+    assert await store.due(20, "", 10) == [(place, dead[place]) for place in in_order]
+    assert [place for place, _ in await store.due(20, "packs/a", 2)] == in_order[1:3]
+    assert [place for place, _ in await store.due(21, "", 2)] == [("packs/a", 4), ("packs/a", 7)]
+
+
+async def test_many_due_uploads_are_all_returned(store: IndexStore) -> None:
+    dead = {("packs/a", number): Dead(Decision.KIND_DELETED, 1, "packs/a") for number in range(1203)}
+    await store.apply(batch(1, dead=dead))
+    assert [place for place, _ in await store.due(2, "", 5000)] == list(dead)
+
+
+async def test_a_moved_instance_has_its_new_place_and_all_else_as_before(store: IndexStore) -> None:
+    one, other = put("1.1", 1), put("1.2", 2)
+    await store.apply(batch(2, one, other))
+    before = await found(store)
+    moved = StoredInstance.FromString(one.stored.SerializeToString())
+    moved.origin.CopyFrom(one.stored.location)
+    moved.location.CopyFrom(Location(object="packs/b", offset=77, length=10))
+    await store.apply(batch(3, Move(moved, 3)))
+    (record,) = await records(store, Scope(STUDY, SERIES, "1.1"))
+    assert (record.stored.location.object, record.stored.location.offset, record.version) == ("packs/b", 77, 3)
+    ((fragment,),) = [page async for page in store.fragments(Scope(STUDY, SERIES, "1.1"))]
+    assert (fragment.dicom_json, fragment.version) == (one.dicom_json, 3)
+    assert (await store.present(["1.1"], []))[0]["1.1"].place == ("packs/a", 1)
+    assert await found(store) == before
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, PatientID="P1") == ["1.1", "1.2"]
+    await store.apply(batch(4, put("1.3", 4)))
+    assert value((await found(store))[0], "NumberOfStudyRelatedInstances") == 3
+
+
+async def test_a_moved_tombstone_stays_one_and_a_move_of_nothing_is_nothing(store: IndexStore) -> None:
+    one = put("1.1", 1)
+    await store.apply(batch(2, one))
+    await store.apply(batch(3, Remove(one.stored, 3)))
+    moved = StoredInstance.FromString(one.stored.SerializeToString())
+    moved.location.object = "packs/b"
+    await store.apply(batch(4, Move(moved, 4), Move(put("1.9", 4).stored, 4)))
+    present, _ = await store.present(["1.1", "1.9"], [])
+    assert list(present) == ["1.1"]
+    assert (present["1.1"].deleted, present["1.1"].version, present["1.1"].stored.location.object) == (True, 4, "packs/b")
+    assert (await store.counts()).instances == 0
+
+
+async def test_tombstones_are_found_by_study_series_or_instance(store: IndexStore) -> None:
+    puts = [put("1.1", 1), put("1.2", 2, series="1.2.3.5"), put("2.1", 3, study="2", series="2.1"), put("1.3", 4)]
+    await store.apply(batch(4, *puts))
+    await store.apply(batch(5, *(Remove(one.stored, 5) for one in puts[:3])))
+
+    async def tombstones(uid: str) -> list[tuple[str, int]]:
+        found = [one async for page in store.tombstones(uid) for one in page]
+        assert all(one.deleted for one in found)
+        return [(one.stored.sop_instance_uid, one.version) for one in found]
+
+    assert await tombstones(STUDY) == [("1.1", 5), ("1.2", 5)]
+    assert await tombstones("1.2.3.5") == [("1.2", 5)]
+    assert await tombstones("2.1") == [("2.1", 5)]
+    assert await tombstones("1.3") == []
+
+
+async def test_a_change_decided_on_a_state_that_is_no_more_is_unavailable_and_changes_nothing(store: IndexStore) -> None:
+    await store.apply(batch(7, put("1.1", 7, study="9", series="9.1"), seen={"1.1": 0}))
+    for seen, version in ((0, 6), (0, 8), (3, 8)):
+        with pytest.raises(errors.Unavailable):
+            await store.apply(batch(version, put("1.1", version, place=99), seen={"1.1": seen}))
+    (record,) = await records(store, Scope("9"))
+    assert (record.version, record.stored.location.offset) == (7, 7)
+    assert await uids(store) == ["9"]
+    await store.apply(batch(8, put("1.1", 8, study="9", series="9.1", place=99), seen={"1.1": 7}))
+    await store.apply(batch(8, put("1.1", 8, study="9", series="9.1", place=99), seen={"1.1": 7}))
+    assert [one.version for one in await records(store, Scope("9"))] == [8]
+
+
+async def test_of_two_readers_that_saw_nothing_of_a_uid_one_is_told_so(store: IndexStore) -> None:
+    one, other = put("1.1", 5), put("1.1", 6, study="9", series="9.1")
+    told = await asyncio.gather(
+        store.apply(Batch("1", 5, {"1.1": one}, seen={"1.1": 0})),
+        store.apply(Batch("2", 6, {"1.1": other}, seen={"1.1": 0})),
+        return_exceptions=True,
+    )
+    (refused,) = [error for error in told if error is not None]
+    assert isinstance(refused, errors.Unavailable)
+    winner = one if told[0] is None else other
+    assert await uids(store) == [winner.stored.study_instance_uid]
+    assert [record.version for record in await records(store, Scope("", "", "1.1"))] == [winner.version]
 
 
 async def test_a_batch_applied_twice_counts_once(store: IndexStore) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -260,7 +261,8 @@ NO_KEYS = [
 
 @pytest.mark.parametrize("key", NO_KEYS)
 def test_what_is_no_key_is_a_bad_request(store: ObjectStore, key: str) -> None:
-    for call in (store.create, store.size, lambda k: store.put(k, b""), lambda k: next(store.read(k, [(0, 1)]))):
+    moves = (store.remove, lambda k: store.move(k, "a"), lambda k: store.move("a", k))
+    for call in (store.create, store.size, lambda k: store.put(k, b""), lambda k: next(store.read(k, [(0, 1)])), *moves):
         with pytest.raises(errors.BadRequest):
             call(key)
 
@@ -306,6 +308,47 @@ def test_a_reader_sees_the_old_or_the_new_bytes_of_a_replaced_object(store: Obje
         while not end.is_set() and not done.done():
             assert content(store, "workitems/1", (0, 5000)) in (b"a" * 5000, b"b" * 5000)
         done.result()
+
+
+@pytest.mark.parametrize("size", [0, 100, 6 * MIB])
+def test_a_moved_object_has_its_new_key_alone(store: ObjectStore, size: int) -> None:
+    written(store, "packs/2026/a.pack", (PATTERN * 6)[:size])
+    store.move("packs/2026/a.pack", "trash/1/packs/2026/a.pack")
+    assert keys(store) == ["trash/1/packs/2026/a.pack"]
+    assert content(store, "trash/1/packs/2026/a.pack") == (PATTERN * 6)[:size]
+    with pytest.raises(errors.NotFound):
+        store.size("packs/2026/a.pack")
+
+
+@pytest.mark.parametrize("key", ["packs/a", "packs"])
+def test_moving_what_is_not_there_is_not_found(store: ObjectStore, key: str) -> None:
+    store.put("packs/b", b"x")
+    with pytest.raises(errors.NotFound):
+        store.move(key, "trash/a")
+    assert keys(store) == ["packs/b"]
+
+
+def test_a_removed_object_is_gone_and_removing_what_is_not_there_is_fine(store: ObjectStore) -> None:
+    store.put("decisions/1", b"first")
+    store.put("decisions/2", b"second")
+    for _ in range(2):
+        store.remove("decisions/1")
+        store.remove("decisions/2/below")
+        assert keys(store) == ["decisions/2"]
+    store.put("decisions/1", b"other")
+    assert content(store, "decisions/1") == b"other"
+
+
+def test_an_object_that_is_moved_or_removed_while_it_is_read_never_gives_wrong_bytes(store: ObjectStore) -> None:
+    for end in (lambda: store.move("packs/a", "trash/a"), lambda: store.remove("packs/a")):
+        written(store, "packs/a", PATTERN * 3)
+        reading = store.read("packs/a", [(0, 3 * MIB)])
+        got = next(reading)
+        end()
+        with suppress(errors.NotFound, errors.Unavailable):
+            for piece in reading:
+                got += piece
+        assert (PATTERN * 3).startswith(got)
 
 
 def test_writers_and_readers_work_in_parallel(store: ObjectStore) -> None:
@@ -355,6 +398,10 @@ def test_reading_from_an_s3_server_that_does_not_answer_is_unavailable() -> None
         store.size("a")
     with pytest.raises(errors.Unavailable):
         next(store.read("a", [(0, 1)]))
+    with pytest.raises(errors.Unavailable):
+        store.move("a", "b")
+    with pytest.raises(errors.Unavailable):
+        store.remove("a")
     store.close()
 
 

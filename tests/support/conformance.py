@@ -9,10 +9,14 @@ Source: PS3.2 Annex N; PS3.18 §6.
 from collections.abc import Iterable
 
 from gantry_blob.settings import BlobSettings
+from gantry_gateway.pictures import TRANSFORMED
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
+from gantry_renderer import codecs
 from gantry_runtime.settings import describe
-from gantry_standard import query_attributes, reasons, sop_classes, transfer_syntaxes
+from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
+from gantry_standard.bit_streams import STILL_MEDIA_TYPES
+from gantry_standard.video_streams import VIDEO_MEDIA_TYPES
 from tests.support.requirements import Row
 
 EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
@@ -60,6 +64,26 @@ def storage_classes() -> str:
     return table(("SOP class", "name"), sop_classes.storage_sop_classes().items())
 
 
+def store_payloads() -> str:
+    """What a part of a store request may be, by media type, and what becomes of it."""
+    rows = [
+        (media_types.DICOM, "an instance, kept byte for byte; also without multipart"),
+        (
+            f"{media_types.DICOM_JSON}, {media_types.DICOM_XML}",
+            "metadata: data sets whose bulkdata are other parts; JSON: an array, XML: one document a part",
+        ),
+        (media_types.OCTET_STREAM, "bulkdata, little endian; named with the transfer syntax of a compressed image also that"),
+        *(
+            (name, f"unchanged: {', '.join(uid.removeprefix('1.2.840.10008.1.2.') for uid in media_types.BULKDATA[name])}")
+            for name in media_types.BULKDATA
+            if name in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES
+        ),
+        (", ".join(TRANSFORMED), "transformed to Explicit VR Little Endian"),
+        ("any other", "an encapsulated document (0042,0011), if the metadata agrees with it"),
+    ]
+    return table(("media type of the part", "what it is, or the transfer syntaxes that it is put into (after 1.2.840.10008.1.2.)"), rows)
+
+
 def configuration() -> str:
     """Base URLs, ports and what else the gateway can be told."""
     return table(("setting", "default", "what"), ((f"`{name}`", default, doc) for name, default, doc in describe(GatewaySettings)))
@@ -79,6 +103,47 @@ def syntaxes() -> str:
     )
 
 
+def representations() -> str:
+    """Media types of each resource, in the order of preference."""
+    return table(
+        ("resource", "media types"),
+        (
+            (
+                resource.value,
+                ", ".join(f"{'multipart of ' if o.multipart else ''}{o.media_type}{' (by name)' if o.by_name else ''}" for o in offers),
+            )
+            for resource, offers in media_types.OFFERS.items()
+        ),
+    )
+
+
+def transcoding() -> str:
+    """Transfer syntaxes that frames are decoded from and encoded to."""
+    rewritten = {target: source for source, target in codecs.REWRITES}
+
+    def made(uid: str) -> str:
+        codec = codecs.CODECS[uid]
+        if codec.encode:
+            return "lossy, by name only" if codec.loss else "lossless"
+        return f"from {rewritten[uid]}, bit stream unchanged" if uid in rewritten else "no"
+
+    rows = (
+        (uid, codec.name, made(uid), _taken(codec), ", ".join(f"{a} → {b}" for a, b in codec.renamed))
+        for uid, codec in codecs.CODECS.items()
+    )
+    return table(("transfer syntax", "name", "encoded to", "takes", "Photometric Interpretation"), rows)
+
+
+def _taken(codec: codecs.Codec) -> str:
+    def one(takes: codecs.Takes) -> str:
+        allocated = "/".join(map(str, sorted(takes.allocated)))
+        sign = "" if takes.signed else ", unsigned"
+        names = ", ".join(sorted(takes.interpretations)) or "any"
+        return f"{names}: {allocated} bits, {takes.stored.start} to {takes.stored[-1]} stored{sign}"
+
+    return "; ".join(map(one, codec.takes))
+
+
 SECTIONS = (
     ("Transactions", transactions, "Role: origin server, native (no DIMSE behind it). Every resource below `GANTRY_BASE_PATH`."),
     ("Configuration", configuration, "Base URI, port and policies of the gateway; all services: [operations](operations.md)."),
@@ -93,6 +158,30 @@ SECTIONS = (
         "Transfer syntaxes",
         syntaxes,
         "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte.",
+    ),
+    (
+        "Representations",
+        representations,
+        "The first is what `*/*` selects; what is marked *by name* no wildcard selects: octet-stream of a study, series or instance is "
+        "its bulkdata, `application/zip` an extension (files as stored with a DICOMDIR). A transfer syntax that is not named is "
+        "Explicit VR Little Endian, or the default of the compressed media type; what is lossy already and cannot be decoded (video), or "
+        "is too long uncompressed, then leaves as stored. Several ranges are answered with the whole. HTTP/2 (A-002) is the matter of the "
+        "proxy in front, which also speaks TLS; between it and the gateway HTTP/1.1 does not limit anything.",
+    ),
+    (
+        "Transcoding",
+        transcoding,
+        "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, "
+        "YBR_PARTIAL and what a row does not take is 406 in that transfer syntax, with what there is in the body. Not decoded: "
+        "video, JPEG processes that no decoder knows, JPIP, and JPEG 2000 Part 2 with several frames in one code stream. "
+        "Deflated Explicit VR Little Endian is inflated at ingest and not sent.\n\n"
+        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2): its SOP Instance UID is 2.25 and a UUID made of the "
+        "original's UID and the transfer syntax, the same for every request; Image Type begins with DERIVED; Lossy Image "
+        "Compression is 01, Ratio (that of the first frame) and Method are appended; Derivation Description, Derivation Code "
+        "Sequence (113040) and Source Image Sequence (the original, 121320) are written. Frame Type of functional groups stays. "
+        "Frames by themselves carry no UID. Quality: JPEG 90, JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the "
+        "range, JPEG XL distance 0.1. Pixels that came with loss and are decoded keep their UID; Lossy Image Compression "
+        "becomes 01 where it was missing.",
     ),
     (
         "Store reasons",
@@ -129,6 +218,9 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
     parts += [
         "## Metadata, character sets and content codings",
         REPRESENTATIONS,
+        "## Store payloads",
+        STORE_PAYLOADS,
+        store_payloads(),
         "## Notifications",
         NOTIFICATIONS,
         "## Security",
@@ -146,6 +238,15 @@ REPRESENTATIONS = (
     "[decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and Accept-Charset are ignored. They are "
     "sent in the coding zstd or gzip where Accept-Encoding names it; other payloads never are. Values of OB, OD, OF, OL, OV, OW and UN "
     "above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a BulkDataURI."
+)
+STORE_PAYLOADS = (
+    "Parts may come in any order. Bulkdata is found by its Content-Location, which is the BulkDataURI after both are resolved against the "
+    "request URI, or literally; several parts with one location, or parts at its `/frames/1`, `/frames/2` …, are the frames of Pixel Data. "
+    "The transfer syntax is the one named by the part or its metadata if it agrees with the bit stream, else that of the bit stream. "
+    "Image Pixel Description attributes that are left out come from the bit stream; Rows, Columns, Samples per Pixel and Bits Allocated "
+    "that contradict it fail the instance (A902H). JP2 files are stored as their codestream. Of PNG and GIF the attributes describe the "
+    "result: palettes become RGB, transparency is dropped, an animated GIF has all its frames. Of a video only MP4 files tell Number of "
+    "Frames. Arithmetic and progressive JPEG go into the retired transfer syntax of their process. JPEG XL that names none is 4.112."
 )
 NOTIFICATIONS = (
     "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "

@@ -259,6 +259,47 @@ def with_bulk(**attributes: Any) -> Dataset:
     return _with(data_set, attributes)
 
 
+PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+
+
+def parametric_map(keyword: str = "FloatPixelData", **attributes: Any) -> Dataset:
+    """Return a parametric map of two frames of 3 × 4 numbers 0, 0.5, 1 …, in Float Pixel Data or Double Float Pixel Data."""
+    data_set = general(PARAMETRIC_MAP, "MR", NumberOfFrames=2)
+    data_set.SamplesPerPixel, data_set.PhotometricInterpretation = 1, "MONOCHROME2"
+    data_set.Rows, data_set.Columns = 3, 4
+    data_set.BitsAllocated = 32 if keyword == "FloatPixelData" else 64
+    setattr(data_set, keyword, float_pixels(keyword).tobytes())
+    return _with(data_set, attributes)
+
+
+def float_pixels(keyword: str = "FloatPixelData") -> NDArray[Any]:
+    """Return the pixels of `parametric_map`."""
+    return (np.arange(24).reshape(2, 3, 4) / 2).astype("<f4" if keyword == "FloatPixelData" else "<f8")
+
+
+VIDEO_PHOTOGRAPHIC = "1.2.840.10008.5.1.4.1.1.77.1.4.1"
+VIDEO = "1.2.840.10008.1.2.4.102"
+VIDEO_STREAM = b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(index * 11 % 256 for index in range(5000))
+
+
+def video(**attributes: Any) -> Dataset:
+    """Return a video of 30 frames whose bit stream is VIDEO_STREAM in three fragments, to be encoded with VIDEO; nothing decodes it."""
+    data_set = general(VIDEO_PHOTOGRAPHIC, "XC", NumberOfFrames=30)
+    _described(data_set, rgb_pixels(), 8, "YBR_PARTIAL_420")
+    data_set.PixelData = encapsulate([VIDEO_STREAM], has_bot=False, fragments_per_frame=3)
+    data_set["PixelData"].VR = "OB"
+    data_set["PixelData"].is_undefined_length = True
+    return _with(data_set, attributes)
+
+
+def with_much_json(**attributes: Any) -> Dataset:
+    """Return an image whose DICOM JSON is larger than what rides in a trailer."""
+    references = [Dataset() for _ in range(2000)]
+    for number, item in enumerate(references):
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.{number}"
+    return ct(ReferencedInstanceSequence=references, **attributes)
+
+
 def japanese(**attributes: Any) -> Dataset:
     """Return a CT whose Patient Name has three groups in ISO 2022 IR 87."""
     data_set = ct(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎=やまだ^たろう")

@@ -14,7 +14,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
     [
         pytest.param(title, make, id=title, marks=pytest.mark.requirement(*ids))
         for (title, make, _), ids in zip(
-            conformance.SECTIONS, [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("S-043",), ("S-043",)], strict=True
+            conformance.SECTIONS,
+            [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("D-006",), ("R-051",), ("S-043",), ("S-043",)],
+            strict=True,
         )
     ],
 )
@@ -22,6 +24,12 @@ def test_a_section_holds_the_table_of_the_code(title: str, make: object) -> None
     section = PAGE.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
     assert callable(make)
     assert make() in section
+
+
+def test_payloads_of_a_store_are_described_as_the_tables_have_them() -> None:
+    section = PAGE.read_text().split("\n## Store payloads\n")[1].split("\n## ")[0]
+    assert conformance.STORE_PAYLOADS in section
+    assert conformance.store_payloads() in section
 
 
 @pytest.mark.requirement("D-001")

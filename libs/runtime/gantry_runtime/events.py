@@ -28,6 +28,7 @@ from nats.js import JetStreamContext as JetStreamContext  # noqa: PLC0414  the t
 from nats.js import api
 from nats.js.kv import KeyValue
 
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if _is_without_aiohttp:
@@ -60,6 +61,8 @@ STREAMS = (STORE, WORKITEMS, REPORTS)
 SUBJECTS = {
     "InstancesStored": "store.{partition}.stored",
     "InstancesDeleted": "store.{partition}.deleted",
+    "InstancesRestored": "store.{partition}.restored",
+    "InstancesSwept": "store.{partition}.swept",
     "WorkitemState": "workitem.{uid}",
     "SubscriptionState": "subscription.{ae_hex}.{scope}",
     "EventReport": "report.{uid}",
@@ -109,58 +112,6 @@ async def last_sequence(js: JetStreamContext, stream: Stream, subject: str) -> i
         return 0
     except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
         raise errors.Unavailable("NATS does not answer") from error
-
-
-LEASE_TTL_S = 2.0
-"""Seconds after the last renewal at which a lease ends by itself."""
-
-
-class Lease:
-    """One key of the bucket `lease`: at most one holder, who must `renew` well within LEASE_TTL_S seconds."""
-
-    def __init__(self, js: JetStreamContext, key: str, holder: str) -> None:
-        self.key = key
-        self._js = js
-        self._holder = holder.encode()
-        self._revision = 0
-
-    async def acquire(self) -> bool:
-        """Take the lease if nobody holds it."""
-        try:
-            self._revision = await (await _lease_bucket(self._js)).create(self.key, self._holder)
-            return True
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
-            return False
-
-    async def renew(self) -> bool:
-        """Prolong the lease; False when it was lost, or nobody knows."""
-        try:
-            self._revision = await (await _lease_bucket(self._js)).update(self.key, self._holder, last=self._revision)
-            return True
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
-            return False
-
-    async def release(self) -> None:
-        """Give the lease back, so that another has it at once."""
-        with suppress(nats.errors.Error, nats.js.errors.Error, TimeoutError):
-            await (await _lease_bucket(self._js)).delete(self.key, last=self._revision)
-
-
-async def leases_held(js: JetStreamContext) -> list[str]:
-    """Return the keys of all leases that somebody holds."""
-    try:
-        return list(await (await _lease_bucket(js)).keys())
-    except nats.js.errors.NoKeysError:
-        return []
-    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
-        raise errors.Unavailable("NATS does not answer") from error
-
-
-async def _lease_bucket(js: JetStreamContext) -> KeyValue:
-    try:
-        return await js.key_value("lease")
-    except nats.js.errors.NotFoundError:
-        return await js.create_key_value(config=api.KeyValueConfig(bucket="lease", ttl=LEASE_TTL_S))
 
 
 @dataclass(frozen=True)
@@ -620,6 +571,26 @@ class Bucket:
             except nats.js.errors.KeyWrongLastSequenceError as error:
                 raise errors.Conflict(f"{key} is no longer at revision {revision}") from error
 
+    async def remove(self, key: str, revision: int) -> None:
+        """Remove a value that still has the revision given.
+
+        Raises:
+            errors.Conflict: it has another one.
+        """
+        with _asking():
+            try:
+                await self._store.delete(key, last=revision)
+            except nats.js.errors.BadRequestError as error:
+                raise errors.Conflict(f"{key} is no longer at revision {revision}") from error
+
+    async def keys(self) -> list[str]:
+        """Return the keys that have a value."""
+        with _asking():
+            try:
+                return list(await self._store.keys())
+            except nats.js.errors.NoKeysError:
+                return []
+
 
 async def open_bucket(js: JetStreamContext, name: str, ttl_s: float = 0) -> Bucket:
     """Return a bucket, made when it is not there. Values of a bucket with `ttl_s` go so many seconds after they were set.
@@ -635,7 +606,73 @@ async def open_bucket(js: JetStreamContext, name: str, ttl_s: float = 0) -> Buck
 
 
 LEASE_S = 2.0
-"""Seconds after which a lease that is not renewed is free for others."""
+"""Seconds after its last renewal at which a lease is free for others."""
+
+RENEW_S = LEASE_S / 4
+"""Seconds between renewals."""
+
+
+class Lease:
+    """One key of the bucket `lease`: at most one holder at a time, who calls `renew` every RENEW_S seconds.
+
+    Two may believe that they hold it for a moment (a process that was frozen), so what a holder writes must bear that.
+
+    Args:
+        holder: who this is, unique to the process; one that was started again under the same name has its lease back at once.
+    """
+
+    def __init__(self, js: JetStreamContext, key: str, holder: str) -> None:
+        self.key = key
+        self._js = js
+        self._holder = holder.encode()
+        self._revision = 0
+        self._renewed = 0.0
+
+    async def acquire(self) -> bool:
+        """Take the lease if nobody else holds it."""
+        with suppress(errors.Conflict, errors.RetryLater):
+            bucket = await open_bucket(self._js, "lease", LEASE_S)
+            value, revision = await bucket.get(self.key)
+            self._revision = await bucket.replace(self.key, self._holder, revision if value == self._holder else 0)
+            self._renewed = asyncio.get_running_loop().time()
+            return True
+        return False
+
+    async def renew(self) -> bool:
+        """Prolong the lease; False when another one holds it, or it may end before the next renewal."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(RENEW_S):
+                bucket = await open_bucket(self._js, "lease", LEASE_S)
+                begin = loop.time()
+                try:
+                    self._revision = await bucket.replace(self.key, self._holder, self._revision)
+                except errors.Conflict:
+                    # Of a renewal whose answer was lost, the revision is another one and the holder the same.
+                    value, revision = await bucket.get(self.key)
+                    if value != self._holder:
+                        return False
+                    self._revision = revision
+                else:
+                    self._renewed = begin
+        except (errors.RetryLater, TimeoutError):
+            pass
+        return loop.time() - self._renewed < LEASE_S - RENEW_S
+
+    async def release(self) -> None:
+        """Give the lease back, so that another has it at once."""
+        with suppress(errors.Conflict, errors.RetryLater, TimeoutError):
+            async with asyncio.timeout(RENEW_S):
+                await (await open_bucket(self._js, "lease", LEASE_S)).remove(self.key, self._revision)
+
+
+async def leases_held(js: JetStreamContext) -> list[str]:
+    """Return the keys of all leases that somebody holds.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    return await (await open_bucket(js, "lease", LEASE_S)).keys()
 
 
 async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -647,49 +684,35 @@ async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable
     Args:
         holder: who this is, unique to the process.
     """
+    lease = Lease(js, key, holder)
     while True:
-        try:
-            bucket = await open_bucket(js, "lease", LEASE_S)
-            value, revision = await bucket.get(key)
-            revision = await bucket.replace(key, holder.encode(), revision if value == holder.encode() else 0)
-        except (errors.Conflict, errors.Unavailable):
-            await asyncio.sleep(LEASE_S / 4)
+        if not await lease.acquire():
+            await asyncio.sleep(RENEW_S)
             continue
         log.info("lease taken", extra={"lease": key})
-        working = asyncio.ensure_future(work())
+        working = asyncio.create_task(_task(work), name=key)
         try:
-            await _renew(bucket, key, holder, revision, working)
-            working.result()
+            if await _renewed_while(lease, working):
+                working.result()
+            else:
+                log.warning("lease lost", extra={"lease": key})
         except (errors.Conflict, errors.Unavailable) as error:
-            log.warning("lease ended", extra={"lease": key, "reason": error.message})
+            log.warning("work under a lease ended", extra={"lease": key, "reason": error.message})
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await end_tasks([working])
+            await lease.release()
         await asyncio.sleep(0.05)
 
 
-async def _renew(bucket: Bucket, key: str, holder: str, revision: int, working: asyncio.Future[None]) -> None:
-    """Renew until the work ends.
+async def _task(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
 
-    Raises:
-        errors.Conflict: another one holds the lease.
-        errors.Unavailable: it could not be renewed in time.
-    """
-    loop = asyncio.get_running_loop()
-    renewed = loop.time()
+
+async def _renewed_while(lease: Lease, working: asyncio.Task[None]) -> bool:
+    """Renew until the work has ended: True; or until the lease is lost: False."""
     while True:
-        done, _ = await asyncio.wait({working}, timeout=LEASE_S / 4)
+        done, _ = await asyncio.wait({working}, timeout=RENEW_S)
         if done:
-            return
-        try:
-            async with asyncio.timeout(LEASE_S / 4):
-                revision = await bucket.replace(key, holder.encode(), revision)
-            renewed = loop.time()
-        except (errors.Unavailable, TimeoutError):
-            if loop.time() - renewed > LEASE_S:
-                raise errors.Unavailable(f"the lease {key} could not be renewed") from None
-        except errors.Conflict:
-            value, found = await bucket.get(key)
-            if value != holder.encode():
-                raise
-            revision = found
+            return True
+        if not await lease.renew():
+            return False

@@ -17,6 +17,8 @@ DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
 DICOM_XML = "application/dicom+xml"
 OCTET_STREAM = "application/octet-stream"
+ZIP = "application/zip"
+"""An extension: the files of a study or series in one archive, with a DICOMDIR."""
 
 # Bulkdata media type -> transfer syntaxes; the first is the default of the media type (§8.7.3.3, 00 §7.2).
 BULKDATA: dict[str, tuple[str, ...]] = {
@@ -85,11 +87,13 @@ class Offer:
         media_type: of the payload, or of the parts.
         multipart: multipart/related of it; else a single part.
         parameters: media type parameters that tell this representation from another of the same type.
+        by_name: only a range that names the media type covers it, no wildcard: a legacy form, or an extension.
     """
 
     media_type: str
     multipart: bool = False
     parameters: tuple[tuple[str, str], ...] = ()
+    by_name: bool = False
 
 
 class Resource(Enum):
@@ -104,7 +108,9 @@ class Resource(Enum):
     FRAME = "one frame"
     FRAMES = "frames"
     BULKDATA = "bulkdata"
+    PIXEL_DATA = "uncompressed pixel data"
     COMPRESSED_BULKDATA = "compressed pixel data"
+    BULKDATA_ITEMS = "bulkdata of several items"
     RENDERED = "one rendered image"
     RENDERED_FRAMES = "rendered frames"
     RENDERED_INSTANCE_FRAMES = "a rendered instance of several frames"
@@ -121,8 +127,13 @@ _JSON_OR_XML = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
 # In our order of preference; the first is what */* selects (Table 10.4.4-1, 00 §7.4 and 02 §3 for its decisions).
 OFFERS: dict[Resource, tuple[Offer, ...]] = {
-    Resource.INSTANCES: (Offer(DICOM, multipart=True),),
-    Resource.INSTANCE: (Offer(DICOM, multipart=True), Offer(DICOM)),
+    Resource.INSTANCES: (Offer(DICOM, multipart=True), Offer(OCTET_STREAM, multipart=True, by_name=True), Offer(ZIP, by_name=True)),
+    Resource.INSTANCE: (
+        Offer(DICOM, multipart=True),
+        Offer(DICOM),
+        Offer(OCTET_STREAM, multipart=True, by_name=True),
+        Offer(OCTET_STREAM, by_name=True),
+    ),
     Resource.METADATA: _JSON_OR_XML,
     Resource.SEARCH: _JSON_OR_XML,
     Resource.STORE: (*_JSON_OR_XML, Offer(DICOM_XML)),
@@ -130,7 +141,9 @@ OFFERS: dict[Resource, tuple[Offer, ...]] = {
     Resource.FRAME: _both((OCTET_STREAM, *_COMPRESSED), multipart_first=True),
     Resource.FRAMES: tuple(Offer(media_type, multipart=True) for media_type in (OCTET_STREAM, *_COMPRESSED)),
     Resource.BULKDATA: _both((OCTET_STREAM,), multipart_first=False),
+    Resource.PIXEL_DATA: (*_both((OCTET_STREAM,), multipart_first=False), *_both(_COMPRESSED, multipart_first=True)),
     Resource.COMPRESSED_BULKDATA: _both((*_COMPRESSED, OCTET_STREAM), multipart_first=True),
+    Resource.BULKDATA_ITEMS: tuple(Offer(media_type, multipart=True) for media_type in (OCTET_STREAM, *_COMPRESSED)),
     Resource.RENDERED: _both(RENDERED_IMAGES, multipart_first=False),
     Resource.RENDERED_FRAMES: tuple(Offer(media_type, multipart=True) for media_type in RENDERED_IMAGES),
     Resource.RENDERED_INSTANCE_FRAMES: tuple(Offer(media_type, multipart=True) for media_type in RENDERED_IMAGES),
@@ -140,7 +153,7 @@ OFFERS: dict[Resource, tuple[Offer, ...]] = {
 SINGLE_MEANS_MULTIPART = frozenset({Resource.RENDERED_INSTANCE_FRAMES})
 
 # Resources without a default media type: for */* whatever costs least is taken (§8.7.7).
-NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA})
+NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA, Resource.BULKDATA_ITEMS})
 
 # application/json is what tools send that do not know application/dicom+json.
 JSON_NAMES = frozenset({DICOM_JSON, "application/json"})

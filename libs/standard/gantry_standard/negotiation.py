@@ -29,6 +29,7 @@ from gantry_standard.media_types import (
     ONLY_RENDERED_TOP,
     RENDERED_RESOURCES,
     SINGLE_MEANS_MULTIPART,
+    ZIP,
     Offer,
     Resource,
     bulkdata_media_type,
@@ -71,7 +72,7 @@ class Range:
         """Say whether a representation is within this range, whatever its transfer syntax."""
         if self.multipart is not None and self.multipart is not offer.multipart:
             return False
-        if not _type_covers(self.media_type, offer.media_type):
+        if not _type_covers(self.media_type, offer.media_type) or (offer.by_name and self.has_wildcard):
             return False
         return all(pair in offer.parameters for pair in self.parameters if pair[0] in known_parameters)
 
@@ -288,7 +289,7 @@ def negotiate(resource: Resource, accept: str, query_accept: str | None = None, 
     Args:
         accept: the Accept header; "" where it is missing.
         query_accept: the accept parameter, percent-decoded; None where it is missing. Its entries come before those of the header.
-        strict: a missing Accept header is not acceptable (§8.7.5) instead of meaning */*.
+        strict: a missing Accept header is not acceptable (§8.7.5) instead of meaning */*, unless there is an accept parameter.
 
     Raises:
         errors.BadRequest: DICOM and rendered media types are mixed; a wildcard in the parameter.
@@ -296,18 +297,17 @@ def negotiate(resource: Resource, accept: str, query_accept: str | None = None, 
 
     Source: PS3.18 §8.7.8.1.
     """
-    if not accept.strip():
-        if strict:
-            raise errors.NotAcceptable(f"the request has no Accept header; {available(resource)}")
-        accept = "*/*"
-    header = parse(accept)
+    if not accept.strip() and strict and query_accept is None:
+        raise errors.NotAcceptable(f"the request has no Accept header; {available(resource)}")
+    header = parse(accept if accept.strip() else "*/*")
     _refuse_mixture(header)
     choices: list[Choice] = []
     if query_accept is not None:
         asked = _in_query(query_accept, header)
         _refuse_mixture(asked)
         choices = _ranked(_usable(asked, resource), resource, 0)
-    choices += _ranked(_usable(header, resource), resource, len(choices))
+    if accept.strip() or not strict:
+        choices += _ranked(_usable(header, resource), resource, len(choices))
     if not choices:
         raise errors.NotAcceptable(f"nothing of the Accept header can be produced; {available(resource)}")
     return tuple(dict.fromkeys(choices))
@@ -325,33 +325,43 @@ def select(resource: Resource, accept: str, query_accept: str | None = None, str
     return min(choices, key=lambda choice: (choice.preference, places[choice.media_type, choice.multipart]))
 
 
-def _target(choice: Choice, stored: str) -> str:
-    """Return the transfer syntax that a choice leads to (§8.7.8.2), or "" where the media type cannot be in it."""
+def _targets(choice: Choice, stored: str, may_stay: bool) -> tuple[str, ...]:
+    """Return the transfer syntaxes that a choice leads to, best first (§8.7.8.2); none where the media type cannot be in it."""
     asked, media_type = choice.transfer_syntax, choice.media_type
+    if media_type == ZIP:
+        return (stored,) if asked in ("", STORED, stored) else ()
     if media_type in (DICOM, OCTET_STREAM):
         if asked == STORED:
-            return stored
-        return "" if asked in NEVER_SENT else asked or EXPLICIT_VR_LE
+            return (stored,)
+        if asked:
+            return () if asked in NEVER_SENT else (asked,)
+        return (EXPLICIT_VR_LE, stored) if may_stay else (EXPLICIT_VR_LE,)
     known = BULKDATA.get(media_type, ())
-    if asked in ("", STORED):
-        # What is stored in this media type leaves as it is; only what is not is brought into the default of the media type.
-        return stored if stored in known else known[0] if known else ""
-    return asked if asked in known else ""
+    if asked == STORED:
+        return (stored,) if stored in known else known[:1]
+    if asked:
+        return (asked,) if asked in known else ()
+    # The default of the media type; what is lossy already stays what it is (§8.7.3.4), it would only grow.
+    if stored in known:
+        return (stored,) if stored == known[0] or may_stay else (known[0], stored)
+    return known[:1]
 
 
 @lru_cache(4096)
-def plans(choices: tuple[Choice, ...], stored_transfer_syntax_uid: str) -> tuple[Plan, ...]:
+def plans(choices: tuple[Choice, ...], stored_transfer_syntax_uid: str, may_stay: bool = False) -> tuple[Plan, ...]:
     """Return what the choices mean for an instance, best first; between equally wanted ones, those that need no transcoding.
 
     Args:
         stored_transfer_syntax_uid: what the bytes can leave in without transcoding.
+        may_stay: where the client names no transfer syntax the stored one may be sent instead of the default, if that cannot be made:
+            pixel data that is lossy already, or too long for Explicit VR Little Endian (§8.7.3.4).
     """
-    made: list[tuple[int, bool, Plan]] = []
+    made: list[tuple[int, int, Plan]] = []
     for choice in choices:
-        target = _target(choice, stored_transfer_syntax_uid)
-        if target:
+        for place, target in enumerate(_targets(choice, stored_transfer_syntax_uid, may_stay)):
             as_stored = target == stored_transfer_syntax_uid
-            made.append((choice.preference, not as_stored, Plan(choice.media_type, choice.multipart, target, as_stored)))
+            rank = 2 if place else int(not as_stored)
+            made.append((choice.preference, rank, Plan(choice.media_type, choice.multipart, target, as_stored)))
     made.sort(key=lambda entry: entry[:2])
     return tuple(dict.fromkeys(plan for _, _, plan in made))
 

@@ -29,7 +29,10 @@ DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING = 0xB007
 OUT_OF_RESOURCES = 0xA700
 DATA_SET_DOES_NOT_MATCH = 0xA900
 REQUIRED_UID_MISSING = 0xA901
+BULKDATA_DOES_NOT_MATCH = 0xA902
 CANNOT_UNDERSTAND = 0xC000
+BULKDATA_MISSING = 0xC001
+BULKDATA_NOT_REFERENCED = 0xC002
 TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
 PROCESSING_FAILURE = 0x0110
 DUPLICATE_SOP_INSTANCE = 0x0111
@@ -64,7 +67,10 @@ FAILURE_REASONS: dict[int, Reason] = {
         Reason(OUT_OF_RESOURCES, "out of resources", "There is no room left."),
         Reason(DATA_SET_DOES_NOT_MATCH, "data set does not match", "The data set is not what the request or its SOP class says."),
         Reason(REQUIRED_UID_MISSING, "required UID missing", "SOP Class, SOP Instance, Study or Series Instance UID is missing."),
+        Reason(BULKDATA_DOES_NOT_MATCH, "bulkdata does not match", "The metadata and the bulkdata of an element contradict each other."),
         Reason(CANNOT_UNDERSTAND, "cannot understand", "The bytes cannot be read as a data set."),
+        Reason(BULKDATA_MISSING, "bulkdata missing", "The metadata has a BulkDataURI that no part has as its Content-Location."),
+        Reason(BULKDATA_NOT_REFERENCED, "bulkdata not referenced", "No BulkDataURI of the metadata is the Content-Location of the part."),
         Reason(TRANSFER_SYNTAX_NOT_SUPPORTED, "transfer syntax not supported", "The transfer syntax is not supported."),
         Reason(PROCESSING_FAILURE, "processing failure", "The instance passes a documented limit of this server."),
         Reason(

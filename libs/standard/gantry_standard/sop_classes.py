@@ -40,3 +40,9 @@ def is_storage_sop_class(uid: str, accept_private: bool) -> bool:
 def storage_sop_classes() -> dict[str, str]:
     """Return the well-known SOP classes that are stored: UID to name, in the order of PS3.6."""
     return {uid: row[0] for uid, row in UIDS.items() if is_storage_sop_class(uid, accept_private=False)}
+
+
+def sop_class_name(uid: str) -> str:
+    """Return the name of a SOP class, or its UID where PS3.6 has none."""
+    row = UIDS.get(uid)
+    return row[0] if row is not None and row[0] else uid

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import grpc.aio
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry_runtime import rpc, rpc_errors
@@ -82,16 +83,66 @@ async def verify(arguments: argparse.Namespace) -> int:
 
 
 @_command
-async def export(arguments: argparse.Namespace) -> int:
-    """Write the file of one instance exactly as it was sent."""
-    scope = index_pb2.Scope(sop_instance_uid=arguments.uid)
+async def restore(arguments: argparse.Namespace) -> int:
+    """Bring back a study, a series or an instance that was deleted. Returns 1 when not everything is there now."""
     async with _channel(arguments.data, "index") as channel:
         with rpc_errors.translated("index"):
-            answers = IndexServiceStub(channel).GetInstances(index_pb2.GetInstancesRequest(scope=scope), timeout=CALL_S)
-            records = [record async for answer in answers for record in answer.records]
-    if not records:
-        raise Failed(f"there is no instance {arguments.uid}")
-    place = records[0].stored.location
+            request = index_pb2.RestoreInstancesRequest(uid=arguments.uid)
+            answer = await IndexServiceStub(channel).RestoreInstances(request, timeout=LONG_S)
+    print(f"{answer.restored} instances restored")
+    if answer.here:
+        print(f"{answer.here} were not deleted, or have been stored anew: they stay as they are")
+    if answer.gone:
+        print(f"{answer.gone} cannot be restored: their bytes are given up")
+    return 1 if answer.gone else 0
+
+
+@_command
+async def duplicates(arguments: argparse.Namespace) -> int:
+    """List the uploads that were refused because their SOP Instance UID had other content; `gantry export --at` gives their files."""
+    async with _channel(arguments.data, "blob") as channel:
+        blob = BlobServiceStub(channel)
+        with rpc_errors.translated("blob"):
+            refused = await _refused(blob)
+            objects = {key for key, _ in refused} | set(await _keys(blob, "packs/", ".copy.pack"))
+            for key in sorted(objects):
+                with suppress(grpc.aio.AioRpcError):  # A pack that went away meanwhile.
+                    async for answer in blob.ReadTrailer(blob_pb2.ReadTrailerRequest(object=key), timeout=CALL_S):
+                        for instance in answer.instances:
+                            _print_refused(instance, refused, arguments.uid)
+    return 0
+
+
+def _print_refused(instance: blob_pb2.StoredInstance, refused: Mapping[tuple[str, int], str], uid: str) -> None:
+    name = instance.origin if instance.HasField("origin") else instance.location
+    uids = (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid)
+    if (name.object, name.offset) in refused and (not uid or uid in uids):
+        place = instance.location
+        print(f"{refused[name.object, name.offset]}  {'/'.join(uids)}  {place.object}:{place.offset}:{place.length}", flush=True)
+
+
+async def _keys(blob: Any, prefix: str, suffix: str = "") -> list[str]:
+    listing = blob.ListObjects(blob_pb2.ListObjectsRequest(prefix=prefix), timeout=LONG_S)
+    return [entry.object async for answer in listing for entry in answer.objects if entry.object.endswith(suffix)]
+
+
+async def _refused(blob: Any) -> dict[tuple[str, int], str]:
+    """Return the uploads that are kept aside, by name, with the time of the decision."""
+    last: dict[tuple[str, int], tuple[int, int, str]] = {}
+    for key in await _keys(blob, "decisions/"):
+        data = b"".join([answer.data async for answer in blob.Read(blob_pb2.ReadRequest(object=key), timeout=CALL_S)])
+        decision = events_pb2.Decision.FromString(data)
+        for name in decision.locations:
+            place = name.object, name.offset
+            if last.get(place, (-1, 0, ""))[0] <= decision.sequence:
+                last[place] = decision.sequence, decision.kind, decision.decided
+    return {place: decided for place, (_, kind, decided) in last.items() if kind == events_pb2.Decision.KIND_REFUSED}
+
+
+@_command
+async def export(arguments: argparse.Namespace) -> int:
+    """Write the file of one instance exactly as it was sent."""
+    place = await _place_of(arguments.data, arguments.uid) if not arguments.at else _parse_place(arguments.at)
     temporary = arguments.file.with_name(arguments.file.name + ".part")
     try:
         with temporary.open("wb") as file:
@@ -108,3 +159,23 @@ async def export(arguments: argparse.Namespace) -> int:
             temporary.unlink()
     print(f"{arguments.file}: {place.length} bytes, as sent")
     return 0
+
+
+async def _place_of(data: Path, uid: str) -> blob_pb2.Location:
+    scope = index_pb2.Scope(sop_instance_uid=uid)
+    async with _channel(data, "index") as channel:
+        with rpc_errors.translated("index"):
+            answers = IndexServiceStub(channel).GetInstances(index_pb2.GetInstancesRequest(scope=scope), timeout=CALL_S)
+            records = [record async for answer in answers for record in answer.records]
+    if not records:
+        raise Failed(f"there is no instance {uid}")
+    return records[0].stored.location
+
+
+def _parse_place(text: str) -> blob_pb2.Location:
+    """Read OBJECT:OFFSET:LENGTH as `gantry duplicates` prints it."""
+    object_key, _, rest = text.partition(":")
+    offset, _, length = rest.partition(":")
+    if not (object_key and offset.isdecimal() and length.isdecimal()):
+        raise Failed(f"--at {text}: expected OBJECT:OFFSET:LENGTH as `gantry duplicates` prints it")
+    return blob_pb2.Location(object=object_key, offset=int(offset), length=int(length))

@@ -71,6 +71,17 @@ def _retrieve(parser: argparse.ArgumentParser) -> None:
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uid", metavar="UID", help="SOP Instance UID")
     parser.add_argument("file", type=Path, metavar="FILE", help="file to write")
+    parser.add_argument("--at", metavar="OBJECT:OFFSET:LENGTH", help="of an upload that was refused, as `gantry duplicates` prints it")
+    _data(parser)
+
+
+def _restore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uid", metavar="UID", help="Study, Series or SOP Instance UID")
+    _data(parser)
+
+
+def _duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uid", nargs="?", default="", metavar="UID", help="only those of a study, a series or an instance")
     _data(parser)
 
 
@@ -129,6 +140,20 @@ COMMANDS = (
     Command("status", "print how the services and their stores are", ("gantry status",), client.status, _url),
     Command("reindex", "rebuild the index from the object store alone", ("gantry reindex --data .gantry",), admin.reindex, _data),
     Command("verify", "read every stored byte and compare digests", ("gantry verify --data .gantry",), admin.verify, _data),
+    Command(
+        "restore",
+        "bring back a study, a series or an instance that was deleted and not swept yet",
+        ("gantry restore 1.2.3",),
+        admin.restore,
+        _restore,
+    ),
+    Command(
+        "duplicates",
+        "list the uploads that were refused because their SOP Instance UID had other content",
+        ("gantry duplicates", "gantry duplicates 1.2.3"),
+        admin.duplicates,
+        _duplicates,
+    ),
     Command(
         "export", "write the file of one instance exactly as it was sent", ("gantry export 7.8.9 original.dcm",), admin.export, _export
     ),

@@ -353,6 +353,23 @@ class DirectoryStore:
         finally:
             writer.abort()
 
+    def move(self, key: str, to: str) -> None:
+        """Rename the file, fsync both directories: the new name is on disk before the old one goes."""
+        path, final = object_path(self.directory, key), object_path(self.directory, to)
+        with _reading(key):
+            os.close(_open_file(path))
+            self._make_durable(final.parent)
+            os.rename(path, final)
+            self.sync.sync(final.parent)
+            self.sync.sync(path.parent)
+
+    def remove(self, key: str) -> None:
+        """Unlink the file, fsync its directory."""
+        path = object_path(self.directory, key)
+        with _wrapped(key), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            self.sync.sync(path.parent)
+
     def clean(self) -> int:
         """Unlink temporary files that nobody holds a lock on."""
         count = 0

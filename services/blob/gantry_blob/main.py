@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from gantry_blob.object_store import ObjectStore
 from gantry_blob.pack import PackLimits
 from gantry_blob.settings import BlobSettings
 from gantry_blob.store import StoreRules
+from gantry_blob.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.threads import in_thread
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.process import Process, run
@@ -74,6 +77,7 @@ def _rules(settings: BlobSettings) -> StoreRules:
         accept_private_sop_classes=settings.accept_private_sop_classes,
         most_parts=settings.store_max_parts,
         spool_directory=settings.blob_directory / INCOMING if settings.object_store == "directory" else None,
+        spool_reserve=settings.disk_reserve_percent / 100,
         coerce=_coercion(settings),
         fallback_bytes=settings.fallback_max_bytes,
         fallback_timeout_s=settings.fallback_timeout_s,
@@ -92,12 +96,18 @@ async def _clean(store: ObjectStore, pools: Pools) -> None:
             await asyncio.sleep(60)
 
 
+async def _sweep(client: events.Client, connected: asyncio.Task[None], sweeper: Sweeper) -> None:
+    await asyncio.shield(connected)
+    holder = f"{socket.gethostname()}:{uuid.uuid4().hex}"
+    await events.hold_lease(client.jetstream(), LEASE, holder, sweeper.run)
+
+
 async def opens(process: Process, settings: BlobSettings) -> None:
     """Open everything. Neither NATS nor S3 needs to be there: until they are, blob is not ready."""
     enter = process.stack.enter_async_context
     store = process.stack.enter_context(_store(settings))
     pools = process.stack.enter_context(_pools(settings))
-    client, _ = await enter(events.connecting(settings.nats_url, "gantry-blob"))
+    client, connected = await enter(events.connecting(settings.nats_url, "gantry-blob"))
     publisher = events.Publisher(client)
     index = IndexServiceStub(await enter(rpc.channel(settings.index_address)))
     announcer = Announcer(store, publisher, index, pools.others, AnnouncerTimes(every_s=settings.announce_every_s))
@@ -117,6 +127,9 @@ async def opens(process: Process, settings: BlobSettings) -> None:
     await enter(rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen))
     await enter(telemetry.admin(settings.blob_admin_listen, missing))
     process.watch(announcer.run(), "announcer")
+    times = SweeperTimes(settings.sweep_every_s, settings.delete_after_s, settings.sweep_settle_s, settings.sweep_trash_s)
+    sweeper = Sweeper(store, announcer, publisher, index, pools.others, times)
+    process.watch(_sweep(client, connected, sweeper), "sweeper")
     process.watch(_clean(store, pools), "cleaner")
 
 

@@ -134,6 +134,20 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key, which nothing has; durable when it returns. After a crash it has the old one, the new one, or both.
+
+        Whoever reads it under the old key goes on, or raises as if it had gone.
+
+        Raises:
+            errors.NotFound: there is no such object.
+        """
+        ...
+
+    def remove(self, key: str) -> None:
+        """Take an object away; durable when it returns. What is not there is fine."""
+        ...
+
     def clean(self) -> int:
         """Take away what writers of processes that died have left; return how many. Never touches what a living one writes."""
         ...

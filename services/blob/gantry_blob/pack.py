@@ -25,6 +25,9 @@ from gantry_standard import errors
 
 PREFIX = "packs/"
 SUFFIX = ".pack"
+COPY_SUFFIX = ".copy.pack"
+"""Of packs that hold what was left of another one."""
+
 MAGIC = b"GNTPACK\x01"
 FOOTER = struct.Struct("<Q32s8s")
 TAIL_BYTES = 64 << 10
@@ -41,9 +44,17 @@ class PackLimits:
     trailer_bytes: int = 16 << 20
 
 
-def new_key() -> str:
+def new_key(suffix: str = SUFFIX) -> str:
     """Return a key that nobody else has, and that sorts by time (UTC, microseconds)."""
-    return f"{_key_at(time.time())}-{secrets.token_hex(8)}{SUFFIX}"
+    return f"{_key_at(time.time())}-{secrets.token_hex(8)}{suffix}"
+
+
+def time_of(key: str) -> float:
+    """Return when a key was made, seconds since 1970; 0 where it is none of ours."""
+    try:
+        return int(key.rpartition("/")[2].partition("-")[0], 16) / 1e6 if key.endswith(SUFFIX) else 0.0
+    except ValueError:
+        return 0.0
 
 
 def key_before(age_s: float) -> str:
@@ -58,12 +69,14 @@ def _key_at(at: float) -> str:
 class PackWriter:
     """A pack while it is written. Methods block."""
 
-    def __init__(self, writer: ObjectWriter, request_id: str) -> None:
+    def __init__(self, writer: ObjectWriter, request_id: str, replaces: str = "") -> None:
         self.key = writer.key
         self.instances = 0
         self._writer = writer
         self._trailer: list[bytes] = [
-            blob_pb2.PackTrailer(request_id=request_id, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())).SerializeToString()
+            blob_pb2.PackTrailer(
+                request_id=request_id, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), replaces=replaces
+            ).SerializeToString()
         ]
         self._trailer_bytes = len(self._trailer[0])
 

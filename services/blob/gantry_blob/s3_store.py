@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import minio
 import urllib3
+from minio.commonconfig import CopySource
 from minio.datatypes import Part
 from minio.error import MinioException, S3Error
 
@@ -252,6 +253,20 @@ class S3Store:
                 return
         if self.size(key) != len(data) or b"".join(self.read(key, [(0, len(data))])) != data:
             raise errors.Conflict(f"{key} exists with other bytes")
+
+    def move(self, key: str, to: str) -> None:
+        """Let the server copy it, then remove it: an S3 server cannot rename."""
+        check_object_key(key)
+        check_object_key(to)
+        with _wrapped(key):
+            self._made().copy_object(bucket_name=self._bucket, object_name=to, source=CopySource(bucket_name=self._bucket, object_name=key))
+        self.remove(key)
+
+    def remove(self, key: str) -> None:
+        """DELETE."""
+        check_object_key(key)
+        with _wrapped(key):
+            self._made().remove_object(bucket_name=self._bucket, object_name=key)
 
     def clean(self) -> int:
         """Abort multipart uploads of packs that began more than a day ago: their writers are dead.

@@ -36,7 +36,7 @@ class BlobSettings(ProcessSettings):
     pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
     pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
     pack_max_trailer_bytes: int = setting(16 << 20, "A pack with a trailer of so many bytes closes.")
-    store_max_parts: int = setting(100_000, "Most parts of one store request; more is 413.")
+    store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
     scan_max_elements: int = setting(2_000_000, "Most elements, items and fragments of an instance; more is failure reason 0110.")
     scan_max_depth: int = setting(64, "Most sequences within sequences; more is failure reason 0110.")
     scan_max_value_bytes: int = setting(64 << 20, "Most bytes of values of an instance that are not bulk; more is failure reason 0110.")
@@ -45,6 +45,10 @@ class BlobSettings(ProcessSettings):
     concurrent_reads: int = setting(512, "Read calls at once; more are answered 503.")
     blob_read_threads: int = setting(16, "Threads that read objects.")
     announce_every_s: float = setting(60.0, "Seconds between looks for packs that index does not know.")
+    delete_after_s: float = setting(604_800.0, "Seconds after which the bytes of what was deleted, replaced or stored twice are swept.")
+    sweep_every_s: float = setting(600.0, "Seconds between two runs of the sweeper.")
+    sweep_settle_s: float = setting(60.0, "Seconds that a pack stays after what was left of it was copied, for those who read it.")
+    sweep_trash_s: float = setting(86_400.0, "Seconds that swept packs stay in the trash before they are removed.")
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -70,7 +74,11 @@ class BlobSettings(ProcessSettings):
             problems.append(f"GANTRY_MODIFYING_SYSTEM={self.modifying_system}: expected 1 to 64 characters of ASCII, no backslash")
         if not 0 <= self.fallback_max_bytes <= 1 << 30:
             problems.append(f"GANTRY_FALLBACK_MAX_BYTES={self.fallback_max_bytes}: expected 0 to 1 GiB")
+        for name in ("delete_after_s", "sweep_settle_s", "sweep_trash_s"):
+            if getattr(self, name) < 0:
+                problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected 0 or more")
         for name in (
+            "sweep_every_s",
             "concurrent_uploads",
             "concurrent_reads",
             "blob_read_threads",

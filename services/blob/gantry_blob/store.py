@@ -19,14 +19,18 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob import fallback
 from gantry_blob.admission import Terms, admit
 from gantry_blob.announcement import PackEvents
+from gantry_blob.assembly import Assembly
 from gantry_blob.layout import stored_instance
 from gantry_blob.object_store import ObjectStore
 from gantry_blob.pack import INLINE_JSON_BYTES, PackLimits, PackWriter, new_key
+from gantry_blob.payload_parts import BulkPart, PayloadParts, part_type
+from gantry_blob.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.rpc import CHUNK_BYTES
 from gantry_standard import errors, reasons
 from gantry_standard.elements import Elements
 from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
+from gantry_standard.media_types import DICOM
 from gantry_standard.scan import Scanner
 from gantry_standard.scanned import ScannedInstance
 
@@ -42,8 +46,9 @@ class StoreRules:
 
     Attributes:
         accept_private_sop_classes: take private SOP classes and ones that PS3.6 did not know yet.
-        most_parts: of one request.
+        most_parts: of one request, and data sets of its metadata parts.
         spool_directory: of temporary files; None: that of the system.
+        spool_reserve: part of its file system that bulkdata which waits leaves free, 0 to 1.
         coerce: changes attributes of a data set (`coercion.py`); None: nothing does.
         fallback_bytes: largest part that a second reader is tried on; 0: none.
         fallback_timeout_s: that it may take.
@@ -55,6 +60,7 @@ class StoreRules:
     accept_private_sop_classes: bool = True
     most_parts: int = 100_000
     spool_directory: Path | None = None
+    spool_reserve: float = 0.0
     coerce: Callable[[Elements], Elements | None] | None = None
     fallback_bytes: int = 64 << 20
     fallback_timeout_s: float = 20.0
@@ -92,6 +98,17 @@ class Part:
             self._held.take(chunk, is_needed=self.failure is not None)
         else:
             self._held.forget()
+
+    def assemble(self, pieces: Iterator[bytes], write: Callable[[bytes], None]) -> None:
+        """Take the part from a stream of ours that may fail instead of from a client; no second reader is tried on it."""
+        self._held.forget()
+
+        def assembling() -> None:
+            for piece in pieces:
+                self._scanner.feed(piece)
+                write(piece)
+
+        self._guarded(assembling)
 
     def finish(self, terms: Terms) -> None:
         """Conclude the scan and look whether the instance may be stored here."""
@@ -203,8 +220,13 @@ class Upload:
         self._pack: PackWriter | None = None
         self._events: PackEvents | None = None
         self._sealed: list[PackWriter] = []
+        self._payload: PayloadParts | None = None
+        self._spool: Spool | None = None
+        self._is_in_payload = False
+        self._numbers = 0
         self._fallbacks = 0
         self._is_aborted = False
+        self._is_unwanted = False
 
     def apply(self, messages: Iterable[blob_pb2.StoreInstancesRequest]) -> None:
         """Take the next messages of the stream.
@@ -226,16 +248,61 @@ class Upload:
             raise errors.BadRequest(f"a store request had {kind} where it may not be")
         if kind == "part":
             self._end_part()
-            self._begin_part(message.part)
+            self._count(message.part.part_number)
+            if part_type(message.part.content_type).media_type == DICOM:
+                self._begin_part(message.part.part_number)
+            else:
+                self._payload_parts().begin(message.part)
+                self._is_in_payload = True
         elif kind == "chunk":
             self._feed(message.chunk)
         else:
             self._end_part()
+            if self._payload is not None:
+                self._assemble(self._payload)
+            self.results.sort(key=lambda result: result.part_number)
             self.is_ended = True
 
-    def _begin_part(self, start: blob_pb2.PartStart) -> None:
-        if len(self.results) == self._rules.most_parts:
-            raise errors.PayloadTooLarge(f"a store request has at most {self._rules.most_parts} parts")
+    def _count(self, number: int) -> None:
+        if number >= self._rules.most_parts:
+            raise errors.PayloadTooLarge(f"a store request has at most {self._rules.most_parts} parts and data sets")
+        self._numbers = number + 1
+
+    def _payload_parts(self) -> PayloadParts:
+        if self._payload is None:
+            self._spool = Spool(self._rules.spool_directory, self._rules.spool_reserve)
+            self._payload = PayloadParts(self._spool, self._start.request_uri, self._rules.scan)
+        return self._payload
+
+    def _end_payload_part(self, payload: PayloadParts) -> None:
+        self._is_in_payload = False
+        try:
+            payload.end()
+        except ScanFailure as failure:
+            self.results.append(_failed(self._numbers - 1, failure))
+
+    def _assemble(self, payload: PayloadParts) -> None:
+        """Make files of the data sets that were sent as metadata, as if they had been uploaded; then tell which bulkdata nobody wanted."""
+        for pending in payload.data_sets:
+            self._count(self._numbers)
+            self._begin_part(self._numbers - 1)
+            part, pack = self._part, self._pack
+            assert part is not None
+            assert pack is not None
+            assembly = Assembly(pending.load(), pending.transfer_syntax_uid, payload, self._rules.scan.depth)
+            part.assemble(self._while_wanted(assembly.pieces()), pack.write)
+            self._end_part()
+        for bulk in payload.unused():
+            self.results.append(_failed(bulk.number, bulk.failure or _not_referenced(bulk)))
+        self._close_spool()
+
+    def _while_wanted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._is_unwanted:
+                raise errors.Unavailable("the store was given up while its files were made")
+            yield piece
+
+    def _begin_part(self, number: int) -> None:
         if self._pack is not None and self._pack.is_full(self._rules.pack):
             self._pack.seal()
             self._pack.flush()
@@ -245,9 +312,12 @@ class Upload:
         if self._pack is None:
             self._pack = PackWriter(self._store.create(new_key()), self._start.request_id)
             self._events = PackEvents(self._pack.key)
-        self._part = Part(start.part_number, self._pack.position, self._rules)
+        self._part = Part(number, self._pack.position, self._rules)
 
     def _feed(self, chunk: bytes) -> None:
+        if self._is_in_payload:
+            self._payload_parts().feed(chunk)
+            return
         if self._part is None or self._pack is None:
             raise errors.BadRequest("a store request had a chunk before its first part")
         self._part.feed(chunk)
@@ -255,6 +325,8 @@ class Upload:
             self._pack.write(chunk)
 
     def _end_part(self) -> None:
+        if self._is_in_payload:
+            self._end_payload_part(self._payload_parts())
         part, self._part = self._part, None
         if part is None:
             return
@@ -319,16 +391,26 @@ class Upload:
                     pack.abort()
             return committed
 
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
     def abort(self) -> None:
-        """Leave nothing of what is not committed. Waits for the method that is running."""
+        """Leave nothing of what is not committed. Waits for the method that is running, which hurries."""
+        self._is_unwanted = True
         with self._lock:
             self._is_aborted = True
+            self._close_spool()
             if self._part is not None:
                 self._part.close()
                 self._part = None
             for pack in [*self._sealed, self._pack]:
                 if pack is not None:
                     pack.abort()
+
+
+def _not_referenced(bulk: BulkPart) -> ScanFailure:
+    return ScanFailure(f"a part of {bulk.type.media_type} that no BulkDataURI refers to", reasons.BULKDATA_NOT_REFERENCED)
 
 
 def _append(pack: PackWriter, pieces: Iterable[bytes]) -> int:

@@ -3,6 +3,7 @@
 HEAD runs the GET handler and drops the body. OPTIONS with Access-Control-Request-Method is a preflight (`cors.py`).
 """
 
+import asyncio
 import importlib
 import logging
 import re
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
+from typing import cast
 from urllib.parse import unquote
 
 from prometheus_client import Histogram
@@ -26,6 +28,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Methods = dict[str, tuple[Route, Handler | None]]
+
+WATCH_AFTER_S = 0.05
+"""Seconds that an answer may take before it is watched whether its client is still there."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ufffd]")
@@ -163,7 +168,7 @@ class Application:
             if row[1] is None:
                 allow = allowed(methods)
                 raise errors.Unsupported(f"{transaction} is not offered by this server")
-            return transaction, await row[1](request)
+            return transaction, await _while_client_waits(receive, scope["method"], row[1](request))
         except errors.GantryError as error:
             if type(error) is errors.GantryError:
                 log.error("request failed", extra={"transaction": transaction, "error": error.message})
@@ -178,6 +183,56 @@ class Application:
         if not path.startswith(self.base_path + "/") and path != self.base_path:
             return None
         return self.router.find(path[len(self.base_path) :].rstrip("/") or "/")
+
+
+async def _while_client_waits(receive: Receive, method: str, answering: Awaitable[ASGIApp]) -> ASGIApp:
+    """Await an answer that takes no payload; end it where the client goes away before it is there.
+
+    Raises:
+        ClientGone: it went away.
+    """
+    if method not in ("GET", "HEAD"):
+        return await answering
+    watch = _Watch(receive)
+    try:
+        return await answering
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        watch.task.uncancel()
+        raise ClientGone from None
+    finally:
+        watch.end()
+
+
+class _Watch:
+    """Cancels the current task when the client of a request goes away.
+
+    It begins to look after `WATCH_AFTER_S`: most answers are there by then.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        loop = asyncio.get_running_loop()
+        self.task = cast("asyncio.Task[object]", asyncio.current_task())
+        self.is_gone = False
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+        self._begin = loop.call_later(WATCH_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        self.task.cancel()
+
+    def end(self) -> None:
+        """Look no longer."""
+        self._begin.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
 
 
 def decode_path(raw_path: bytes) -> str:

@@ -11,8 +11,11 @@ from starlette.types import Scope
 from gantry_gateway.settings import GatewaySettings
 
 METHODS = b"GET, HEAD, POST, PUT, DELETE, OPTIONS"
-REQUEST_HEADERS = b"Accept, Authorization, Content-Type, Range, If-None-Match, If-Range, Cache-Control"
-EXPOSED = b"Content-Range, Content-Length, ETag, Content-Location, Location, Warning, Retry-After, X-Request-ID"
+REQUEST_HEADERS = b"Accept, Authorization, Content-Type, Range, If-None-Match, If-Match, If-Range, Cache-Control, X-Request-ID"
+EXPOSED = (
+    b"Accept-Ranges, Allow, Content-Disposition, Content-Encoding, Content-Length, Content-Location, Content-Range, Date, ETag, Location, "
+    b"Retry-After, Warning, X-Request-ID"
+)
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 

@@ -5,12 +5,15 @@ the client is gone.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
 
+from gantry_gateway import problems
 from gantry_gateway.conditional import RangeNotSatisfiable, Span, requested_span
 from gantry_gateway.request import Request
 from gantry_gateway.stored_content import AT_ONCE_BYTES, AskAgain, Content, Piece, read, ready
@@ -19,11 +22,20 @@ from gantry_standard import multipart_writer
 
 Headers = list[tuple[bytes, bytes]]
 
-MOST_MEASURED_PARTS = 4096
-"""Parts of an answer up to which its Content-Length is computed; longer ones go in chunks."""
+MOST_HELD_PARTS = 4096
+"""Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
 
 GATHER_BYTES = 4 << 20
 """Bytes of a rendition that are gathered before the status line, so that small answers have a Content-Length."""
+
+GATHER_S = 0.5
+"""Seconds after which the status line is sent although little is there: proxies give up on silent servers."""
+
+RANGED_S = 10.0
+"""The same where a range is asked for, which needs to know the whole length."""
+
+PAUSE_PARTS = 256
+"""Parts that are measured before others get their turn."""
 
 
 def headers(**fields: str) -> Headers:
@@ -99,22 +111,31 @@ Response = Immediate | Streamed
 
 
 async def gathered(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
-    """Return a response of pieces: with Content-Length when they end within `GATHER_BYTES`, else streamed.
+    """Return a response of pieces: with Content-Length when they end within `GATHER_BYTES` and `GATHER_S`, else streamed.
 
     Raises whatever making the first of them raises.
     """
-    first: list[Piece] = []
-    size = 0
+    first, ended = await _gather(pieces, GATHER_BYTES, GATHER_S)
+    if not ended:
+        return Streamed(status, fields, first, pieces)
+    size = sum(len(piece) for piece in first)
+    return Immediate(status, [*fields, (b"content-length", str(size).encode())], first or [b""])
+
+
+async def _gather(pieces: AsyncGenerator[Piece, None], most_bytes: int, most_s: float) -> tuple[list[Piece], bool]:
+    """Return the first pieces, and whether they are all. The first is waited for as long as it takes."""
+    found: list[Piece] = []
+    size, end = 0, time.monotonic() + most_s
     try:
         async for piece in pieces:
-            first.append(piece)
+            found.append(piece)
             size += len(piece)
-            if size > GATHER_BYTES:
-                return Streamed(status, fields, first, pieces)
+            if size > most_bytes or time.monotonic() > end:
+                return found, False
     except BaseException:
         await pieces.aclose()
         raise
-    return Immediate(status, [*fields, (b"content-length", str(size).encode())], first or [b""])
+    return found, True
 
 
 def not_modified(etag: str, content_location: str = "") -> Immediate:
@@ -136,32 +157,85 @@ class Part:
     content: Content
 
 
-async def single_part(request: Request, reader: BlobReader, part: Part, etag: str, ask_again: AskAgain) -> Response:
-    """Return one stored representation, or the range of it that the request asks for."""
-    content, status, content_range = part.content, 200, ""
-    ranged = request.headers.get("range", "")
-    if ranged and not content.bits:
-        try:
-            span = requested_span(ranged, request.headers.get("if-range", ""), etag, content.length)
-        except RangeNotSatisfiable:
-            fields = headers(content_range=f"bytes */{content.length}", content_length="0", etag=etag)
-            return Immediate(416, fields, [b""])
-        if span is not None:
-            content_range = f"bytes {span.first}-{span.last}/{content.length}"
-            content, status, ask_again = content.cut(span.first, span.length), 206, _cut_again(ask_again, span)
-    fields = headers(
-        content_type=part.content_type,
-        content_length=str(content.length),
-        content_location=part.content_location,
-        content_range=content_range,
-        accept_ranges="" if content.bits else "bytes",
+def single_part_headers(part_content_type: str, content_location: str, etag: str, content_length: int | None = None) -> Headers:
+    """Return the header fields of a representation that is the whole payload."""
+    return headers(
+        content_type=part_content_type,
+        content_length="" if content_length is None else str(content_length),
+        content_location=content_location,
+        accept_ranges="bytes",
         etag=etag,
         vary="Accept",
         cache_control="private, no-cache",
     )
+
+
+def _span(request: Request, etag: str, size: int) -> Span | None:
+    """Return the bytes that a GET asks for, None for all. Raises RangeNotSatisfiable."""
+    ranged = request.headers.get("range", "")
+    if not ranged or request.method != "GET":
+        return None
+    return requested_span(ranged, request.headers.get("if-range", ""), etag, size)
+
+
+def _not_satisfiable(request: Request, etag: str, size: int) -> Immediate:
+    message = f"the range begins after the end of the representation, which has {size} bytes"
+    report = problems.status_report(416, message, request.accept)
+    return Immediate(416, [*headers(content_range=f"bytes */{size}", etag=etag), *report.raw_headers], [bytes(report.body)])
+
+
+async def single_part(request: Request, reader: BlobReader, part: Part, etag: str, ask_again: AskAgain) -> Response:
+    """Return one stored representation, or the range of it that the request asks for."""
+    content, status, content_range = part.content, 200, ""
+    if request.method == "HEAD":
+        return Immediate(200, single_part_headers(part.content_type, part.content_location, etag, content.length), [])
+    if content.bits and "range" in request.headers:
+        # The bytes of a frame that begins within a byte do not lie anywhere as they are sent.
+        return await generated(request, part.content_type, part.content_location, etag, _pieces_only(reader, content, ask_again))
+    try:
+        span = _span(request, etag, content.length)
+    except RangeNotSatisfiable:
+        return _not_satisfiable(request, etag, content.length)
+    if span is not None:
+        content_range = f"bytes {span.first}-{span.last}/{content.length}"
+        content, status, ask_again = content.cut(span.first, span.length), 206, _cut_again(ask_again, span)
+    fields = single_part_headers(part.content_type, part.content_location, etag, content.length)
+    if content_range:
+        fields.append((b"content-range", content_range.encode()))
     if (views := ready(reader, [content])) is not None:
         return Immediate(status, fields, views[0] or [b""])
-    return await _begun(status, fields, _pieces_only(reader, content, ask_again))
+    return await begun(status, fields, _pieces_only(reader, content, ask_again))
+
+
+async def generated(request: Request, content_type: str, content_location: str, etag: str, pieces: AsyncGenerator[Piece, None]) -> Response:
+    """Return one representation that is made while it is sent; a range of it where it is whole within `GATHER_BYTES`.
+
+    Raises whatever making the first piece raises.
+    """
+    ranged = "range" in request.headers
+    first, ended = await _gather(pieces, GATHER_BYTES, RANGED_S if ranged else GATHER_S)
+    if not ended:
+        fields = [field for field in single_part_headers(content_type, content_location, etag) if field[0] != b"accept-ranges"]
+        return Streamed(200, fields, first, pieces)
+    size = sum(len(piece) for piece in first)
+    try:
+        span = _span(request, etag, size)
+    except RangeNotSatisfiable:
+        return _not_satisfiable(request, etag, size)
+    if span is None:
+        return Immediate(200, single_part_headers(content_type, content_location, etag, size), first or [b""])
+    fields = single_part_headers(content_type, content_location, etag, span.length)
+    fields.append((b"content-range", f"bytes {span.first}-{span.last}/{size}".encode()))
+    return Immediate(206, fields, list(cut_pieces(first, span.first, span.length)))
+
+
+def cut_pieces(pieces: Iterable[Piece], first: int, length: int) -> Iterator[memoryview]:
+    """Yield `length` bytes from byte `first` of pieces that follow each other."""
+    for piece in pieces:
+        taken = memoryview(piece)[first : first + length]
+        first, length = max(first - len(piece), 0), length - len(taken)
+        if taken:
+            yield taken
 
 
 def _cut_again(ask_again: AskAgain, span: Span) -> AskAgain:
@@ -177,7 +251,7 @@ async def _pieces_only(reader: BlobReader, content: Content, ask_again: AskAgain
             yield piece
 
 
-async def _begun(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
+async def begun(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
     """Return a streamed response after its first piece has come."""
     try:
         first = await anext(pieces, b"")
@@ -200,23 +274,30 @@ def multipart_headers(media_type: str, boundary: str, etag: str, length: int | N
 
 
 async def multipart(
+    request: Request,
     reader: BlobReader,
     media_type: str,
     parts: Iterable[Part],
     number_of_parts: int,
     etag: str,
-    ask_again: Callable[[int], Awaitable[Content]],
+    ask_again: AskAgain,
     status: int = 200,
 ) -> Response:
-    """Return stored representations, one part each, with a Content-Length up to `MOST_MEASURED_PARTS` parts."""
+    """Return stored representations, one part each, with Content-Length.
+
+    Args:
+        parts: of more than `MOST_HELD_PARTS` they are iterated twice.
+    """
     boundary = multipart_writer.new_boundary()
     closing = multipart_writer.closing(boundary, empty=number_of_parts == 0)
-    if number_of_parts > MOST_MEASURED_PARTS:
-        pieces = _multipart_pieces(reader, _with_heads(parts, boundary), closing, ask_again)
-        return await _begun(status, multipart_headers(media_type, boundary, etag), pieces)
+    if number_of_parts > MOST_HELD_PARTS:
+        length = await _measured(_with_heads(parts, boundary)) + len(closing)
+        return await _many(request, reader, multipart_headers(media_type, boundary, etag, length), parts, boundary, ask_again, status)
     headed = list(_with_heads(parts, boundary))
     length = sum(len(head) + content.length for head, content in headed) + len(closing)
     fields = multipart_headers(media_type, boundary, etag, length)
+    if request.method == "HEAD":
+        return Immediate(status, fields, [])
     if length <= AT_ONCE_BYTES and headed and (views := ready(reader, [content for _, content in headed])) is not None:
         bodies: list[Piece] = []
         for (head, _), pieces_of_part in zip(headed, views, strict=True):
@@ -225,7 +306,26 @@ async def multipart(
         bodies.append(closing)
         # One small write costs less than several.
         return Immediate(status, fields, [b"".join(bodies)] if length <= JOINED_BYTES else bodies)
-    return await _begun(status, fields, _multipart_pieces(reader, headed, closing, ask_again))
+    return await begun(status, fields, _multipart_pieces(reader, headed, closing, ask_again))
+
+
+async def _many(
+    request: Request, reader: BlobReader, fields: Headers, parts: Iterable[Part], boundary: str, ask_again: AskAgain, status: int
+) -> Response:
+    if request.method == "HEAD":
+        return Immediate(status, fields, [])
+    pieces = _multipart_pieces(reader, _with_heads(parts, boundary), multipart_writer.closing(boundary), ask_again)
+    return await begun(status, fields, pieces)
+
+
+async def _measured(headed: Iterable[tuple[bytes, Content]]) -> int:
+    """Return the bytes of all parts with their heads, without holding the loop."""
+    length = 0
+    for index, (head, content) in enumerate(headed):
+        length += len(head) + content.length
+        if index % PAUSE_PARTS == 0:
+            await asyncio.sleep(0)
+    return length
 
 
 def _with_heads(parts: Iterable[Part], boundary: str) -> Iterable[tuple[bytes, Content]]:
@@ -238,7 +338,7 @@ async def _multipart_pieces(
     reader: BlobReader, headed: Iterable[tuple[bytes, Content]], closing: bytes, ask_again: AskAgain
 ) -> AsyncGenerator[Piece, None]:
     """Yield heads and bytes in order; the first head comes after the first bytes were read."""
-    heads: list[bytes] = []
+    heads: deque[bytes] = deque()
 
     def contents() -> Iterable[Content]:
         for head, content in headed:
@@ -249,10 +349,9 @@ async def _multipart_pieces(
     async with aclosing(read(reader, contents(), ask_again)) as pieces:
         async for index, piece in pieces:
             while sent <= index:
-                yield heads[sent]
-                heads[sent] = b""
+                yield heads.popleft()
                 sent += 1
             yield piece
-    for head in heads[sent:]:
+    for head in heads:
         yield head
     yield closing

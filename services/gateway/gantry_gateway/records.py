@@ -8,7 +8,7 @@ Source: PS3.18 §10.4.3.1 for 404 and 410.
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 LEASE_S = 2.0
 INDEX_S = 15.0
+SCOPE_S = 60.0
+"""Seconds that the records of a study may take; one of 100,000 instances takes some."""
+
 MOST_BYTES = 256 << 20
 """Most bytes of cached records: one of a slide with 100,000 tiles has a megabyte."""
 
@@ -71,13 +74,17 @@ class Records:
             if self._asking.get(key) is token:
                 del self._asking[key]
 
-    async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncIterator[InstanceRecord]:
+    async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[InstanceRecord, None]:
         """Yield the records of a study, series or instance, in the order of index. Errors as `get`, before the first record."""
         scope = Scope(study_instance_uid=study, series_instance_uid=series, sop_instance_uid=instance)
-        with rpc_errors.translated("index"):
-            async for message in self._index.GetInstances(GetInstancesRequest(scope=scope), timeout=INDEX_S):
-                for record in message.records:
-                    yield record
+        call = self._index.GetInstances(GetInstancesRequest(scope=scope), timeout=INDEX_S if instance else SCOPE_S)
+        try:
+            with rpc_errors.translated("index"):
+                async for message in call:
+                    for record in message.records:
+                        yield record
+        finally:
+            call.cancel()
 
     def _keep(self, key: Key, record: InstanceRecord) -> None:
         self._drop(key)

@@ -43,6 +43,10 @@ STREAM_S = 3600.0
 STATUS_S = 5.0
 CAPABILITIES_AGE_S = 30.0
 MOST_METADATA_BYTES = 32 << 20
+MOST_REFUSALS = 10_000
+REFUSAL_S = 600.0
+"""Seconds that the renderer is not asked again for what it could not make."""
+
 
 IMPOSSIBLE = (errors.NotAcceptable, errors.Unsupported, errors.CorruptInstance)
 """Errors of the renderer that mean: this instance cannot be had so. Anything else is a failure."""
@@ -105,6 +109,20 @@ class Renditions:
         self._asked = float("-inf")
         self._metadata: OrderedDict[tuple[str, int], MetadataFragment] = OrderedDict()
         self._metadata_bytes = 0
+        self._refusals: OrderedDict[tuple[str, int, str], float] = OrderedDict()
+
+    async def can_send(self, record: InstanceRecord, transfer_syntax_uid: str) -> bool:
+        """Say whether an instance may be had in another transfer syntax, as far as is known without trying. Errors as `can_transcode`."""
+        asked = self._refusals.get((record.stored.sop_instance_uid, record.version, transfer_syntax_uid))
+        if asked is not None and time.monotonic() - asked < REFUSAL_S:
+            return False
+        return await self.can_transcode(record.stored.layout.wire_transfer_syntax_uid, transfer_syntax_uid)
+
+    def remember_refusal(self, sop_instance_uid: str, version: int, transfer_syntax_uid: str) -> None:
+        """Keep for a while that an instance cannot be had in a transfer syntax."""
+        self._refusals[sop_instance_uid, version, transfer_syntax_uid] = time.monotonic()
+        if len(self._refusals) > MOST_REFUSALS:
+            self._refusals.popitem(last=False)
 
     async def can_transcode(self, stored: str, wanted: str) -> bool:
         """Say whether the renderer decodes one transfer syntax and encodes the other.

@@ -1,16 +1,28 @@
 """What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry.blob.v1.blob_pb2 import StoredInstance
+from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
 from gantry_gateway import urls
-from gantry_gateway.records import Records
+from gantry_gateway.records import INDEX_S, Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
+from gantry_runtime import rpc_errors
 from gantry_runtime.blob_reader import BlobReader
-from gantry_standard.media_types import Resource
-from gantry_standard.negotiation import Choice, negotiate, select
+from gantry_standard import errors, negotiation
+from gantry_standard.media_types import DICOM, EXPLICIT_VR_LE, Resource
+from gantry_standard.negotiation import Choice, Plan, negotiate, select
+from gantry_standard.transfer_syntaxes import transfer_syntax
+
+METADATA_S = 20 * INDEX_S
+"""Seconds that index may take for the metadata of a study."""
+
+LONGEST_VALUE_BYTES = 0xFFFFFFFE
+"""Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +100,68 @@ def selected(request: Request, resource: Resource) -> Choice:
     """Return the representation that the client wants of metadata, search results or a store response. Errors as `negotiate`."""
     query_accept = request.parameter("accept") if request.scope["query_string"] else None
     return select(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
+
+
+async def records_of(request: Request, target: Target) -> AsyncGenerator[InstanceRecord, None]:
+    """Yield the records of a study, a series or an instance. Errors as `Records.get`."""
+    tools = of(request)
+    if target.instance:
+        yield await tools.records.get(target.study, target.series, target.instance)
+        return
+    async with aclosing(tools.records.scope(target.study, target.series)) as found:
+        async for record in found:
+            yield record
+
+
+async def fragments_of(request: Request, target: Target) -> AsyncGenerator[MetadataFragment, None]:
+    """Yield the metadata of a study, a series or an instance, in the order of `records_of`. Errors as `Records.get`."""
+    scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
+    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope), timeout=METADATA_S)
+    try:
+        with rpc_errors.translated("index"):
+            async for message in call:
+                for fragment in message.fragments:
+                    yield fragment
+    finally:
+        call.cancel()
+
+
+def native_bytes(stored: StoredInstance) -> int:
+    """Return the bytes of uncompressed pixel data, all frames; 0 without pixel data."""
+    pixel = stored.layout.pixel
+    bits = pixel.rows * pixel.columns * (pixel.samples_per_pixel or 1) * pixel.bits_allocated
+    return (bits * stored.layout.frames.number_of_frames + 7) >> 3
+
+
+def plans_of(stored: StoredInstance, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
+    """Return what choices mean for the files or the pixel data of an instance, best first (§8.7.3.4)."""
+    stored_as = stored.layout.wire_transfer_syntax_uid
+    if stored_as == EXPLICIT_VR_LE:
+        return negotiation.plans(choices, stored_as)
+    if native_bytes(stored) <= LONGEST_VALUE_BYTES:
+        return negotiation.plans(choices, stored_as, transfer_syntax(stored_as).is_lossy)
+    found = negotiation.plans(choices, stored_as, may_stay=True)
+    return tuple(plan for plan in found if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LE))
+
+
+class Limit:
+    """Counts the bytes of an answer against `GANTRY_RETRIEVE_MAX_BYTES`."""
+
+    def __init__(self, request: Request) -> None:
+        self._most = request.gateway.settings.retrieve_max_bytes
+        self._bytes = 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return self._most > 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes as they are stored.
+
+        Raises:
+            errors.PayloadTooLarge: the answer has too many.
+        """
+        self._bytes += size_bytes
+        if self._most and self._bytes > self._most:
+            raise errors.PayloadTooLarge(f"the answer would hold more than {self._most} stored bytes; ask for less, such as one series")

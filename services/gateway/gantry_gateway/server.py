@@ -64,9 +64,10 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.abort()
             return
         body = f"{status}: {message}\n"
-        self.transport.write(
-            f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+        fields = (
+            f"content-type: text/plain\r\ncross-origin-resource-policy: cross-origin\r\ncontent-length: {len(body)}\r\nconnection: close"
         )
+        self.transport.write(f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{body}".encode())
         self.transport.close()
 
 

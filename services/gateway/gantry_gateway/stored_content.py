@@ -83,6 +83,15 @@ def frame_content(stored: StoredInstance, frame_number: int) -> Content:
     return Content(stored.location.object, ((offset + first, end - first),), (frame_bits + 7) >> 3, begin & 7, frame_bits)
 
 
+def frames_are_separate(stored: StoredInstance) -> bool:
+    """Say whether the frames can be told apart as stored; those of native pixel data can."""
+    table = stored.layout.frames
+    if table.WhichOneof("encoding") != "encapsulated":
+        return True
+    found = table.encapsulated
+    return bool(found.first_fragments) or len(found.fragment_offsets) == table.number_of_frames
+
+
 def _fragments(table: FrameTable, index: int, sop_instance_uid: str) -> tuple[tuple[int, int], ...]:
     found = table.encapsulated
     first_fragments, fragments = found.first_fragments, len(found.fragment_offsets)

@@ -4,7 +4,7 @@ Source: PS3.18 §10.4.1.1.6.
 """
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,16 +12,18 @@ from itertools import pairwise
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_gateway import payload, retrieval
+from gantry_gateway import assembly, payload, retrieval
+from gantry_gateway.assembly import Assembly, Begin, Draft, Events
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Part, Response
 from gantry_gateway.renditions import IMPOSSIBLE
 from gantry_gateway.request import Request
-from gantry_gateway.retrieval import Retrieval
-from gantry_gateway.stored_content import Content, Piece, frame_content
-from gantry_standard import errors, multipart_writer
+from gantry_gateway.retrieval import Limit, Retrieval
+from gantry_gateway.stored_content import Content, Piece, frame_content, frames_are_separate
+from gantry_standard import errors
 from gantry_standard.media_types import Resource
-from gantry_standard.negotiation import Choice, Plan, available, plans
+from gantry_standard.negotiation import Choice, Plan, available
+from gantry_standard.transfer_syntaxes import transfer_syntax
 
 FRAME_GATHER_BYTES = 16 << 20
 """Bytes of a transcoded frame that are gathered for the Content-Length of its part."""
@@ -65,6 +67,8 @@ async def retrieve_frames(request: Request) -> Response:
     choices = retrieval.choices(request, resource)
     record = await retrieval.record_of(request)
     check_frames(record.stored, numbers)
+    if transfer_syntax(record.stored.layout.wire_transfer_syntax_uid).is_video:
+        raise errors.NotAcceptable("a video is one bit stream, so its frames cannot be had; its bulkdata is the whole of it")
     base = retrieval.target(request).url(request.base_url)
     return await _send_frames(request, FrameSet(record, numbers, text, lambda number: f"{base}/frames/{number}"), resource, choices)
 
@@ -86,24 +90,26 @@ class FrameSet:
 
 async def _send_frames(request: Request, frames: FrameSet, resource: Resource, choices: tuple[Choice, ...]) -> Response:
     """Send frames in the first form that can be produced."""
-    tools = retrieval.of(request)
-    stored_as = frames.record.stored.layout.wire_transfer_syntax_uid
-    reason = "nothing that the client accepts can be produced"
-    for plan in plans(choices, stored_as):
+    tools, stored = retrieval.of(request), frames.record.stored
+    reason, limit = "nothing that the client accepts can be produced", Limit(request)
+    if limit.is_set and frames_are_separate(stored):
+        for number in frames.numbers:
+            limit.add(frame_content(stored, number).length)
+    for plan in retrieval.plans_of(stored, choices):
         if not plan.multipart and len(frames.numbers) > 1:
             continue
         etag = entity_tag(
             frames.record.version, frames.name, plan.media_type.partition("/")[2], plan.transfer_syntax_uid, weak=plan.multipart
         )
         try:
-            if plan.as_stored or await tools.renditions.can_transcode(stored_as, plan.transfer_syntax_uid):
+            if plan.as_stored or await tools.renditions.can_send(frames.record, plan.transfer_syntax_uid):
                 if not_modified(request.headers.get("if-none-match", ""), etag):
                     return payload.not_modified(etag)
                 send = send_stored_frames if plan.as_stored else send_transcoded_frames
                 return await send(request, tools, frames, plan, etag)
         except IMPOSSIBLE as error:
             reason = error.message
-    raise errors.NotAcceptable(f"{reason}; {available(resource, stored_as)}")
+    raise errors.NotAcceptable(f"{reason}; {available(resource, stored.layout.wire_transfer_syntax_uid)}")
 
 
 def content_type_of(plan: Plan) -> str:
@@ -125,18 +131,21 @@ async def send_stored_frames(request: Request, tools: Retrieval, frames: FrameSe
 
     if not plan.multipart:
         return await payload.single_part(request, tools.reader, next(parts()), etag, ask_again)
-    return await payload.multipart(tools.reader, plan.media_type, parts(), len(frames.numbers), etag, ask_again)
+    return await payload.multipart(request, tools.reader, plan.media_type, list(parts()), len(frames.numbers), etag, ask_again)
 
 
 async def send_transcoded_frames(request: Request, tools: Retrieval, frames: FrameSet, plan: Plan, etag: str) -> Response:
     if not plan.multipart:
-        fields = payload.headers(
-            content_type=content_type_of(plan), content_location=frames.url(frames.numbers[0]), etag=etag, vary="Accept"
-        )
-        return await payload.gathered(200, fields, whole_frames(tools, frames, plan))
-    boundary = multipart_writer.new_boundary()
-    fields = payload.multipart_headers(plan.media_type, boundary, etag)
-    return await payload.gathered(200, fields, _frame_parts(tools, frames, plan, boundary))
+        content_type, url = content_type_of(plan), frames.url(frames.numbers[0])
+        if request.method == "HEAD":
+            return payload.Immediate(200, payload.single_part_headers(content_type, url, etag), [])
+        return await payload.generated(request, content_type, url, etag, whole_frames(tools, frames, plan))
+
+    async def drafts() -> AsyncIterator[Draft]:
+        stored = frames.record.stored
+        yield Draft(stored.sop_instance_uid, frames.record.version, (plan,), lambda plan: frame_events(tools, frames, plan))
+
+    return await assembly.send(request, Assembly(tools.renditions, drafts()), plan.media_type, 200, etag)
 
 
 async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncGenerator[Piece, None]:
@@ -146,14 +155,10 @@ async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncG
             yield message.data
 
 
-async def _frame_parts(tools: Retrieval, frames: FrameSet, plan: Plan, boundary: str) -> AsyncGenerator[Piece, None]:
-    """Yield one part per frame, with its Content-Length where the frame has at most `FRAME_GATHER_BYTES`."""
+async def frame_events(tools: Retrieval, frames: FrameSet, plan: Plan) -> Events:
+    """Yield one part per frame, with its length where the frame has at most `FRAME_GATHER_BYTES`."""
     index, size, begun = 0, 0, False
     waiting: list[bytes] = []
-
-    def head(length: int | None) -> bytes:
-        return multipart_writer.part_head(boundary, content_type_of(plan), frames.url(frames.numbers[index]), length, first=index == 0)
-
     async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:
         async for message in messages:
             waiting.append(message.data)
@@ -161,11 +166,10 @@ async def _frame_parts(tools: Retrieval, frames: FrameSet, plan: Plan, boundary:
             if not message.last and size < FRAME_GATHER_BYTES:
                 continue
             if not begun:
-                yield head(size if message.last else None)
+                yield Begin(content_type_of(plan), frames.url(frames.numbers[index]), size if message.last else None)
             for data in waiting:
                 yield data
             waiting, size, begun = [], 0, not message.last
             index += message.last
     if index != len(frames.numbers):
         raise errors.GantryError(f"renderer sent {index} frames, expected {len(frames.numbers)}")
-    yield multipart_writer.closing(boundary)

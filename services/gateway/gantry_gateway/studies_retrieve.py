@@ -1,189 +1,198 @@
-"""Studies service, Retrieve: instances.
+"""Studies service, Retrieve: a study, a series or an instance, in whichever of its forms the client wants most.
 
 What is stored leaves as stored wherever the client accepts that; anything else is made by the renderer while it is sent.
 
-Source: PS3.18 §10.4.
+Source: PS3.18 §10.4.1.1.1, Table 10.4.4-1.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_gateway import payload, retrieval, urls
+from gantry_gateway import assembly, payload, retrieval, studies_archive, studies_bulkdata, urls
+from gantry_gateway.assembly import Assembly, Begin, Draft, Events
 from gantry_gateway.conditional import entity_tag, not_modified
+from gantry_gateway.kept_records import KeptRecords
 from gantry_gateway.payload import Part, Response
 from gantry_gateway.renditions import IMPOSSIBLE
 from gantry_gateway.request import Request
-from gantry_gateway.retrieval import Retrieval, Target
-from gantry_gateway.stored_content import AskAgain, Content, Piece, read, wire_content
+from gantry_gateway.retrieval import Limit, Retrieval, Target
+from gantry_gateway.stored_content import Content, Piece, read, wire_content
 from gantry_gateway.studies_frames import content_type_of
-from gantry_standard import errors, multipart_writer
-from gantry_standard.media_types import DICOM, Resource
-from gantry_standard.negotiation import Choice, Plan, available, plans
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    """How one instance is sent.
-
-    Attributes:
-        plans: what may be tried, best first; all single part or all multipart.
-        record: kept only where the renderer needs it.
-    """
-
-    sop_instance_uid: str
-    series_instance_uid: str
-    url: str
-    plans: tuple[Plan, ...]
-    content: Content
-    record: InstanceRecord | None
-
-    @property
-    def part(self) -> Part:
-        return Part(content_type_of(self.plans[0]), self.url, self.content)
+from gantry_standard import errors
+from gantry_standard.media_types import DICOM, OCTET_STREAM, ZIP, Resource
+from gantry_standard.negotiation import Choice, Plan, available
 
 
 async def retrieve_instances(request: Request) -> Response:
-    """Answer GET of a study, a series or an instance (§10.4.1.1.1)."""
+    """Answer GET of a study, a series or an instance: the form that is wanted most, or else the next one that can be had."""
     target = retrieval.target(request)
     resource = Resource.INSTANCE if target.instance else Resource.INSTANCES
-    choices = retrieval.choices(request, resource)
+    refusal: errors.NotAcceptable | None = None
+    for send, choices in _forms(retrieval.choices(request, resource)):
+        try:
+            return await send(request, target, choices)
+        except errors.NotAcceptable as error:
+            refusal = refusal or error
+    raise refusal or errors.NotAcceptable(available(resource))
+
+
+Form = Callable[[Request, Target, tuple[Choice, ...]], Awaitable[Response]]
+
+
+def _forms(choices: tuple[Choice, ...]) -> Iterator[tuple[Form, tuple[Choice, ...]]]:
+    """Yield what sends each form that is accepted, and the choices of it; the form of the best choice first."""
+    forms: dict[str, Form] = {DICOM: send_files, OCTET_STREAM: studies_bulkdata.send_legacy, ZIP: studies_archive.send_archive}
+    found = {name: tuple(choice for choice in choices if choice.media_type == name) for name in forms}
+    for name in sorted((name for name in forms if found[name]), key=lambda name: found[name][0].preference):
+        yield forms[name], found[name]
+
+
+@dataclass(slots=True)
+class _Files:
+    """The instances of an answer, and how each is sent.
+
+    Attributes:
+        plans: per instance what may be tried, best first; all of one form, single part or multipart.
+        refused: instances that cannot be had as the client wants.
+        stored_as: transfer syntax of the last of them.
+    """
+
+    kept: KeptRecords
+    base_url: str
+    plans: list[tuple[Plan, ...]] = field(default_factory=list)
+    refused: int = 0
+    stored_as: str = ""
+    etag: str = ""
+
+    @property
+    def are_stored(self) -> bool:
+        """Whether all leave as they are stored."""
+        return all(plans[0].as_stored for plans in self.plans)
+
+    def url(self, index: int) -> str:
+        """Return the URL of an instance."""
+        stored = self.kept.stored(index)
+        return urls.instance(self.base_url, stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
+
+    def part(self, index: int) -> Part:
+        """Return an instance as stored."""
+        return Part(content_type_of(self.plans[index][0]), self.url(index), wire_content(self.kept.stored(index)))
+
+    def __iter__(self) -> Iterator[Part]:
+        """Yield all as stored."""
+        return map(self.part, range(len(self.plans)))
+
+    async def ask_again(self, index: int) -> Content:
+        """Return where an instance lies now."""
+        return wire_content((await self.kept.again(index)).stored)
+
+
+async def send_files(request: Request, target: Target, choices: tuple[Choice, ...]) -> Response:
+    """Send PS3.10 files.
+
+    Raises:
+        errors.NotAcceptable: none of them can be had so.
+    """
     tools = retrieval.of(request)
-    deliveries: list[_Delivery] = []
-    facts = blake2b(digest_size=16)
-    refused, stored_as = 0, ""
-    async for record in _records(tools, target):
-        stored_as = record.stored.layout.wire_transfer_syntax_uid
-        possible = await _possible(tools, choices, stored_as)
-        facts.update(f"{record.version} {record.stored.sop_instance_uid} {possible[:1]};".encode())
-        if possible:
-            deliveries.append(_delivery(request.base_url, record, possible))
-        else:
-            refused += 1
-    if not deliveries:
-        raise errors.NotAcceptable(f"no transfer syntax that the client accepts can be produced; {available(resource, stored_as)}")
-    etag = entity_tag(facts.hexdigest(), weak=deliveries[0].plans[0].multipart)
-    if not refused and not_modified(request.headers.get("if-none-match", ""), etag):
-        return payload.not_modified(etag)
-    return await _send_instances(request, deliveries, 206 if refused else 200, etag)
+    files = await _collect(request, tools, target, choices)
+    best, status = files.plans[0][0], 206 if files.refused else 200
+    if not files.refused and not_modified(request.headers.get("if-none-match", ""), files.etag):
+        return payload.not_modified(files.etag)
+    if files.are_stored and best.multipart:
+        many = len(files.plans)
+        return await payload.multipart(request, tools.reader, DICOM, files, many, files.etag, files.ask_again, status)
+    if best.multipart:
+        return await assembly.send(request, Assembly(tools.renditions, _drafts(tools, files)), DICOM, status, files.etag)
+    if best.as_stored:
+        return await payload.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+    return await _send_transcoded(request, tools, files)
 
 
-async def _records(tools: Retrieval, target: Target) -> AsyncGenerator[InstanceRecord, None]:
-    if target.instance:
-        yield await tools.records.get(target.study, target.series, target.instance)
-        return
-    async for record in tools.records.scope(target.study, target.series):
-        yield record
+async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...]) -> _Files:
+    """Ask index for the instances and decide how each is sent."""
+    files = _Files(KeptRecords(tools.records, target.study), request.base_url)
+    limit, facts = Limit(request), blake2b(digest_size=16)
+    same: dict[tuple[Plan, ...], tuple[tuple[Plan, ...], str]] = {}
+    async with aclosing(retrieval.records_of(request, target)) as records:
+        async for record in records:
+            files.stored_as = record.stored.layout.wire_transfer_syntax_uid
+            possible = await _possible(tools, choices, record)
+            possible, name = same.get(possible) or same.setdefault(possible, (possible, repr(possible[:1])))
+            facts.update(f"{record.version} {record.stored.sop_instance_uid} {name};".encode())
+            if not possible:
+                files.refused += 1
+                continue
+            limit.add(wire_content(record.stored).length)
+            files.kept.add(record, whole=not possible[0].as_stored)
+            files.plans.append(possible)
+    if not files.plans:
+        what = available(Resource.INSTANCE if target.instance else Resource.INSTANCES, files.stored_as)
+        raise errors.NotAcceptable(f"no transfer syntax that the client accepts can be produced; {what}")
+    files.etag = entity_tag(facts.hexdigest(), weak=files.plans[0][0].multipart)
+    return files
 
 
-async def _possible(tools: Retrieval, choices: tuple[Choice, ...], stored_as: str) -> tuple[Plan, ...]:
+async def _possible(tools: Retrieval, choices: tuple[Choice, ...], record: InstanceRecord) -> tuple[Plan, ...]:
     """Return the plans that need no transcoding or one that the renderer knows; all in the form of the best, single part or multipart."""
     found: list[Plan] = []
-    for plan in plans(choices, stored_as):
+    for plan in retrieval.plans_of(record.stored, choices):
         if found and (found[0].as_stored or plan.multipart is not found[0].multipart):
             continue
-        if plan.as_stored or await tools.renditions.can_transcode(stored_as, plan.transfer_syntax_uid):
+        if plan.as_stored or await tools.renditions.can_send(record, plan.transfer_syntax_uid):
             found.append(plan)
     return tuple(found)
 
 
-def _delivery(base: str, record: InstanceRecord, possible: tuple[Plan, ...]) -> _Delivery:
-    stored = record.stored
-    study, series, instance = stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid
-    url = urls.instance(base, study, series, instance)
-    return _Delivery(instance, series, url, possible, wire_content(stored), None if possible[0].as_stored else record)
+async def _drafts(tools: Retrieval, files: _Files) -> AsyncIterator[Draft]:
+    for index, plans in enumerate(files.plans):
+        kept = files.kept.stored(index)
+
+        def make(plan: Plan, index: int = index) -> Events:
+            return _file(tools, files, index, plan)
+
+        yield Draft(kept.sop_instance_uid, files.kept.version(index), plans, make)
 
 
-async def _send_instances(request: Request, deliveries: list[_Delivery], status: int, etag: str) -> Response:
-    tools = retrieval.of(request)
-
-    async def ask_again(index: int) -> Content:
-        delivery = deliveries[index]
-        record = await tools.records.ask(request.params["study"], delivery.series_instance_uid, delivery.sop_instance_uid)
-        return wire_content(record.stored)
-
-    if any(not delivery.plans[0].as_stored for delivery in deliveries):
-        return await _send_transcoded(tools, deliveries, status, etag, ask_again)
-    if not deliveries[0].plans[0].multipart:
-        return await payload.single_part(request, tools.reader, deliveries[0].part, etag, ask_again)
-    parts = [delivery.part for delivery in deliveries]
-    return await payload.multipart(tools.reader, DICOM, parts, len(parts), etag, ask_again, status)
-
-
-class _Attempt:
-    """Turns instances into pieces, some of them by the renderer.
-
-    Until the status line is sent (`committed`), an instance that turns out impossible is tried in its next transfer syntax and then left
-    out; after it, it breaks the answer off.
-    """
-
-    def __init__(self, tools: Retrieval, deliveries: Sequence[_Delivery], ask_again: AskAgain) -> None:
-        self._tools = tools
-        self._deliveries = deliveries
-        self._ask_again = ask_again
-        self.committed = False
-        self.sent = 0
-        self.left_out = 0
-        self.content_type = ""
-        self.reason = ""
-
-    async def parts(self, boundary: str) -> AsyncGenerator[Piece, None]:
-        """Yield a multipart payload."""
-        for index in range(len(self._deliveries)):
-            async with aclosing(self.instance(index, boundary)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        yield multipart_writer.closing(boundary, empty=self.sent == 0)
-
-    async def instance(self, index: int, boundary: str = "") -> AsyncGenerator[Piece, None]:
-        """Yield one instance in the first of its plans that works; with the head of its part where there is a boundary."""
-        delivery = self._deliveries[index]
-        for plan in delivery.plans:
-            begun = False
-            try:
-                async with aclosing(self._pieces(index, plan)) as pieces:
-                    async for piece in pieces:
-                        if not begun:
-                            begun, self.content_type = True, content_type_of(plan)
-                            if boundary:
-                                length = delivery.content.length if plan.as_stored else None
-                                yield multipart_writer.part_head(boundary, self.content_type, delivery.url, length, self.sent == 0)
-                            self.sent += 1
-                        yield piece
-                return
-            except IMPOSSIBLE as error:
-                if begun or self.committed:
-                    raise errors.Unavailable(f"instance {delivery.sop_instance_uid} could not be finished: {error.message}") from error
-                self.reason = error.message
-        self.left_out += 1
-
-    async def _pieces(self, index: int, plan: Plan) -> AsyncGenerator[Piece, None]:
-        delivery = self._deliveries[index]
-        if plan.as_stored or delivery.record is None:
-            async with aclosing(read(self._tools.reader, [delivery.content], lambda _: self._ask_again(index))) as stored:
-                async for _, piece in stored:
-                    yield piece
-            return
-        async with aclosing(self._tools.renditions.instance(delivery.record, plan.transfer_syntax_uid)) as messages:
-            async for message in messages:
-                yield message.data
+async def _file(tools: Retrieval, files: _Files, index: int, plan: Plan) -> Events:
+    """Yield one instance."""
+    url = files.url(index)
+    if plan.as_stored:
+        content = wire_content(files.kept.stored(index))
+        yield Begin(content_type_of(plan), url, content.length)
+        async with aclosing(read(tools.reader, [content], lambda _: files.ask_again(index))) as stored:
+            async for _, piece in stored:
+                yield piece
+        return
+    begun = False
+    async with aclosing(tools.renditions.instance(await files.kept.record(index), plan.transfer_syntax_uid)) as messages:
+        async for message in messages:
+            if not begun:
+                begun = True
+                yield Begin(content_type_of(plan), url, None)
+            yield message.data
 
 
-async def _send_transcoded(tools: Retrieval, deliveries: list[_Delivery], status: int, etag: str, ask_again: AskAgain) -> Response:
-    """Send instances of which the renderer makes some. Those that turn out impossible before the status line are left out: 206."""
-    attempt = _Attempt(tools, deliveries, ask_again)
-    if deliveries[0].plans[0].multipart:
-        boundary = multipart_writer.new_boundary()
-        response = await payload.gathered(status, payload.multipart_headers(DICOM, boundary, etag), attempt.parts(boundary))
-    else:
-        response = await payload.gathered(status, [], attempt.instance(0))
-        fields = payload.headers(content_type=attempt.content_type, content_location=deliveries[0].url, etag=etag, vary="Accept")
-        response.headers = [*fields, *response.headers]
-    attempt.committed = True
-    if attempt.sent == 0:
-        raise errors.NotAcceptable(f"{attempt.reason}; expected another transfer syntax, such as *")
-    if attempt.left_out:
-        response.status = 206
-    return response
+async def _send_transcoded(request: Request, tools: Retrieval, files: _Files) -> Response:
+    """Send one instance as a single part that the renderer makes, in the first of its plans that works."""
+    reason = ""
+    for plan in files.plans[0]:
+        if plan.as_stored:
+            return await payload.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+        content_type, url = content_type_of(plan), files.url(0)
+        if request.method == "HEAD":
+            return payload.Immediate(200, payload.single_part_headers(content_type, url, files.etag), [])
+        try:
+            return await payload.generated(request, content_type, url, files.etag, _bytes_only(_file(tools, files, 0, plan)))
+        except IMPOSSIBLE as error:
+            reason = error.message
+    raise errors.NotAcceptable(f"{reason}; expected another transfer syntax, such as *")
+
+
+async def _bytes_only(events: Events) -> AsyncGenerator[Piece, None]:
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, Begin):
+                yield event

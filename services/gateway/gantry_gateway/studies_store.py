@@ -1,5 +1,6 @@
 """Store instances: multipart/related is split as it comes and its parts go to blob; then index says what each upload is.
 
+PS3.10 files, metadata and bulkdata all go there as they are; only pictures that must be transformed (PNG, GIF) pass the renderer first.
 Nothing is stored of a request that is not whole. Memory does not depend on the payload: the body is read as fast as blob takes it.
 200 means durable, announced and searchable; where index does not answer in time, 202 with a Warning that search may lag.
 
@@ -9,33 +10,31 @@ Source: PS3.18 §10.5, Annex I.
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from contextlib import aclosing
 
-import grpc
-import grpc.aio
 import orjson
 from starlette.responses import Response
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_gateway import retrieval, urls, xml_parts
+from gantry_gateway.pictures import TRANSFORMED, transformed
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.upload import Outcomes, Upload
 from gantry_runtime.events import Inbox
 from gantry_standard import errors, negotiation, store_response
-from gantry_standard.media_types import Resource
+from gantry_standard.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
 from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
 from gantry_standard.store_response import StoreResult
 
-if TYPE_CHECKING:
-    Call = grpc.aio.StreamStreamCall[blob_pb2.StoreInstancesRequest, blob_pb2.StoreInstancesResponse]
-
 log = logging.getLogger(__name__)
 
-DICOM = "application/dicom"
-SUPPORTED = 'supported are multipart/related; type="application/dicom" and application/dicom'
+PART_TYPES = (DICOM, DICOM_JSON, DICOM_XML, *BULKDATA, *TRANSFORMED)
+"""What the type parameter of multipart/related may say; the parts say for themselves what they are."""
+
+SUPPORTED = f"supported are {DICOM} and " + ", ".join(f'multipart/related; type="{name}"' for name in PART_TYPES)
 
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons that say so (PS3.18 Table I.2-2)."""
@@ -50,7 +49,7 @@ SEARCH_MAY_LAG = "stored, but not confirmed by the index in time: searches may l
 
 async def store(request: Request) -> Response:
     """Answer POST /studies and /studies/{study}."""
-    boundary = accepted_boundary(request)
+    boundary, part_type = accepted_payload(request)
     settings = request.gateway.settings
     negotiation.select(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
     study = urls.uid(request.params, "study")
@@ -60,11 +59,13 @@ async def store(request: Request) -> Response:
     request_id = uuid.uuid4().hex
     outcomes = Outcomes(settings.store_max_parts)
     with inbox.expecting(request_id, outcomes.add) as reply_subject:
-        start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, study_instance_uid=study)
-        upload = Upload(request, start)
+        uri = urls.study(request.base_url, study) if study else f"{request.base_url}/studies"
+        start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, study_instance_uid=study, request_uri=uri)
+        upload = Upload(request, start, part_type)
         try:
-            async for event in part_events(request, boundary):
-                await upload.take(event)
+            async with aclosing(transformed(request, part_events(request, boundary), part_type)) as events:
+                async for event in events:
+                    await upload.take(event)
             results = await upload.finish()
         finally:
             await upload.close()
@@ -73,11 +74,11 @@ async def store(request: Request) -> Response:
     return respond(request, results, outcomes.by_part)
 
 
-def accepted_boundary(request: Request) -> str | None:
+def accepted_payload(request: Request) -> tuple[str | None, str]:
     """Check Content-Type and Content-Encoding.
 
     Returns:
-        The boundary of multipart/related; None for one instance as application/dicom.
+        The boundary of multipart/related, None for one instance as application/dicom; and the type of parts that name none.
 
     Raises:
         errors.UnsupportedMediaType: it is something else.
@@ -92,14 +93,15 @@ def accepted_boundary(request: Request) -> str | None:
         raise errors.UnsupportedMediaType(f"Content-Type is missing; {SUPPORTED}")
     media_type, parameters = parse_content_type(text)
     if media_type == DICOM:
-        return None
+        return None, DICOM
     root = parameters.get("type", DICOM).strip().lower()
-    if media_type != "multipart/related" or root != DICOM:
+    root = ALIASES.get(root, root)
+    if media_type != "multipart/related" or root not in PART_TYPES:
         found = f'{media_type}; type="{root}"' if media_type == "multipart/related" else media_type
         raise errors.UnsupportedMediaType(f"Content-Type {found} is not supported by this server; {SUPPORTED}")
     if "boundary" not in parameters:
         raise errors.BadRequest("Content-Type multipart/related has no boundary parameter")
-    return parameters["boundary"]
+    return parameters["boundary"], root
 
 
 async def part_events(request: Request, boundary: str | None) -> AsyncIterator[Event]:

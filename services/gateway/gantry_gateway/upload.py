@@ -18,14 +18,11 @@ from gantry_gateway.request import Request
 from gantry_runtime import rpc_errors
 from gantry_standard import errors
 from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
-from gantry_standard.reasons import CANNOT_UNDERSTAND
 
 if TYPE_CHECKING:
     Call = grpc.aio.StreamStreamCall[blob_pb2.StoreInstancesRequest, blob_pb2.StoreInstancesResponse]
 
 log = logging.getLogger(__name__)
-
-DICOM = "application/dicom"
 
 MESSAGE_BYTES = 512 << 10
 """Piece of an instance in one message to blob."""
@@ -41,10 +38,14 @@ class Upload:
 
     Messages wait until one of both is known, at most WHOLE_BYTES of them. After that one message is on its way while the next is
     gathered, so that reading the request and writing to blob overlap; what waits here is at most two messages of MESSAGE_BYTES.
+
+    Args:
+        part_type: Content-Type of a part that names none.
     """
 
-    def __init__(self, request: Request, start: blob_pb2.StoreStart) -> None:
+    def __init__(self, request: Request, start: blob_pb2.StoreStart, part_type: str) -> None:
         self._gateway = request.gateway
+        self._part_type = part_type
         self._call: Call | None = None
         self._writing: asyncio.Task[None] | None = None
         self._held = [blob_pb2.StoreInstancesRequest(start=start)]
@@ -52,32 +53,30 @@ class Upload:
         self._pieces: list[memoryview] = []
         self._size = 0
         self._parts = 0
-        self._forwarded = 0
-        self._is_skipped = False
-        self._refused: list[blob_pb2.PartResult] = []
 
-    async def take(self, event: Event) -> None:
-        """Pass one event on."""
+    async def take(self, event: Event | blob_pb2.PartStart) -> None:
+        """Pass one event on; a PartStart begins a part that is not as the client sent it."""
         match event:
             case PartData(data):
-                if not self._is_skipped:
-                    await self._add(data)
+                await self._add(data)
             case PartBegin(headers):
-                await self._begin(headers.get("content-type", ""))
+                await self._begin(
+                    blob_pb2.PartStart(
+                        content_type=headers.get("content-type", "") or self._part_type,
+                        content_location=headers.get("content-location", ""),
+                    )
+                )
+            case blob_pb2.PartStart():
+                await self._begin(event)
             case PartEnd():
                 await self._flush()
             case End():
                 pass
 
     async def finish(self) -> list[blob_pb2.PartResult]:
-        """Say that the request is whole, and return one result per part, in part order."""
-        if not self._forwarded:
-            return self._refused
+        """Say that the request is whole, and return what became of its instances, in the order of their numbers."""
         end = blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
-        results = await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end))
-        if len(results) != self._forwarded:
-            raise errors.GantryError(f"blob told the results of {len(results)} of {self._forwarded} parts")
-        return sorted([*self._refused, *results], key=lambda result: result.part_number)
+        return list(await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end)))
 
     async def _finish_whole(self, end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
         request = blob_pb2.StoreWholeRequest(messages=[*self._held, end])
@@ -100,16 +99,8 @@ class Upload:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
 
-    async def _begin(self, content_type: str) -> None:
-        part_number, self._parts = self._parts, self._parts + 1
-        # A part without Content-Type is taken for what the request says it is.
-        self._is_skipped = content_type != "" and content_type.partition(";")[0].strip().lower() != DICOM
-        if self._is_skipped:
-            explanation = f"Content-Type of the part is not {DICOM}"
-            self._refused.append(blob_pb2.PartResult(part_number=part_number, failure_reason=CANNOT_UNDERSTAND, explanation=explanation))
-            return
-        self._forwarded += 1
-        part = blob_pb2.PartStart(part_number=part_number, content_type=content_type)
+    async def _begin(self, part: blob_pb2.PartStart) -> None:
+        part.part_number, self._parts = self._parts, self._parts + 1
         await self._write(blob_pb2.StoreInstancesRequest(part=part))
 
     async def _add(self, data: memoryview) -> None:

@@ -12,19 +12,22 @@ from gantry_standard.uids import is_valid_uid
 
 _FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 DEFAULT_PORT = {"http": 80, "https": 443}
+_PORT = re.compile("[1-9][0-9]{0,4}")
+_WITH_PORT = re.compile(r":[0-9]+$")
 _AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
 
 
 def base_url(scope: Scope, base_path: str, public_url: str) -> str:
     """Return the URL of the DICOMweb root for this request, without a slash at the end.
 
-    Forwarded (first element) wins over X-Forwarded-Proto, -Host, -Prefix, these over Host.
+    Forwarded (first element) wins over X-Forwarded-Proto, -Host, -Port, -Prefix, these over Host. X-Forwarded-Port counts where the host
+    that the client asked for came without a port.
     What is no plain authority or scheme is ignored.
     """
     if public_url:
         return public_url.rstrip("/") + base_path
     proto, host, prefix = scope.get("scheme", "http"), "", ""
-    x_proto = x_host = x_prefix = forwarded = ""
+    x_proto = x_host = x_port = x_prefix = forwarded = ""
     for raw_name, raw_value in scope["headers"]:
         if raw_name == b"host":
             host = raw_value.decode("latin-1")
@@ -34,21 +37,25 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
                 x_proto = value
             elif raw_name == b"x-forwarded-host":
                 x_host = value
+            elif raw_name == b"x-forwarded-port":
+                x_port = value
             elif raw_name == b"x-forwarded-prefix":
                 x_prefix = value
         elif raw_name == b"forwarded":
             forwarded = raw_value.decode("latin-1").split(",")[0]
     if forwarded:
         given = {name.lower(): value.strip('"') for name, value in _FORWARDED.findall(forwarded)}
-        x_proto, x_host = given.get("proto", x_proto), given.get("host", x_host)
+        x_proto, x_host, x_port = given.get("proto", x_proto), given.get("host", x_host), "" if "host" in given else x_port
     server_host, server_port = scope.get("server") or ("localhost", None)
-    if host == server_host and server_port not in (None, DEFAULT_PORT[proto]) and not (x_host or x_proto or x_prefix):
+    if host == server_host and server_port not in (None, DEFAULT_PORT[proto]) and not (x_host or x_proto or x_port or x_prefix):
         # A client that leaves our port out of Host (some HTTP libraries do) has connected to it all the same.
         host = f"{host}:{server_port}"
     if x_proto.lower() in ("http", "https"):
         proto = x_proto.lower()
     if x_host and _AUTHORITY.fullmatch(x_host):
         host = x_host
+    if _PORT.fullmatch(x_port) and not _WITH_PORT.search(host) and int(x_port) != DEFAULT_PORT[proto]:
+        host = f"{host}:{x_port}"
     if x_prefix.startswith("/") and re.fullmatch(r"[A-Za-z0-9/._~\-]+", x_prefix):
         prefix = x_prefix.rstrip("/")
     if not _AUTHORITY.fullmatch(host):

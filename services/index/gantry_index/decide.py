@@ -1,7 +1,8 @@
 """Index decides what an upload is, in stream order.
 
-New; the same content again; a duplicate to refuse; a new version. The same events against the same state decide the same, and an event
-whose location is known already decides what it decided before, so events may be repeated.
+New; the same content again; a duplicate to refuse; a new version. And what is deleted, restored, swept, or lies elsewhere now. An upload is
+named by where it was first written (`place_of`). The same events against the same state decide the same, and an event whose upload is
+known already decides what it decided before, so events may be repeated.
 
 Source: PS3.18 §10.5; failure reason 0111H of PS3.4 §B.2.3 for a duplicate.
 """
@@ -12,8 +13,19 @@ from typing import Literal
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1 import events_pb2
-from gantry.events.v1.events_pb2 import Decision, InstancesDeleted, InstancesStored, Outcome, StoreOutcome, StoreOutcomes
-from gantry_index.store import Place, Present, Put, Remove
+from gantry.events.v1.events_pb2 import (
+    Decision,
+    InstancesDeleted,
+    InstancesRestored,
+    InstancesStored,
+    InstancesSwept,
+    InstanceUids,
+    NamedUpload,
+    Outcome,
+    StoreOutcome,
+    StoreOutcomes,
+)
+from gantry_index.store import DUE_KINDS, Change, Dead, Move, Place, Present, Put, Remove, place_of
 
 OnDuplicate = Literal["reject", "replace"]
 
@@ -22,6 +34,7 @@ OUTCOME_OF_DEAD: dict[int, "Outcome.ValueType"] = {
     Decision.KIND_REDUNDANT: events_pb2.OUTCOME_SAME,
     Decision.KIND_REPLACED: events_pb2.OUTCOME_NEW,
     Decision.KIND_DELETED: events_pb2.OUTCOME_NEW,
+    Decision.KIND_SWEPT: events_pb2.OUTCOME_NEW,
 }
 """What was told of an upload whose place is dead by now."""
 
@@ -34,6 +47,7 @@ class StoredEvent:
     event: InstancesStored
     instances: Sequence[StoredInstance]
     dicom_json: Mapping[int, bytes] = field(default_factory=dict)
+    time_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +56,41 @@ class DeletedEvent:
 
     sequence: int
     event: InstancesDeleted
+    time_s: int = 0
 
 
-Event = StoredEvent | DeletedEvent
+@dataclass(frozen=True, slots=True)
+class RestoredEvent:
+    """InstancesRestored, with the facts and the DICOM JSON of those whose bytes are there, by their names."""
+
+    sequence: int
+    event: InstancesRestored
+    facts: Mapping[Place, tuple[StoredInstance, bytes]]
+    time_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SweptEvent:
+    """InstancesSwept."""
+
+    sequence: int
+    event: InstancesSwept
+    time_s: int = 0
+
+
+Event = StoredEvent | DeletedEvent | RestoredEvent | SweptEvent
+"""`time_s`: when the event was published, seconds since 1970."""
+
+
+def uploads_of(event: Event) -> list[tuple[str, Place]]:
+    """Return the uploads that an event is about: SOP Instance UID and name."""
+    if isinstance(event, StoredEvent):
+        return [(instance.sop_instance_uid, place_of(instance)) for instance in event.instances]
+    return [(upload.sop_instance_uid, _named(upload)) for upload in event.event.instances]
+
+
+def _named(upload: NamedUpload) -> Place:
+    return upload.location.object, upload.location.offset
 
 
 @dataclass(slots=True)
@@ -53,27 +99,41 @@ class Decisions:
 
     Attributes:
         changes: by SOP Instance UID the last change.
-        dead: places that are dead from now on.
-        locations: of decisions that are not durable yet, by kind.
+        dead: uploads that are dead from now on; None for those that are alive again.
+        uids: of those that were deleted.
+        moved: of `dead`, those of which only the place of their bytes is new.
         outcomes: what to tell, by reply subject.
         changed: instances whose records are no longer what they were, by study.
-        applied: reply subjects of deletions.
+        applied: reply subjects of deletions and restores.
         packs: of which nothing is missing on the stream.
     """
 
-    changes: dict[str, Put | Remove] = field(default_factory=dict)
-    dead: dict[Place, "Decision.Kind.ValueType"] = field(default_factory=dict)
-    locations: dict["Decision.Kind.ValueType", list[Location]] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    dead: dict[Place, Dead | None] = field(default_factory=dict)
+    uids: dict[Place, InstanceUids] = field(default_factory=dict)
+    moved: set[Place] = field(default_factory=set)
     outcomes: list[tuple[str, StoreOutcomes]] = field(default_factory=list)
     changed: dict[str, list[str]] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
     packs: list[str] = field(default_factory=list)
 
+    def to_keep(self) -> list[tuple["Decision.Kind.ValueType", list[Location], list[InstanceUids]]]:
+        """Return what reindex must know: per kind the names of uploads and, of deleted ones, their UIDs."""
+        kinds: dict[Decision.Kind.ValueType, tuple[list[Location], list[InstanceUids]]] = {}
+        for place, dead in self.dead.items():
+            if place in self.moved:
+                continue
+            locations, uids = kinds.setdefault(dead.kind if dead else Decision.KIND_RESTORED, ([], []))
+            locations.append(Location(object=place[0], offset=place[1]))
+            if dead and dead.kind == Decision.KIND_DELETED:
+                uids.append(self.uids[place])
+        return [(kind, *named) for kind, named in kinds.items()]
+
 
 def decide(
     events: Sequence[Event],
     present: Mapping[str, Present],
-    dead: Mapping[Place, "Decision.Kind.ValueType"],
+    dead: Mapping[Place, Dead],
     on_duplicate: OnDuplicate = "reject",
 ) -> Decisions:
     """Decide a batch.
@@ -81,19 +141,24 @@ def decide(
     Args:
         events: in stream order.
         present: what is known of every SOP Instance UID in them.
-        dead: which of their places are dead.
+        dead: which of their uploads are dead.
     """
     batch = _Batch(dict(present), dict(dead), on_duplicate)
     for event in events:
-        if isinstance(event, StoredEvent):
-            batch.stored(event)
-        else:
-            batch.deleted(event)
+        match event:
+            case StoredEvent():
+                batch.stored(event)
+            case DeletedEvent():
+                batch.deleted(event)
+            case RestoredEvent():
+                batch.restored(event)
+            case SweptEvent():
+                batch.swept(event)
     return batch.decisions
 
 
 class _Batch:
-    def __init__(self, state: dict[str, Present], dead: dict[Place, "Decision.Kind.ValueType"], on_duplicate: OnDuplicate) -> None:
+    def __init__(self, state: dict[str, Present], dead: dict[Place, Dead], on_duplicate: OnDuplicate) -> None:
         self.state = state
         self.dead = dead
         self.on_duplicate = on_duplicate
@@ -111,55 +176,123 @@ class _Batch:
             self.decisions.outcomes.append((message.reply_subject, StoreOutcomes(request_id=message.request_id, outcomes=outcomes)))
 
     def _outcome(self, event: StoredEvent, instance: StoredInstance) -> "Outcome.ValueType":
-        place = (instance.location.object, instance.location.offset)
-        if (kind := self.dead.get(place)) is not None:
-            return OUTCOME_OF_DEAD[kind]
+        place = place_of(instance)
         now = self.state.get(instance.sop_instance_uid)
-        if now is not None and (now.place == place or now.version > event.sequence):
-            # Applied before: this is a repetition.
-            return events_pb2.OUTCOME_NEW
-        if now is None or now.deleted:
+        if instance.HasField("origin"):
+            self._moved(event, instance, place, now)
+        if (dead := self.dead.get(place)) is not None:
+            return OUTCOME_OF_DEAD[dead.kind]
+        if now is None or (now.deleted and now.place != place):
             self._put(event, instance)
             return events_pb2.OUTCOME_NEW
+        if now.place == place:
+            # Applied before: this is a repetition.
+            return events_pb2.OUTCOME_NEW
         if is_same(now.stored, instance):
-            self._kill(instance.location, Decision.KIND_REDUNDANT)
+            self._kill(place, Dead(Decision.KIND_REDUNDANT, event.time_s, instance.location.object))
             return events_pb2.OUTCOME_SAME
         if self.on_duplicate == "replace" and _has_same_parents(now.stored, instance):
-            self._kill(now.stored.location, Decision.KIND_REPLACED)
+            self._kill(now.place, Dead(Decision.KIND_REPLACED, event.time_s, now.stored.location.object))
             self._put(event, instance)
             self._changed(instance)
             return events_pb2.OUTCOME_REPLACED
-        self._kill(instance.location, Decision.KIND_REFUSED)
+        self._kill(place, Dead(Decision.KIND_REFUSED, event.time_s, instance.location.object))
         return events_pb2.OUTCOME_DUPLICATE
 
+    def _moved(self, event: StoredEvent, instance: StoredInstance, place: Place, now: Present | None) -> None:
+        """Note where a known upload lies now, whatever it is: an instance, a tombstone, kept aside."""
+        if (dead := self.dead.get(place)) is not None:
+            if place not in self.decisions.dead:
+                self.decisions.moved.add(place)
+            self.dead[place] = self.decisions.dead[place] = Dead(dead.kind, dead.decided_s, instance.location.object)
+        if now is None or now.place != place or now.stored.location == instance.location:
+            return
+        version = max(event.sequence, now.version + 1)
+        kept = without_json(instance)
+        self.state[instance.sop_instance_uid] = Present(kept, version, now.deleted)
+        before = self.decisions.changes.get(instance.sop_instance_uid)
+        change: Change = Move(kept, version)
+        if isinstance(before, Put):
+            change = Put(kept, before.dicom_json, version)
+        elif isinstance(before, Remove):
+            change = Remove(kept, version)
+        self.decisions.changes[instance.sop_instance_uid] = change
+        self._changed(instance)
+
     def deleted(self, event: DeletedEvent) -> None:
-        for instance in event.event.instances:
-            place = (instance.location.object, instance.location.offset)
-            self.dead[place] = self.decisions.dead[place] = Decision.KIND_DELETED
-            now = self.state.get(instance.sop_instance_uid)
-            if now is None or now.deleted or now.place != place or now.version > event.sequence:
+        for upload in event.event.instances:
+            place = _named(upload)
+            if (dead := self.dead.get(place)) is not None and dead.kind == Decision.KIND_SWEPT:
                 continue
-            self.state[instance.sop_instance_uid] = Present(now.stored, event.sequence, deleted=True)
-            self.decisions.changes[instance.sop_instance_uid] = Remove(now.stored, event.sequence)
+            now = self.state.get(upload.sop_instance_uid)
+            is_known = now is not None and now.place == place
+            lies_in = now.stored.location.object if now is not None and is_known else (dead.object if dead else place[0])
+            self.decisions.uids[place] = InstanceUids(
+                study_instance_uid=event.event.study_instance_uid,
+                series_instance_uid=upload.series_instance_uid,
+                sop_instance_uid=upload.sop_instance_uid,
+            )
+            self._kill(place, Dead(Decision.KIND_DELETED, event.time_s, lies_in))
+            if now is None or not is_known or now.deleted:
+                continue
+            version = max(event.sequence, now.version + 1)
+            self.state[upload.sop_instance_uid] = Present(now.stored, version, deleted=True)
+            self.decisions.changes[upload.sop_instance_uid] = Remove(now.stored, version)
             self._changed(now.stored)
         if event.event.reply_subject:
             self.decisions.applied.append(event.event.reply_subject)
 
-    def _put(self, event: StoredEvent, instance: StoredInstance) -> None:
-        kept = StoredInstance()
-        kept.CopyFrom(instance)
-        kept.ClearField("dicom_json")
-        dicom_json = event.dicom_json.get(instance.part_number, instance.dicom_json)
-        self.state[instance.sop_instance_uid] = Present(kept, event.sequence)
-        self.decisions.changes[instance.sop_instance_uid] = Put(kept, dicom_json, event.sequence)
+    def restored(self, event: RestoredEvent) -> None:
+        for upload in event.event.instances:
+            place, now = _named(upload), self.state.get(upload.sop_instance_uid)
+            dead, facts = self.dead.get(place), event.facts.get(place)
+            if dead is None or dead.kind != Decision.KIND_DELETED or facts is None:
+                continue
+            if now is not None and not now.deleted and now.place != place:
+                # Stored anew since: that one stays.
+                continue
+            del self.dead[place]
+            self.decisions.dead[place] = None
+            self.decisions.moved.discard(place)
+            if now is not None and not now.deleted:
+                continue
+            version = max(event.sequence, now.version + 1 if now else 0)
+            kept = without_json(facts[0])
+            self.state[upload.sop_instance_uid] = Present(kept, version)
+            self.decisions.changes[upload.sop_instance_uid] = Put(kept, facts[1], version)
+            self._changed(kept)
+        if event.event.reply_subject:
+            self.decisions.applied.append(event.event.reply_subject)
 
-    def _kill(self, location: Location, kind: "Decision.Kind.ValueType") -> None:
-        place = (location.object, location.offset)
-        self.dead[place] = self.decisions.dead[place] = kind
-        self.decisions.locations.setdefault(kind, []).append(location)
+    def swept(self, event: SweptEvent) -> None:
+        for upload in event.event.instances:
+            place = _named(upload)
+            if (dead := self.dead.get(place)) is not None and dead.kind in DUE_KINDS:
+                self._kill(place, Dead(Decision.KIND_SWEPT, event.time_s, dead.object))
+
+    def _put(self, event: StoredEvent, instance: StoredInstance) -> None:
+        kept = without_json(instance)
+        dicom_json = event.dicom_json.get(instance.part_number, instance.dicom_json)
+        now = self.state.get(instance.sop_instance_uid)
+        # Above what another partition has written under the same UID.
+        version = max(event.sequence, now.version + 1) if now else event.sequence
+        self.state[instance.sop_instance_uid] = Present(kept, version)
+        self.decisions.changes[instance.sop_instance_uid] = Put(kept, dicom_json, version)
+
+    def _kill(self, place: Place, dead: Dead) -> None:
+        self.dead[place] = self.decisions.dead[place] = dead
+        self.decisions.moved.discard(place)
 
     def _changed(self, stored: StoredInstance) -> None:
         self.decisions.changed.setdefault(stored.study_instance_uid, []).append(stored.sop_instance_uid)
+
+
+def without_json(instance: StoredInstance) -> StoredInstance:
+    """Return the facts as a store keeps them."""
+    kept = StoredInstance()
+    kept.CopyFrom(instance)
+    kept.ClearField("dicom_json")
+    return kept
 
 
 def is_same(one: StoredInstance, other: StoredInstance) -> bool:

@@ -3,21 +3,20 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from gantry.blob.v1.blob_pb2 import Location
-from gantry.events.v1.events_pb2 import Decision, DeletedInstance, InstancesDeleted
+from gantry.blob.v1.blob_pb2 import Location, StoredInstance
+from gantry.events.v1.events_pb2 import Decision, InstancesDeleted, InstancesRestored, NamedUpload
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
-from gantry_index.reader import keep_decision
 from gantry_index.service import Following
-from gantry_index.store import Fragment, IndexStore, Scope
+from gantry_index.store import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
 from gantry_index.workitems import WorkitemReader
 from gantry_runtime import events, telemetry
 from gantry_standard import errors
 from gantry_standard.levels import Level
 from gantry_standard.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
+from gantry_standard.uids import is_valid_uid
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -26,10 +25,13 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4 << 20
 """Metadata in one message."""
-DELETIONS_PER_EVENT = 500
-"""Keeps an InstancesDeleted below 256 KiB."""
-DELETIONS_PER_DECISION = 10_000
+UPLOADS_PER_EVENT = 500
+"""Keeps an event below 256 KiB."""
 APPLY_TIMEOUT_S = 10.0
+CURRENT_TIMEOUT_S = 10.0
+"""Seconds that the sweeper's questions wait for the stream's end."""
+MOST_DUE = 10_000
+MOST_DESCRIBED = 1000
 
 
 class IndexEdge(IndexServiceServicer):
@@ -80,54 +82,100 @@ class IndexEdge(IndexServiceServicer):
                 yield index_pb2.GetMetadataResponse(fragments=[_fragment(one) for one in part])
 
     async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
-        """Make the decision durable, announce it, and wait until it is applied."""
-        by_study: dict[str, list[DeletedInstance]] = {}
+        """Announce the deletion, and wait until it is applied and its decision durable."""
+        by_study: dict[str, list[NamedUpload]] = {}
         async for records in self._store.records(scope_of(request.scope)):
             for record in records:
                 stored = index_pb2.InstanceRecord.FromString(record).stored
-                by_study.setdefault(stored.study_instance_uid, []).append(
-                    DeletedInstance(
-                        series_instance_uid=stored.series_instance_uid,
-                        sop_instance_uid=stored.sop_instance_uid,
-                        location=stored.location,
-                    )
-                )
-        for study_instance_uid, instances in by_study.items():
-            await self._delete(study_instance_uid, instances)
-        return index_pb2.DeleteInstancesResponse(deleted=sum(len(instances) for instances in by_study.values()))
+                by_study.setdefault(stored.study_instance_uid, []).append(named(stored))
+        for study_instance_uid, uploads in by_study.items():
+            await self._announce("InstancesDeleted", InstancesDeleted, study_instance_uid, uploads)
+        return index_pb2.DeleteInstancesResponse(deleted=sum(len(uploads) for uploads in by_study.values()))
 
-    async def _delete(self, study_instance_uid: str, instances: Sequence[DeletedInstance]) -> None:
-        now = datetime.now(UTC)
-        for start in range(0, len(instances), DELETIONS_PER_DECISION):
-            part = instances[start : start + DELETIONS_PER_DECISION]
-            decision = Decision(kind=Decision.KIND_DELETED, locations=[one.location for one in part])
-            key = await keep_decision(self._blob, decision, "deleted", int(now.timestamp() * 1e6), now)
-            for first in range(0, len(part), DELETIONS_PER_EVENT):
-                event = InstancesDeleted(
-                    decision_object=key,
-                    study_instance_uid=study_instance_uid,
-                    instances=part[first : first + DELETIONS_PER_EVENT],
-                    reply_subject=self._client.new_inbox(),
-                )
-                await self._announce(event, f"{key} {first}")
+    async def RestoreInstances(self, request: index_pb2.RestoreInstancesRequest, context: Any) -> index_pb2.RestoreInstancesResponse:
+        """Announce what is to be restored, wait until it is applied, and count what came of it."""
+        if not is_valid_uid(request.uid):
+            raise errors.BadRequest(f"{request.uid[:80]!r} is not a UID")
+        by_study: dict[str, list[NamedUpload]] = {}
+        async for tombstones in self._store.tombstones(request.uid):
+            for one in tombstones:
+                by_study.setdefault(one.stored.study_instance_uid, []).append(named(one.stored))
+        answer = index_pb2.RestoreInstancesResponse(here=await self._count_here(request.uid))
+        if not by_study and not answer.here:
+            raise errors.NotFound(f"nothing is known of {request.uid}")
+        for study_instance_uid, uploads in by_study.items():
+            await self._announce("InstancesRestored", InstancesRestored, study_instance_uid, uploads)
+            for start in range(0, len(uploads), UPLOADS_PER_EVENT):
+                part = uploads[start : start + UPLOADS_PER_EVENT]
+                present, _ = await self._store.present([upload.sop_instance_uid for upload in part], [])
+                for upload in part:
+                    now = present.get(upload.sop_instance_uid)
+                    if now is None or now.deleted:
+                        answer.gone += 1
+                    elif now.place == (upload.location.object, upload.location.offset):
+                        answer.restored += 1
+                    else:
+                        answer.here += 1
+        return answer
 
-    async def _announce(self, event: InstancesDeleted, message_id: str) -> None:
+    async def _count_here(self, uid: str) -> int:
+        """Return how many instances a study, series or instance has now."""
+        tags = {Level.STUDY: "0020000D", Level.SERIES: "0020000E", Level.INSTANCE: "00080018"}
+        count = 0
+        for level, tag in tags.items():
+            query = Query(Level.INSTANCE, keys=(MatchKey((tag,), Operation.EQUAL, (uid,), level=level),), limit=1)
+            page = await self._store.search(query)
+            count += len(page.rows) + page.remaining
+        return count
+
+    async def _announce(
+        self, name: str, message: type[InstancesDeleted | InstancesRestored], study_instance_uid: str, uploads: Sequence[NamedUpload]
+    ) -> None:
+        """Publish an event about uploads of a study, in parts, and wait until each is applied."""
+        subject = events.SUBJECTS[name].format(partition=events.partition_of(study_instance_uid))
+        for start in range(0, len(uploads), UPLOADS_PER_EVENT):
+            reply_subject = self._client.new_inbox()
+            event = message(
+                study_instance_uid=study_instance_uid,
+                instances=uploads[start : start + UPLOADS_PER_EVENT],
+                reply_subject=reply_subject,
+            )
+            await self._publish(subject, event.SerializeToString(), reply_subject)
+
+    async def _publish(self, subject: str, data: bytes, reply_subject: str) -> None:
         applied = asyncio.get_running_loop().create_future()
 
         async def heard(message: Any) -> None:
             if not applied.done():
                 applied.set_result(None)
 
-        subscription = await self._client.subscribe(event.reply_subject, cb=heard)
+        subscription = await self._client.subscribe(reply_subject, cb=heard)
         try:
-            subject = events.SUBJECTS["InstancesDeleted"].format(partition=events.partition_of(event.study_instance_uid))
-            await events.publish(self._js, subject, event.SerializeToString(), {"Nats-Msg-Id": message_id})
+            await events.publish(self._js, subject, data, {"Nats-Msg-Id": reply_subject})
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 await applied
         except TimeoutError as error:
-            raise errors.Unavailable("the deletion is durable and announced, but not applied yet") from error
+            raise errors.Unavailable("the change is announced and durable, but not applied yet") from error
         finally:
             await subscription.unsubscribe()
+
+    async def ListDue(self, request: index_pb2.ListDueRequest, context: Any) -> index_pb2.ListDueResponse:
+        """Return uploads whose bytes may go."""
+        if not 1 <= request.limit <= MOST_DUE:
+            raise errors.BadRequest(f"limit is {request.limit}, expected 1 to {MOST_DUE}")
+        await self._following.wait_until_current(CURRENT_TIMEOUT_S)
+        found = await self._store.due(request.before_s, request.after_object, request.limit)
+        uploads = [index_pb2.DueUpload(name=Location(object=key, offset=offset), object=dead.object) for (key, offset), dead in found]
+        return index_pb2.ListDueResponse(uploads=uploads)
+
+    async def DescribeUploads(self, request: index_pb2.DescribeUploadsRequest, context: Any) -> index_pb2.DescribeUploadsResponse:
+        """Return what became of uploads, and where they lie."""
+        if len(request.uploads) > MOST_DESCRIBED:
+            raise errors.BadRequest(f"{len(request.uploads)} uploads, expected at most {MOST_DESCRIBED}")
+        await self._following.wait_until_current(CURRENT_TIMEOUT_S)
+        named_by = [(upload.sop_instance_uid, (upload.location.object, upload.location.offset)) for upload in request.uploads]
+        present, dead = await self._store.present([uid for uid, _ in named_by], [place for _, place in named_by])
+        return index_pb2.DescribeUploadsResponse(uploads=[state_of(present.get(uid), dead.get(place), place) for uid, place in named_by])
 
     async def FilterUnknownPacks(self, request: index_pb2.FilterUnknownPacksRequest, context: Any) -> index_pb2.FilterUnknownPacksResponse:
         """Return the packs that were not announced completely, as far as this index has come."""
@@ -227,6 +275,27 @@ def scope_of(scope: index_pb2.Scope) -> Scope:
     if not scope.study_instance_uid and not scope.sop_instance_uid:
         raise errors.BadRequest("a scope names a study or an instance")
     return Scope(scope.study_instance_uid, scope.series_instance_uid, scope.sop_instance_uid)
+
+
+def named(stored: StoredInstance) -> NamedUpload:
+    """Return how events name the upload that an instance is."""
+    object_key, offset = place_of(stored)
+    return NamedUpload(
+        series_instance_uid=stored.series_instance_uid,
+        sop_instance_uid=stored.sop_instance_uid,
+        location=Location(object=object_key, offset=offset),
+    )
+
+
+def state_of(present: Present | None, dead: Dead | None, place: Place) -> index_pb2.UploadState:
+    """Return what became of an upload."""
+    if present is not None and present.place == place and not present.deleted:
+        return index_pb2.UploadState(condition=index_pb2.UploadState.CONDITION_LIVE, object=present.stored.location.object)
+    if dead is None:
+        return index_pb2.UploadState(condition=index_pb2.UploadState.CONDITION_UNKNOWN)
+    is_swept = dead.kind == Decision.KIND_SWEPT
+    condition = index_pb2.UploadState.CONDITION_SWEPT if is_swept else index_pb2.UploadState.CONDITION_DEAD
+    return index_pb2.UploadState(condition=condition, object=dead.object)
 
 
 def _bounded(fragments: Sequence[Fragment]) -> list[list[Fragment]]:

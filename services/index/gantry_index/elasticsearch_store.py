@@ -3,9 +3,9 @@
 Documents: instances (tombstones are documents too), series and studies. What can be matched is a keyword `terms` of path + 0x1F + value;
 attributes of sequence items are nested documents `items`, one per item with everything below it, so that keys meet in the same item.
 
-Instance documents carry the stream's sequence as external version: an older one is refused, which means "applied already". Study and
-series documents are compared and set. A bulk is not atomic: a study says up to which sequence its instances are in its counts
-(`applied`); where that disagrees with its instances after a crash, it is counted anew. The cursor is written last.
+Every document is compared and set: an instance that another reader wrote since it was looked at (one SOP Instance UID in studies of two
+partitions) is decided again. A bulk is not atomic: what is dead is written first; a study says up to which sequence its instances are in
+its counts (`applied`); where that disagrees with its instances after a crash, it is counted anew. The cursor is written last.
 """
 
 import base64
@@ -22,13 +22,17 @@ from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.rows import Identity, levels_needed, needs_metadata, row, workitem_row
 from gantry_index.store import (
+    DUE_KINDS,
     INLINE_JSON_BYTES,
     NUMBER_ABSENT,
     PAGE,
     Batch,
+    Change,
     Counts,
+    Dead,
     Fragment,
     IndexStore,
+    Move,
     Page,
     Place,
     Present,
@@ -88,6 +92,7 @@ MAPPINGS: dict[str, dict[str, Any]] = {
         "series": KEYWORD,
         "sop": KEYWORD,
         "number": {"type": "long"},
+        "version": {"type": "long", "index": False},
         "deleted": {"type": "boolean"},
         "record": KEPT,
         "attributes": KEPT,
@@ -103,7 +108,15 @@ MAPPINGS: dict[str, dict[str, Any]] = {
         "attributes": KEPT,
         **TERMS,
     },
-    "meta": {"kind": KEYWORD, "value": {"type": "keyword", "index": False, "doc_values": False}},
+    "meta": {
+        "kind": KEYWORD,
+        "value": {"type": "keyword", "index": False, "doc_values": False},
+        # Of what is dead: its name and where it lies; when that was decided, twice where its bytes go after a time.
+        "name": KEYWORD,
+        "lies_in": KEYWORD,
+        "decided": {"type": "long", "index": False, "doc_values": False},
+        "due": {"type": "long"},
+    },
 }
 WORKITEM_MAPPING = {
     "uid": KEYWORD,
@@ -301,16 +314,27 @@ class ElasticsearchStore:
 
         Raises:
             errors.Unavailable: Elasticsearch does not answer.
+            errors.Conflict: the indices were made by another version of this program.
         """
         client = await _opened(url)
         store = cls(_Cluster(client, prefix))
         try:
             if not await _answered(client.indices.exists_alias(name=f"{prefix}-meta")):
                 await store.swap(await store.build())
+            await store._check_format()
         except BaseException:
             await client.close()
             raise
         return store
+
+    async def _check_format(self) -> None:
+        found = await _answered(self._cluster.client.indices.get_mapping(index=[self._cluster.index(kind) for kind in MAPPINGS]))
+        fields = {name for index in found.body.values() for name in index["mappings"].get("properties", ())}
+        if missing := {name for mapping in MAPPINGS.values() for name in mapping} - fields:
+            names = ", ".join(sorted(missing))
+            raise errors.Conflict(
+                f"the indices {self._cluster.prefix}-* have no {names}: an older program made them; delete them and reindex"
+            )
 
     async def generation(self) -> str:
         """See IndexStore."""
@@ -332,25 +356,26 @@ class ElasticsearchStore:
 
     async def cursor(self, reader: str) -> int:
         """See IndexStore."""
-        return int(await self._meta(f"cursor {reader}") or await self._meta("followed") or "0")
+        return (await self.cursors([reader]))[reader]
+
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """See IndexStore."""
+        found = await self._cluster.get("meta", ["followed", *(f"cursor {reader}" for reader in readers)])
+        values = {name: int(doc["_source"]["value"]) for name, doc in found.items()}
+        return {reader: values.get(f"cursor {reader}", values.get("followed", 0)) for reader in readers}
 
     async def high_water(self) -> int:
         """See IndexStore."""
         found = await self._cluster.get("meta", [*_cursor_names(), "followed"])
         return max((int(doc["_source"]["value"]) for doc in found.values()), default=0)
 
-    async def present(
-        self, sop_instance_uids: Sequence[str], places: Sequence[Place]
-    ) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+    async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """See IndexStore."""
         docs = await self._cluster.get("instances", sop_instance_uids, ["record", "deleted"])
-        found = {
-            uid: Present(InstanceRecord.FromString(_unpacked(doc["_source"]["record"])).stored, doc["_version"], doc["_source"]["deleted"])
-            for uid, doc in docs.items()
-        }
+        found = {uid: _present(doc["_source"]) for uid, doc in docs.items()}
         by_id = {_dead_id(place): place for place in places}
         dead = await self._cluster.get("meta", list(by_id))
-        return found, {by_id[name]: Decision.Kind.Value(doc["_source"]["value"]) for name, doc in dead.items()}
+        return found, {by_id[name]: _dead(doc["_source"]) for name, doc in dead.items()}
 
     async def apply(self, batch: Batch) -> None:
         """See IndexStore."""
@@ -417,6 +442,25 @@ class ElasticsearchStore:
             raise errors.Gone(f"{what} was deleted")
         raise errors.NotFound(f"{what} is not here")
 
+    async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
+        """See IndexStore."""
+        named = [{"term": {field: uid}} for field in UID_FIELD.values()]
+        query = {"bool": {"filter": [{"term": {"deleted": True}}], "should": named, "minimum_should_match": 1}}
+        async for page in self._cluster.pages("instances", query, [{"sop": "asc"}], ["record", "deleted"]):
+            yield [_present(source) for source in page]
+
+    async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
+        """See IndexStore."""
+        await _answered(self._cluster.client.indices.refresh(index=self._cluster.index("meta")))
+        query = {"bool": {"filter": [{"range": {"due": {"lt": before_s}}}, {"range": {"lies_in": {"gt": after_object}}}]}}
+        found: list[tuple[Place, Dead]] = []
+        order = [{"lies_in": "asc"}, {"name": "asc"}]
+        async for page in self._cluster.pages("meta", query, order, ["value", "name", "lies_in", "decided"]):
+            found += [(_named(source["name"]), _dead(source)) for source in page]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
         """See IndexStore."""
         known = await self._cluster.get("meta", [_pack_id(key) for key in objects], False)
@@ -475,6 +519,25 @@ def _dead_id(place: Place) -> str:
     return f"dead {place[0]} {place[1]}"
 
 
+def _name(place: Place) -> str:
+    """Return a name whose order is that of places."""
+    return f"{place[0]} {place[1]:020d}"
+
+
+def _named(name: str) -> Place:
+    object_key, _, offset = name.rpartition(" ")
+    return object_key, int(offset)
+
+
+def _dead(source: Mapping[str, Any]) -> Dead:
+    return Dead(Decision.Kind.Value(source["value"]), source["decided"], source["lies_in"])
+
+
+def _present(source: Mapping[str, Any]) -> Present:
+    record = InstanceRecord.FromString(_unpacked(source["record"]))
+    return Present(record.stored, record.version, source["deleted"])
+
+
 def _pack_id(key: str) -> str:
     return f"pack {key}"
 
@@ -498,7 +561,12 @@ class _Writing:
 
     async def run(self) -> None:
         batch = self._batch
-        before = await self._cluster.get("instances", list(batch.changes), ["study", "deleted"])
+        fields = ["study", "deleted", "version"]
+        before = await self._cluster.get(
+            "instances", [sop for sop, change in batch.changes.items() if not isinstance(change, Move)], fields
+        )
+        before |= await self._cluster.get("instances", [sop for sop, change in batch.changes.items() if isinstance(change, Move)])
+        self._check(before)
         operations: list[dict[str, Any]] = []
         for sop, change in batch.changes.items():
             operations += self._instance(sop, change, before.get(sop))
@@ -509,11 +577,14 @@ class _Writing:
         for study, doc in studies.items():
             if study in self._added and doc["_source"]["applied"] >= min(batch.changes[sop].version for _, sop, _ in self._added[study]):
                 self._recount.add(study)
+        # What is dead comes before what takes its place, and what lives again before it is dead no more: after a crash between, the same
+        # events decide the same.
+        await self._cluster.bulk(self._deaths(), refresh=False)
         touched = {*self._added, *self._recount}
+        await self._cluster.bulk(operations, refresh=bool(self._recount) or not touched)
         if not touched:
-            await self._cluster.bulk(self._facts() + operations, refresh=bool(operations))
+            await self._cluster.bulk(self._facts(), refresh=False)
             return
-        await self._cluster.bulk(operations, refresh=bool(self._recount))
         follow_up: list[dict[str, Any]] = self._facts()
         for study in sorted(touched):
             if study in self._recount:
@@ -524,21 +595,53 @@ class _Writing:
         changed = [self._cluster.index(kind) for kind in MAPPINGS]
         await _answered(self._cluster.client.indices.refresh(index=changed))
 
-    def _facts(self) -> list[dict[str, Any]]:
-        """Return the operations for dead places, packs and poison."""
-        documents = {_dead_id(place): ("dead", Decision.Kind.Name(kind)) for place, kind in self._batch.dead.items()}
-        documents |= {_pack_id(key): ("pack", "") for key in self._batch.packs}
-        documents |= {f"poison {one.sequence}": ("poison", one.reason) for one in self._batch.poison}
+    def _check(self, before: Mapping[str, dict[str, Any]]) -> None:
+        """Compare what is there with what the decisions were made on."""
+        for sop, seen in self._batch.seen.items():
+            if (change := self._batch.changes.get(sop)) is None:
+                continue
+            source = before[sop]["_source"] if sop in before else {"version": 0}
+            is_applied = source["version"] == change.version and source["study"] == change.stored.study_instance_uid
+            if source["version"] != seen and not is_applied:
+                raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
+
+    def _deaths(self) -> list[dict[str, Any]]:
+        """Return the operations for what is dead from now on."""
         index = self._cluster.index("meta")
         operations: list[dict[str, Any]] = []
+        for place, one in self._batch.dead.items():
+            if one is not None:
+                due = {"due": one.decided_s} if one.kind in DUE_KINDS else {}
+                document = {"name": _name(place), "lies_in": one.object, "decided": one.decided_s, **due}
+                operations += [
+                    {"index": {"_index": index, "_id": _dead_id(place)}},
+                    {"kind": "dead", "value": Decision.Kind.Name(one.kind), **document},
+                ]
+        return operations
+
+    def _facts(self) -> list[dict[str, Any]]:
+        """Return the operations for what is dead no more, packs and poison."""
+        documents = {_pack_id(key): ("pack", "") for key in self._batch.packs}
+        documents |= {f"poison {one.sequence}": ("poison", one.reason) for one in self._batch.poison}
+        index = self._cluster.index("meta")
+        operations: list[dict[str, Any]] = [
+            {"delete": {"_index": index, "_id": _dead_id(place)}} for place, one in self._batch.dead.items() if one is None
+        ]
         for name, (kind, value) in documents.items():
             operations += [{"index": {"_index": index, "_id": name}}, {"kind": kind, "value": value}]
         return operations
 
-    def _instance(self, sop: str, change: Put | Remove, before: dict[str, Any] | None) -> list[dict[str, Any]]:
+    def _instance(self, sop: str, change: Change, before: dict[str, Any] | None) -> list[dict[str, Any]]:
         stored = change.stored
-        if before and before["_version"] >= change.version:
+        if before and before["_source"]["version"] >= change.version:
             return []
+        record = _packed(InstanceRecord(stored=stored, version=change.version).SerializeToString())
+        action = {"_index": self._cluster.index("instances"), "_id": sop}
+        if isinstance(change, Move):
+            if before is None:
+                return []
+            self._last[stored.study_instance_uid] = max(self._last[stored.study_instance_uid], change.version)
+            return _compared(action, before, {**before["_source"], "record": record, "version": change.version})
         study = stored.study_instance_uid
         self._last[study] = max(self._last[study], change.version)
         if before and not before["_source"]["deleted"]:
@@ -548,8 +651,9 @@ class _Writing:
             "series": stored.series_instance_uid,
             "sop": sop,
             "number": 0,
+            "version": change.version,
             "deleted": isinstance(change, Remove),
-            "record": _packed(InstanceRecord(stored=stored, version=change.version).SerializeToString()),
+            "record": record,
             "attributes": "",
             "fragment": "",
         }
@@ -567,8 +671,7 @@ class _Writing:
                 **_term_fields(derived.terms),
             }
             self._added[study].append((stored.series_instance_uid, sop, attributes))
-        action = {"_index": self._cluster.index("instances"), "_id": sop, "version": change.version, "version_type": "external"}
-        return [{"index": action}, document]
+        return _compared(action, before, document)
 
     async def _increased(self, study: str, before: dict[str, Any] | None) -> list[dict[str, Any]]:
         summary = StudySummary.from_json(_unpacked(before["_source"]["summary"])) if before else StudySummary()
@@ -632,10 +735,14 @@ class _Writing:
             "attributes": _packed(orjson.dumps(attributes)),
             **_term_fields(level_terms(attributes)),
         }
-        action: dict[str, Any] = {"_index": self._cluster.index(kind), "_id": one}
-        if before is None:
-            return [{"create": action}, document]
-        return [{"index": {**action, "if_seq_no": before["_seq_no"], "if_primary_term": before["_primary_term"]}}, document]
+        return _compared({"_index": self._cluster.index(kind), "_id": one}, before, document)
+
+
+def _compared(action: dict[str, Any], before: Mapping[str, Any] | None, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the operation that writes a document where it is still as it was read."""
+    if before is None:
+        return [{"create": action}, document]
+    return [{"index": {**action, "if_seq_no": before["_seq_no"], "if_primary_term": before["_primary_term"]}}, document]
 
 
 def _series_id(study: str, series: str) -> str:

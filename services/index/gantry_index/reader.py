@@ -9,8 +9,8 @@ import hashlib
 import logging
 import math
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,29 @@ from google.protobuf.message import DecodeError
 
 from gantry.blob.v1.blob_pb2 import PutObjectRequest, Range, ReadRequest, ReadTrailerRequest, StoredInstance
 from gantry.events.v1 import events_pb2
-from gantry.events.v1.events_pb2 import Decision, IndexLease, InstancesDeleted, InstancesStored, RecordsChanged
-from gantry_index.decide import Decisions, DeletedEvent, Event, OnDuplicate, StoredEvent, decide
-from gantry_index.store import Batch, IndexStore, PoisonEvent
+from gantry.events.v1.events_pb2 import (
+    Decision,
+    IndexLease,
+    InstancesDeleted,
+    InstancesRestored,
+    InstancesStored,
+    InstancesSwept,
+    RecordsChanged,
+)
+from gantry_index.decide import (
+    Decisions,
+    DeletedEvent,
+    Event,
+    OnDuplicate,
+    RestoredEvent,
+    StoredEvent,
+    SweptEvent,
+    decide,
+    uploads_of,
+)
+from gantry_index.store import Batch, IndexStore, Place, PoisonEvent, Present, place_of
 from gantry_runtime import events, rpc_errors, telemetry
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -35,7 +54,14 @@ BLOB_TIMEOUT_S = 10.0
 HEARTBEAT_S = 0.5
 LOCATIONS_PER_DECISION = 10_000
 
-KIND_NAMES = {Decision.KIND_REFUSED: "refused", Decision.KIND_REDUNDANT: "redundant", Decision.KIND_REPLACED: "replaced"}
+KIND_NAMES = {
+    Decision.KIND_REFUSED: "refused",
+    Decision.KIND_DELETED: "deleted",
+    Decision.KIND_REPLACED: "replaced",
+    Decision.KIND_REDUNDANT: "redundant",
+    Decision.KIND_RESTORED: "restored",
+    Decision.KIND_SWEPT: "swept",
+}
 OUTCOME_NAMES = {
     events_pb2.OUTCOME_NEW: "new",
     events_pb2.OUTCOME_SAME: "same",
@@ -111,36 +137,40 @@ class Reader:
 
     async def _apply(self, reader: str, messages: Sequence[events.Message]) -> None:
         batch = [await self._event(message) for message in messages]
-        uids: dict[str, None] = {}
-        places: dict[tuple[str, int], None] = {}
-        for event in batch:
-            for instance in event.instances if isinstance(event, StoredEvent) else event.event.instances:
-                uids[instance.sop_instance_uid] = None
-                places[instance.location.object, instance.location.offset] = None
+        uploads = [upload for event in batch for upload in uploads_of(event)]
+        uids, places = dict.fromkeys(uid for uid, _ in uploads), dict.fromkeys(place for _, place in uploads)
         present, dead = await self.store.present(list(uids), list(places))
+        batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
         decisions = decide(batch, present, dead, self._on_duplicate)
-        await self._keep(decisions, messages[0])
+        await self._keep(decisions, messages[-1])
         versions: dict[str, int] = {}
         for known in present.values():
             study = known.stored.study_instance_uid
             versions[study] = max(versions.get(study, 0), known.version)
+        seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
         sequence = messages[-1].sequence
-        await self.store.apply(Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions))
+        await self.store.apply(Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen))
         self.applied = max(self.applied, sequence)
         await self._tell(decisions)
         telemetry.EVENTS_APPLIED.labels("store").inc(len(batch))
 
     async def _event(self, message: events.Message) -> Event:
+        sequence, time_s = message.sequence, int(message.time_s)
         try:
-            if message.subject.endswith(".stored"):
-                return await self._stored(message.sequence, InstancesStored.FromString(message.data))
-            if message.subject.endswith(".deleted"):
-                return DeletedEvent(message.sequence, InstancesDeleted.FromString(message.data))
+            match message.subject.rpartition(".")[2]:
+                case "stored":
+                    return await self._stored(sequence, InstancesStored.FromString(message.data), time_s)
+                case "deleted":
+                    return DeletedEvent(sequence, InstancesDeleted.FromString(message.data), time_s)
+                case "restored":
+                    return RestoredEvent(sequence, InstancesRestored.FromString(message.data), {}, time_s)
+                case "swept":
+                    return SweptEvent(sequence, InstancesSwept.FromString(message.data), time_s)
         except DecodeError as error:
             raise Poison("not a message of its kind") from error
         raise Poison(f"unknown subject {message.subject}")
 
-    async def _stored(self, sequence: int, event: InstancesStored) -> StoredEvent:
+    async def _stored(self, sequence: int, event: InstancesStored, time_s: int) -> StoredEvent:
         instances: Sequence[StoredInstance] = event.instances
         if event.facts_in_pack:
             wanted = {instance.location.offset for instance in event.instances}
@@ -148,20 +178,32 @@ class Reader:
             if len(instances) != len(wanted):
                 raise Poison(f"{event.object} has {len(instances)} of {len(wanted)} instances announced")
         large = {one.part_number: await read_json(self._blob, one) for one in instances if not one.dicom_json}
-        return StoredEvent(sequence, event, instances, large)
+        return StoredEvent(sequence, event, instances, large, time_s)
+
+    async def _with_facts(self, event: RestoredEvent, present: Mapping[str, Present]) -> RestoredEvent:
+        """Read what is to be restored where its tombstone says that it lies; what is not there any more is left out."""
+        wanted = {place for _, place in uploads_of(event)}
+        lie_in = {
+            present[uid].stored.location.object if uid in present and present[uid].place == place else place[0]
+            for uid, place in uploads_of(event)
+        }
+        facts: dict[Place, tuple[StoredInstance, bytes]] = {}
+        for object_key in sorted(lie_in):
+            try:
+                for one in await read_trailer(self._blob, object_key):
+                    if (place := place_of(one)) in wanted:
+                        facts[place] = (one, one.dicom_json or await read_json(self._blob, one))
+            except (errors.NotFound, errors.CorruptInstance) as error:
+                log.warning("nothing to restore", extra={"object": object_key, "reason": error.message})
+        return RestoredEvent(event.sequence, event.event, facts, event.time_s)
 
     async def _keep(self, decisions: Decisions, message: events.Message) -> None:
         """Make decisions durable; a retry writes the same objects again."""
-        for kind, locations in decisions.locations.items():
+        for kind, locations, uids in decisions.to_keep():
             for start in range(0, len(locations), LOCATIONS_PER_DECISION):
-                part = locations[start : start + LOCATIONS_PER_DECISION]
-                await keep_decision(
-                    self._blob,
-                    Decision(kind=kind, locations=part),
-                    KIND_NAMES[kind],
-                    message.sequence,
-                    datetime.fromtimestamp(message.time_s, UTC),
-                )
+                part = slice(start, start + LOCATIONS_PER_DECISION)
+                decision = Decision(kind=kind, locations=locations[part], uids=uids[part], sequence=message.sequence)
+                await keep_decision(self._blob, decision, datetime.fromtimestamp(message.time_s, UTC))
 
     async def _tell(self, decisions: Decisions) -> None:
         for subject, outcomes in decisions.outcomes:
@@ -217,14 +259,18 @@ async def read_json(blob: "BlobServiceAsyncStub", instance: StoredInstance) -> b
     return bytes(pieces)
 
 
-async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, name: str, sequence: int, time: datetime) -> str:
-    """Write a decision as an object whose key says what is in it, so that a retry is the same object; return the key."""
+async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, time: datetime) -> None:
+    """Write a decision as an object whose key says what is in it, so that a retry is the same object."""
     decision.decided = time.strftime("%Y-%m-%dT%H:%M:%SZ")
     data = decision.SerializeToString(deterministic=True)
-    key = f"decisions/{time:%Y/%m/%d}/{name}-{sequence:020d}-{hashlib.sha256(data).hexdigest()[:16]}"
+    name = f"{KIND_NAMES[decision.kind]}-{decision.sequence:020d}-{hashlib.sha256(data).hexdigest()[:16]}"
     with rpc_errors.translated("blob"):
-        await blob.PutObject(PutObjectRequest(object=key, data=data), timeout=BLOB_TIMEOUT_S)
-    return key
+        await blob.PutObject(PutObjectRequest(object=f"decisions/{time:%Y/%m/%d}/{name}", data=data), timeout=BLOB_TIMEOUT_S)
+
+
+REINDEX_LEASE = "index.reindex"
+"""While a process holds it, no other one reads a partition."""
+PAUSE_TIMEOUT_S = 60.0
 
 
 class Partitions:
@@ -236,6 +282,7 @@ class Partitions:
         self._me = uuid.uuid4().hex
         self._member = events.Lease(self._js, f"index.member.{self._me}", self._me)
         self._is_member = False
+        self._is_pausing_others = False
         self._held: dict[int, tuple[events.Lease, asyncio.Task[None]]] = {}
 
     async def keep(self) -> None:
@@ -244,7 +291,7 @@ class Partitions:
             while True:
                 with suppress(errors.RetryLater):
                     await self._look()
-                await asyncio.sleep(events.LEASE_TTL_S / 4)
+                await asyncio.sleep(events.RENEW_S)
         finally:
             for partition in list(self._held):
                 await self._drop(partition)
@@ -255,9 +302,11 @@ class Partitions:
             if not await lease.renew():
                 await self._drop(partition)
         self._is_member = await (self._member.renew() if self._is_member else self._member.acquire())
+        if self._is_pausing_others:
+            return
         held = await events.leases_held(self._js)
         members = max(1, sum(key.startswith("index.member.") for key in held))
-        share = math.ceil(events.PARTITIONS / members)
+        share = 0 if REINDEX_LEASE in held else math.ceil(events.PARTITIONS / members)
         for partition in range(events.PARTITIONS):
             if len(self._held) >= share:
                 break
@@ -274,7 +323,52 @@ class Partitions:
 
     async def _drop(self, partition: int) -> None:
         lease, task = self._held.pop(partition)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await end_tasks([task])
         await lease.release()
+
+    @asynccontextmanager
+    async def others_paused(self) -> AsyncIterator[Callable[[], None]]:
+        """Keep every other process from reading while the context is open; this one's reader is locked by the caller.
+
+        Yields:
+            What raises errors.Conflict when the others may have begun to read again.
+
+        Raises:
+            errors.Conflict: another process reindexes, or one did not stop reading in time.
+            errors.Unavailable: NATS does not answer.
+        """
+        lease = events.Lease(self._js, REINDEX_LEASE, self._me)
+        if not await lease.acquire():
+            raise errors.Conflict("another process reindexes, or NATS does not answer")
+        self._is_pausing_others = True
+        renewing = asyncio.create_task(self._renew(lease), name="reindex lease")
+
+        def check() -> None:
+            if renewing.done():
+                raise errors.Conflict("the lease of the reindexing was lost: other processes may have read on")
+
+        try:
+            await self._until_others_stopped()
+            yield check
+        finally:
+            self._is_pausing_others = False
+            await end_tasks([renewing])
+            await lease.release()
+
+    async def _renew(self, lease: events.Lease) -> None:
+        """Renew until the lease is lost."""
+        is_held = True
+        while is_held:
+            await asyncio.sleep(events.RENEW_S)
+            is_held = await lease.renew()
+
+    async def _until_others_stopped(self) -> None:
+        try:
+            async with asyncio.timeout(PAUSE_TIMEOUT_S):
+                while True:
+                    held = {key for key in await events.leases_held(self._js) if key.startswith("index.partition.")}
+                    if held <= {f"index.partition.{partition}" for partition in self._held}:
+                        return
+                    await asyncio.sleep(events.RENEW_S / 2)
+        except TimeoutError as error:
+            raise errors.Conflict(f"another index process has not stopped reading within {PAUSE_TIMEOUT_S:.0f} s") from error

@@ -1,20 +1,20 @@
 """Builds a generation of the index store from the object store alone.
 
-Decisions name places that are dead; what is left in the packs is live. The same decisions come out again, so that reindexing twice, or
-on a live system, changes no answer.
+Of the decisions about an upload the last one, by its sequence, says whether it is dead; what is left in the packs is live. What was copied
+into another pack is read from there. The same decisions come out again, so that reindexing twice, or on a live system, changes no answer.
 """
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gantry.blob.v1.blob_pb2 import ListObjectsRequest, Location, ReadRequest, StoredInstance
-from gantry.events.v1.events_pb2 import Decision
-from gantry_index.decide import is_same
-from gantry_index.reader import BLOB_TIMEOUT_S, KIND_NAMES, keep_decision, read_json, read_trailer
-from gantry_index.store import Batch, IndexStore, Place, Put, Remove
+from gantry.events.v1.events_pb2 import Decision, InstanceUids
+from gantry_index.decide import is_same, without_json
+from gantry_index.reader import BLOB_TIMEOUT_S, keep_decision, read_json, read_trailer
+from gantry_index.store import Batch, Change, Dead, IndexStore, Place, Put, Remove, place_of
 from gantry_runtime import rpc_errors
 from gantry_standard import errors
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHUNK = 500
+COPY_SUFFIX = ".copy.pack"
+"""Of packs that hold what was left of another one."""
 LIST_TIMEOUT_S = 600.0
 
 
@@ -43,29 +45,37 @@ class Rebuild:
         self._blob = blob
         self._old = versions_from
         self._version = max(version, 1)
-        self._dead: dict[Place, Decision.Kind.ValueType] = {}
-        self._deleted: dict[str, StoredInstance] = {}
+        self._last: dict[Place, _Last] = {}
+        self._deleted: dict[str, tuple[int, StoredInstance]] = {}
+        self._copied: dict[Place, str] = {}
+        self._now = datetime.now(UTC)
         self._instances = 0
 
     async def run(self) -> AsyncIterator[Progress]:
         """Fill the new generation; yields after every pack."""
         await self._read_decisions()
         packs = await self._packs()
+        for pack in packs:
+            if pack.endswith(COPY_SUFFIX):
+                self._copied |= {place_of(instance): pack for instance in await self._trailer(pack)}
         for number, pack in enumerate(packs, 1):
-            try:
-                instances = await read_trailer(self._blob, pack)
-            except (errors.NotFound, errors.CorruptInstance) as error:
-                log.warning("pack skipped", extra={"object": pack, "reason": error.message})
-                continue
+            instances = [one for one in await self._trailer(pack) if self._copied.get(place_of(one), pack) == pack]
             for start in range(0, len(instances), CHUNK):
                 await self._take(instances[start : start + CHUNK])
             await self._built.apply(Batch("", 0, packs=[pack]))
             yield Progress(number, len(packs), self._instances)
         await self._bury()
-        places = list(self._dead.items())
-        for start in range(0, len(places), 10 * CHUNK):
-            await self._built.apply(Batch("", 0, dead=dict(places[start : start + 10 * CHUNK])))
+        dead = [(place, last.dead) for place, last in self._last.items() if last.dead.kind != Decision.KIND_RESTORED]
+        for start in range(0, len(dead), 10 * CHUNK):
+            await self._built.apply(Batch("", 0, dead=dict(dead[start : start + 10 * CHUNK])))
         yield Progress(len(packs), len(packs), self._instances)
+
+    async def _trailer(self, pack: str) -> list[StoredInstance]:
+        try:
+            return await read_trailer(self._blob, pack)
+        except (errors.NotFound, errors.CorruptInstance) as error:
+            log.warning("pack skipped", extra={"object": pack, "reason": error.message})
+            return []
 
     async def _list(self, prefix: str) -> list[str]:
         found: list[str] = []
@@ -91,53 +101,93 @@ class Rebuild:
                 async for answer in self._blob.Read(ReadRequest(object=key), timeout=BLOB_TIMEOUT_S):
                     data += answer.data
             decision = Decision.FromString(bytes(data))
-            for location in decision.locations:
-                self._dead[location.object, location.offset] = decision.kind
+            for number, location in enumerate(decision.locations):
+                place = location.object, location.offset
+                if (before := self._last.get(place)) is None or before.sequence <= decision.sequence:
+                    uids = decision.uids[number] if number < len(decision.uids) else before.uids if before else None
+                    self._last[place] = _Last(decision.sequence, Dead(decision.kind, _seconds(decision.decided), location.object), uids)
+                elif before.uids is None and number < len(decision.uids):
+                    self._last[place] = replace(before, uids=decision.uids[number])
 
     async def _take(self, instances: Sequence[StoredInstance]) -> None:
         uids = [instance.sop_instance_uid for instance in instances]
         present, _ = await self._built.present(uids, [])
         known = {uid: one.stored for uid, one in present.items()}
         old, _ = await self._old.present(uids, []) if self._old else ({}, {})
-        changes: dict[str, Put | Remove] = {}
+        changes: dict[str, Change] = {}
         refused: dict[Decision.Kind.ValueType, list[Location]] = {}
         for instance in instances:
-            uid, place = instance.sop_instance_uid, (instance.location.object, instance.location.offset)
-            if place in self._dead:
-                if self._dead[place] == Decision.KIND_DELETED:
-                    self._deleted[uid] = _without_json(instance)
+            uid, place = instance.sop_instance_uid, place_of(instance)
+            last = self._last.get(place)
+            if last is not None and last.dead.kind != Decision.KIND_RESTORED:
+                self._last[place] = last = replace(last, dead=replace(last.dead, object=instance.location.object))
+                if last.is_tombstone:
+                    self._note_deleted(last.sequence, without_json(instance))
                 continue
             if uid in known:
-                if (known[uid].location.object, known[uid].location.offset) != place:
+                if place_of(known[uid]) != place:
                     kind = Decision.KIND_REDUNDANT if is_same(known[uid], instance) else Decision.KIND_REFUSED
-                    self._dead[place] = kind
-                    refused.setdefault(kind, []).append(instance.location)
+                    dead = Dead(kind, int(self._now.timestamp()), instance.location.object)
+                    self._last[place] = _Last(self._version, dead, None)
+                    refused.setdefault(kind, []).append(Location(object=place[0], offset=place[1]))
                 continue
             before = old.get(uid)
             version = before.version if before and before.place == place else self._version
             dicom_json = instance.dicom_json or await read_json(self._blob, instance)
-            known[uid] = _without_json(instance)
+            known[uid] = without_json(instance)
             changes[uid] = Put(known[uid], dicom_json, version)
         for kind, locations in refused.items():
-            await keep_decision(self._blob, Decision(kind=kind, locations=locations), KIND_NAMES[kind], self._version, datetime.now(UTC))
+            await keep_decision(self._blob, Decision(kind=kind, locations=locations, sequence=self._version), self._now)
         await self._built.apply(Batch("", 0, changes))
         self._instances += len(changes)
 
+    def _note_deleted(self, sequence: int, stored: StoredInstance) -> None:
+        """Note a deleted upload; of several of one UID the last one."""
+        before = self._deleted.get(stored.sop_instance_uid)
+        if before is None or before[0] <= sequence:
+            self._deleted[stored.sop_instance_uid] = sequence, stored
+
     async def _bury(self) -> None:
-        """Leave tombstones of what was deleted and not stored again, so that it stays Gone."""
+        """Leave tombstones of what was deleted and not stored again, so that it stays Gone, also where its bytes are gone."""
+        for place, last in self._last.items():
+            if last.is_tombstone and last.uids is not None:
+                before = self._deleted.get(last.uids.sop_instance_uid)
+                if before is None or before[0] < last.sequence:
+                    self._note_deleted(last.sequence, _without_bytes(place, last.uids))
         deleted = list(self._deleted.items())
         for start in range(0, len(deleted), CHUNK):
             part = dict(deleted[start : start + CHUNK])
             present, _ = await self._built.present(list(part), [])
             old, _ = await self._old.present(list(part), []) if self._old else ({}, {})
-            changes: dict[str, Put | Remove] = {
-                uid: Remove(stored, old[uid].version if uid in old else self._version) for uid, stored in part.items() if uid not in present
+            changes: dict[str, Change] = {
+                uid: Remove(stored, old[uid].version if uid in old else self._version)
+                for uid, (_, stored) in part.items()
+                if uid not in present
             }
             await self._built.apply(Batch("", 0, changes))
 
 
-def _without_json(instance: StoredInstance) -> StoredInstance:
-    kept = StoredInstance()
-    kept.CopyFrom(instance)
-    kept.ClearField("dicom_json")
-    return kept
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last decision about an upload, and the UIDs that any of them named."""
+
+    sequence: int
+    dead: Dead
+    uids: InstanceUids | None
+
+    @property
+    def is_tombstone(self) -> bool:
+        return self.dead.kind in (Decision.KIND_DELETED, Decision.KIND_SWEPT) and self.uids is not None
+
+
+def _without_bytes(place: Place, uids: InstanceUids) -> StoredInstance:
+    return StoredInstance(
+        study_instance_uid=uids.study_instance_uid,
+        series_instance_uid=uids.series_instance_uid,
+        sop_instance_uid=uids.sop_instance_uid,
+        location=Location(object=place[0], offset=place[1]),
+    )
+
+
+def _seconds(decided: str) -> int:
+    return int(datetime.fromisoformat(decided).timestamp())

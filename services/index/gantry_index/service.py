@@ -3,14 +3,15 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gantry_index.reader import ALL, Partitions, Reader
 from gantry_index.reindex import Progress, Rebuild
 from gantry_index.store import Batch
 from gantry_runtime import events
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Following:
         self._client = client
         self._js = client.jetstream()
         self._reindexing = asyncio.Lock()
+        self._partitions = Partitions(reader, client)
 
     @property
     def readers(self) -> list[str]:
@@ -62,14 +64,12 @@ class Following:
         if self.store.name == "sqlite":
             await self.reader.follow(ALL, ["store.>"])
             return
-        keeping = asyncio.create_task(Partitions(self.reader, self._client).keep(), name="partitions")
+        keeping = asyncio.create_task(self._partitions.keep(), name="partitions")
         try:
             self.reader.problem = ""
             await self._until_stream_is_lost()
         finally:
-            keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeping
+            await end_tasks([keeping])
 
     async def _until_stream_is_lost(self) -> None:
         while True:
@@ -118,19 +118,46 @@ class Following:
             await built.follow(generation, last_sequence)
             await self.store.swap(built)
 
+    async def wait_until_current(self, timeout_s: float) -> None:
+        """Wait until every reader, in whatever process, has applied what is on the stream now.
+
+        Raises:
+            errors.Unavailable: one has not within the time, or the store is being built.
+        """
+        generation = await self.store.generation()
+        state = await events.describe_stream(self._js, events.STORE)
+        if not generation or state is None or state.metadata.get("generation", UNNAMED) != generation:
+            raise errors.Unavailable("the index does not follow the stream yet")
+        subjects = {reader: "store.>" if reader == ALL else f"store.{reader}.>" for reader in self.readers}
+        last = {reader: await events.last_sequence(self._js, events.STORE, subject) for reader, subject in subjects.items()}
+        end = asyncio.get_running_loop().time() + timeout_s
+        while any(cursor < last[reader] for reader, cursor in (await self.store.cursors(self.readers)).items()):
+            if asyncio.get_running_loop().time() > end:
+                raise errors.Unavailable("index has not applied what is on the stream")
+            await asyncio.sleep(0.05)
+
     async def reindex(self) -> AsyncIterator[Progress]:
-        """Build a new generation on the live system and swap it in. Readers of this process pause; events wait on the stream."""
+        """Build a new generation on the live system and swap it in. Every reader pauses, in all processes; events wait on the stream."""
         if self._reindexing.locked():
             raise errors.Conflict("a reindex is running")
-        async with self._reindexing, self.reader.lock:
+        async with self._reindexing, self._others_paused() as check, self.reader.lock:
             generation = await self.store.generation()
             if not generation:
                 raise errors.Unavailable("the index follows no stream yet")
-            cursors = {reader: await self.store.cursor(reader) for reader in self.readers}
+            cursors = await self.store.cursors(self.readers)
             built = await self.store.build()
             async for progress in Rebuild(built, self._blob, self.store, max(cursors.values())).run():
                 yield progress
             await built.follow(generation, min(cursors.values()))
             for reader, sequence in cursors.items():
                 await built.apply(Batch(reader, sequence))
+            check()
             await self.store.swap(built)
+
+    @asynccontextmanager
+    async def _others_paused(self) -> AsyncIterator[Callable[[], None]]:
+        if self.store.name == "sqlite":
+            yield lambda: None
+            return
+        async with self._partitions.others_paused() as check:
+            yield check

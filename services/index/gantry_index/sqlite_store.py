@@ -28,17 +28,19 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.rows import Identity, levels_needed, needs_metadata, row, workitem_row
 from gantry_index.store import (
+    DUE_KINDS,
     INLINE_JSON_BYTES,
     NUMBER_ABSENT,
     PAGE,
     Batch,
     Counts,
+    Dead,
     Fragment,
     IndexStore,
+    Move,
     Page,
     Place,
     Present,
@@ -76,7 +78,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", StudySummary, SeriesSummary)
-FORMAT = "2"
+FORMAT = "3"
 RECENT_TERMS = 16_384
 """Terms in `recent_terms` from which on they are moved: some 200 instances of CT, 0.2 ms of a search. A batch of more goes
 into `terms` at once, so that there are never twice as many."""
@@ -123,7 +125,11 @@ CREATE TABLE recent_terms (
     owner INTEGER NOT NULL, path INTEGER NOT NULL, value TEXT NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
     PRIMARY KEY (owner, path, value, item)
 ) WITHOUT ROWID;
-CREATE TABLE dead (object TEXT NOT NULL, offset INTEGER NOT NULL, kind INTEGER NOT NULL, PRIMARY KEY (object, offset)) WITHOUT ROWID;
+CREATE TABLE dead (
+    object TEXT NOT NULL, offset INTEGER NOT NULL, kind INTEGER NOT NULL, decided INTEGER NOT NULL, lies_in TEXT NOT NULL,
+    PRIMARY KEY (object, offset)
+) WITHOUT ROWID;
+CREATE INDEX dead_in_order ON dead (kind, lies_in, object, offset);
 CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 """
@@ -384,26 +390,28 @@ class SqliteStore:
             lambda connection: int(_meta(connection, f"cursor {reader}") or _meta(connection, "followed") or "0")
         )
 
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """See IndexStore."""
+        return {reader: await self.cursor(reader) for reader in readers}
+
     async def high_water(self) -> int:
         """See IndexStore."""
         return await self._database.read(_high_water)
 
-    async def present(
-        self, sop_instance_uids: Sequence[str], places: Sequence[Place]
-    ) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+    async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """See IndexStore."""
 
-        def work(connection: sqlite3.Connection) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+        def work(connection: sqlite3.Connection) -> tuple[dict[str, Present], dict[Place, Dead]]:
             found: dict[str, Present] = {}
             for uids in _chunks(sop_instance_uids):
                 statement = f"SELECT sop, version, deleted, record FROM instances WHERE sop IN ({_marks(uids)})"
                 for sop, version, deleted, record in connection.execute(statement, uids):
                     found[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
-            dead: dict[Place, Decision.Kind.ValueType] = {}
+            dead: dict[Place, Dead] = {}
             for place in places:
-                kind = connection.execute("SELECT kind FROM dead WHERE object = ? AND offset = ?", place).fetchone()
-                if kind:
-                    dead[place] = kind[0]
+                values = connection.execute("SELECT kind, decided, lies_in FROM dead WHERE object = ? AND offset = ?", place).fetchone()
+                if values:
+                    dead[place] = Dead(*values)
             return found, dead
 
         if len(sop_instance_uids) + len(places) <= 2 * LOOKED_UP:
@@ -451,6 +459,34 @@ class SqliteStore:
                 )
                 if rows:
                     yield rows
+
+    async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
+        """See IndexStore."""
+        columns = list(UID_COLUMN.values())
+        for number, column in enumerate(columns):
+            # A UID may be that of a series and of an instance: what an earlier column has found is left out.
+            condition = " AND ".join([f"{column} = ?1", *(f"{earlier} <> ?1" for earlier in columns[:number])])
+            statement = f"SELECT sop, version, record FROM instances WHERE {condition} AND deleted = 1 AND sop > ?2 ORDER BY sop LIMIT ?3"
+            after: str | None = ""
+            while after is not None:
+                found = await self._database.read(
+                    lambda connection, statement=statement, after=after: connection.execute(statement, (uid, after, PAGE)).fetchall()  # type: ignore[misc]
+                )
+                if found:
+                    yield [Present(InstanceRecord.FromString(record).stored, version, deleted=True) for _, version, record in found]
+                after = found[-1][0] if len(found) == PAGE else None
+
+    async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
+        """See IndexStore."""
+        # Each kind is read in the order of the index and no further than needed.
+        each = (
+            "SELECT * FROM (SELECT object, offset, kind, decided, lies_in FROM dead"
+            " WHERE kind = ? AND lies_in > ? AND decided < ? ORDER BY lies_in, object, offset LIMIT ?)"
+        )
+        parameters = [value for kind in DUE_KINDS for value in (int(kind), after_object, before_s, limit)]
+        statement = " UNION ALL ".join([each] * len(DUE_KINDS)) + " ORDER BY lies_in, object, offset LIMIT ?"
+        rows = await self._database.read(lambda connection: connection.execute(statement, (*parameters, limit)).fetchall())
+        return [((object_key, offset), Dead(*values)) for object_key, offset, *values in rows]
 
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
         """See IndexStore."""
@@ -584,17 +620,24 @@ class _Writing:
         """Return how many terms are recent now."""
         connection = self._connection
         for sop, change in batch.changes.items():
+            if (seen := batch.seen.get(sop)) is not None and self._version(sop) not in (seen, change.version):
+                raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
             if isinstance(change, Put):
                 self._put(sop, change)
-            else:
+            elif isinstance(change, Remove):
                 self._remove(sop, change)
+            else:
+                self._move(sop, change)
         self._write_terms()
         for study, added in self._added.items():
             if study not in self._recount:
                 self._add_to_study(study, added)
         for study in self._recount:
             self._recount_study(study)
-        connection.executemany("INSERT OR REPLACE INTO dead VALUES (?, ?, ?)", [(*place, int(kind)) for place, kind in batch.dead.items()])
+        dead = [(*place, int(one.kind), one.decided_s, one.object) for place, one in batch.dead.items() if one is not None]
+        connection.executemany("INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)", dead)
+        alive = [place for place, one in batch.dead.items() if one is None]
+        connection.executemany("DELETE FROM dead WHERE object = ? AND offset = ?", alive)
         connection.executemany("INSERT OR IGNORE INTO packs VALUES (?)", [(key,) for key in batch.packs])
         connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
         if batch.reader:
@@ -658,6 +701,16 @@ class _Writing:
             " VALUES (?, ?, ?, 0, ?, 1, ?, x'', x'') ON CONFLICT (sop) DO UPDATE SET study = excluded.study, series = excluded.series,"
             " version = excluded.version, deleted = 1, record = excluded.record, fragment = x'', attributes = x''",
             (sop, stored.study_instance_uid, stored.series_instance_uid, remove.version, record),
+        )
+
+    def _version(self, sop: str) -> int:
+        found = self._connection.execute("SELECT version FROM instances WHERE sop = ?", (sop,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def _move(self, sop: str, move: Move) -> None:
+        record = InstanceRecord(stored=move.stored, version=move.version).SerializeToString()
+        self._connection.execute(
+            "UPDATE instances SET record = ?, version = ? WHERE sop = ? AND version < ?", (record, move.version, sop, move.version)
         )
 
     def _add_to_study(self, study: str, added: list[tuple[str, str, Attributes]]) -> None:

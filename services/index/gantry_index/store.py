@@ -21,7 +21,16 @@ NUMBER_ABSENT = 1 << 53
 """Where a Series or Instance Number is missing, the series or instance comes last."""
 
 Place = tuple[str, int]
-"""Object and offset of an instance's bytes: the identity of one upload."""
+"""Object and offset at which an upload was first written: its name, wherever its bytes lie now."""
+
+DUE_KINDS = (Decision.KIND_DELETED, Decision.KIND_REPLACED, Decision.KIND_REDUNDANT)
+"""Of dead uploads, those whose bytes go after a time. What was refused is kept aside."""
+
+
+def place_of(stored: StoredInstance) -> Place:
+    """Return the name of an upload."""
+    named = stored.origin if stored.HasField("origin") else stored.location
+    return named.object, named.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +52,8 @@ class Present:
 
     @property
     def place(self) -> Place:
-        """Where the bytes of this version lie."""
-        return self.stored.location.object, self.stored.location.offset
+        """The name of the upload that this version is."""
+        return place_of(self.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,31 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """The bytes of what is there, an instance or a tombstone, lie elsewhere now; nothing else changes. A move of nothing is nothing."""
+
+    stored: StoredInstance
+    version: int
+
+
+Change = Put | Remove | Move
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """An upload that is not to be found.
+
+    Attributes:
+        decided_s: when, seconds since 1970.
+        object: in which its bytes lie.
+    """
+
+    kind: "Decision.Kind.ValueType"
+    decided_s: int
+    object: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoisonEvent:
     """An event that could not be applied, and why."""
 
@@ -86,7 +120,9 @@ class Batch:
         reader: whose cursor moves: "all", or a partition's number; "" where none does.
         sequence: the cursor after it.
         changes: by SOP Instance UID, the last change of each.
-        dead: places that are not to be found any more, and why.
+        seen: by SOP Instance UID, the version on which the change was decided, 0 for none: where the store has another one, somebody
+            else was faster. UIDs that are not named are not compared.
+        dead: uploads that are not to be found any more; None for those that are again.
         packs: objects of which every instance has been announced.
         versions: by Study Instance UID, the greatest version that `present` gave for an instance of the batch: where a store's
             study has not applied that, a crash came between.
@@ -94,11 +130,12 @@ class Batch:
 
     reader: str
     sequence: int
-    changes: Mapping[str, Put | Remove] = field(default_factory=dict)
-    dead: Mapping[Place, "Decision.Kind.ValueType"] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    dead: Mapping[Place, Dead | None] = field(default_factory=dict)
     packs: Sequence[str] = ()
     versions: Mapping[str, int] = field(default_factory=dict)
     poison: Sequence[PoisonEvent] = ()
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +198,15 @@ class IndexStore(Protocol):
         """Return the sequence up to which a reader has applied the stream; what `follow` set when it has not applied anything."""
         ...
 
+    async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
+        """Return the cursors of several readers."""
+        ...
+
     async def high_water(self) -> int:
         """Return the greatest sequence of any cursor."""
         ...
 
-    async def present(
-        self, sop_instance_uids: Sequence[str], places: Sequence[Place]
-    ) -> tuple[dict[str, Present], dict[Place, "Decision.Kind.ValueType"]]:
+    async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """Return what is known of these UIDs, tombstones included, and which of these places are dead. The unknown are left out."""
         ...
 
@@ -176,6 +215,9 @@ class IndexStore(Protocol):
 
         Applying a batch again, or one whose changes are older than what is there, changes nothing. Counts stay exact.
         Study and series attributes are the non-empty values of the smallest SOP Instance UID.
+
+        Raises:
+            errors.Unavailable: also where a version is not the one in `seen`: look again and decide again.
         """
         ...
 
@@ -198,6 +240,14 @@ class IndexStore(Protocol):
 
     def fragments(self, scope: Scope) -> AsyncIterator[list[Fragment]]:
         """Yield the metadata of the scope, in the order and with the errors of `records`."""
+        ...
+
+    def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
+        """Yield the tombstones of a study, a series or an instance, at most PAGE at a time; nothing where there is none."""
+        ...
+
+    async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
+        """Return uploads of DUE_KINDS decided before a time, in objects above `after_object`, by object, name."""
         ...
 
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:

@@ -555,6 +555,19 @@ REWRITES: dict[tuple[str, str], Callable[[bytes], bytes]] = {
 }
 
 
+def decode_png(data: bytes) -> NDArray[Any]:
+    """Decode a PNG file: samples of 8 or 16 bits; shape (rows, columns) for grey, else the last axis has 2 to 4 samples, alpha last.
+
+    Raises:
+        errors.BadRequest: it is broken.
+    """
+    try:
+        picture: NDArray[Any] = imagecodecs.png_decode(data)
+    except (ValueError, RuntimeError, TypeError, MemoryError) as error:
+        raise errors.BadRequest("the image/png file cannot be read") from error
+    return picture
+
+
 def decodes() -> list[str]:
     """Return the transfer syntaxes that this installation decodes."""
     return [uid for uid, codec in CODECS.items() if codec.is_available]

@@ -7,6 +7,7 @@ from typing import Any
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
 from gantry_renderer import codecs
 from gantry_renderer.attributes import Window
+from gantry_renderer.image_decoding import ImageDecoding
 from gantry_renderer.instances import Instance
 from gantry_renderer.pool import Pool
 from gantry_renderer.render import Presentation, Viewport
@@ -20,9 +21,10 @@ Context = Any
 class RendererService(renderer_pb2_grpc.RendererServiceServicer):
     """The service as `renderer.proto` has it."""
 
-    def __init__(self, rendering: Rendering, transcoding: Transcoding, pool: Pool) -> None:
+    def __init__(self, rendering: Rendering, transcoding: Transcoding, images: ImageDecoding, pool: Pool) -> None:
         self._rendering = rendering
         self._transcoding = transcoding
+        self._images = images
         self._pool = pool
 
     async def Render(self, request: renderer_pb2.RenderRequest, context: Context) -> renderer_pb2.RenderResponse:
@@ -49,6 +51,14 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
         async with aclosing(self._transcoding.instance(Instance(request.source), request.transfer_syntax_uid)) as chunks:
             async for chunk in chunks:
                 yield renderer_pb2.TranscodeInstanceResponse(data=chunk)
+
+    async def DecodeImage(
+        self, request_iterator: AsyncIterator[renderer_pb2.DecodeImageRequest], context: Context
+    ) -> AsyncIterator[renderer_pb2.DecodeImageResponse]:
+        """Stream the native frames of an image file."""
+        async with aclosing(self._images.decode(request_iterator)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def GetStatus(self, request: renderer_pb2.GetStatusRequest, context: Context) -> renderer_pb2.GetStatusResponse:
         """Say whether frames can be decoded, and from and to what."""

@@ -1,4 +1,4 @@
-"""Images in rendered media types: scaling and encoding. The only module that imports PIL.
+"""Images in rendered media types: scaling and encoding; and the frames of GIF files. The only module that imports PIL.
 
 To add a rendered format, add a row to ENCODERS.
 
@@ -6,12 +6,14 @@ Source: PS3.18 §8.7.4.
 """
 
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from gantry_standard import errors
 
@@ -85,6 +87,27 @@ def encode(media_type: str, picture: Picture, quality: int) -> bytes:
     if encoder is None:
         raise errors.NotAcceptable(f"{media_type} cannot be rendered; available are {', '.join(ENCODERS)}")
     return encoder(picture, quality or DEFAULT_QUALITY)
+
+
+def gif_frames(path: Path) -> Iterator[Picture]:
+    """Yield the images of a GIF file as they are seen one after another, each over what those before it left; RGB.
+
+    Raises:
+        errors.BadRequest: it is no GIF file, or broken.
+        errors.PayloadTooLarge: an image has more than MAX_PIXELS pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("GIF",)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise errors.PayloadTooLarge(f"the image/gif file has {image.width} x {image.height} pixels, at most {MAX_PIXELS}")
+                for frame in ImageSequence.Iterator(image):
+                    yield np.asarray(frame.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise errors.PayloadTooLarge("the image/gif file has too many pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise errors.BadRequest("the image/gif file cannot be read") from error
 
 
 def warm() -> None:

@@ -6,6 +6,7 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry_renderer import pool as pools
 from gantry_renderer.edge import RendererService, missing_workers
+from gantry_renderer.image_decoding import ImageDecoding
 from gantry_renderer.pool import Admission
 from gantry_renderer.rendering import Rendering
 from gantry_renderer.settings import RendererSettings
@@ -39,7 +40,8 @@ def make_service(reader: BlobReader, pool: pools.Pool, settings: RendererSetting
     cache = ByteBoundedCache[bytes](settings.renderer_cache_bytes, len)
     rendering = Rendering(reader, pool, Admission(limit, "frames to render"), cache)
     transcoding = Transcoding(reader, pool, Admission(limit, "transcodings"), cache)
-    return RendererService(rendering, transcoding, pool)
+    images = ImageDecoding(pool, Admission(limit, "images to decode"), settings.image_max_bytes, settings.image_max_decoded_bytes)
+    return RendererService(rendering, transcoding, images, pool)
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ class RendererSettings(ProcessSettings):
     renderer_queue: int = setting(64, "Requests that may wait for a process, renderings and streams each; more is 503.")
     renderer_cache_bytes: int = setting(128 << 20, "Bytes of rendered and transcoded frames kept for the next request.")
     render_timeout_s: float = setting(30.0, "Seconds that one frame may take in a process; then the process is replaced.")
+    image_max_bytes: int = setting(64 << 20, "Most bytes of a PNG or GIF file of a store; more is failure reason 0110.")
+    image_max_decoded_bytes: int = setting(512 << 20, "Most bytes of its frames, decoded; more is failure reason 0110.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
     blob_directory: Path | None = setting(
         None, "Directory of the objects, where this renderer shares it with blob: pixels are mapped instead of streamed."

@@ -17,6 +17,7 @@ import numpy as np
 
 from gantry_renderer import codecs, exchange, head, images
 from gantry_renderer.attributes import FrameAttributes, Window, read_attributes
+from gantry_renderer.decode_image import decode_image
 from gantry_renderer.render import Presentation, draw, render
 from gantry_renderer.stored_frames import FrameFiles, StoredFrame
 from gantry_standard import errors
@@ -36,6 +37,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "transcode": transcode,
     "attributes": read_attributes,
     "patch_head": head.patch,
+    "decode_image": decode_image,
 }
 
 

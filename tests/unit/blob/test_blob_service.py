@@ -7,7 +7,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,9 +23,11 @@ from gantry_blob.pack import PackLimits
 from gantry_blob.store import StoreRules
 from gantry_runtime import rpc, rpc_errors
 from gantry_standard import errors
+from gantry_standard.limits import Limits
 from tests.support import instances
 from tests.support.blob_service import RunningBlob, a_store, announced, running_blob, upload_messages
 from tests.support.nats_server import NatsServer, until
+from tests.support.payload_forms import json_model
 
 MIB = 1 << 20
 
@@ -197,6 +199,92 @@ async def test_a_request_of_many_instances_has_several_packs_all_announced_after
 def leftovers(blob: RunningBlob) -> Iterator[Path]:
     assert isinstance(blob.store, DirectoryStore)
     return (blob.store.directory / INCOMING).iterdir()
+
+
+def part_messages(number: int, content_type: str, content: bytes, location: str = "") -> list[blob_pb2.StoreInstancesRequest]:
+    """Return the messages of one part."""
+    start = blob_pb2.PartStart(part_number=number, content_type=content_type, content_location=location)
+    return [blob_pb2.StoreInstancesRequest(part=start), blob_pb2.StoreInstancesRequest(chunk=content)]
+
+
+async def store_messages(
+    blob: RunningBlob, messages: Sequence[blob_pb2.StoreInstancesRequest], *, end: bool = True
+) -> list[blob_pb2.PartResult]:
+    """Store parts of any kind; return the results."""
+
+    async def requests() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+        yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart(request_id="request-1", request_uri="http://h/studies"))
+        for message in messages:
+            yield message
+        if end:
+            yield blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
+
+    with rpc_errors.translated("blob"):
+        return [part async for answer in blob.stub.StoreInstances(requests(), timeout=60) for part in answer.parts]
+
+
+async def test_data_sets_of_metadata_are_numbered_after_the_last_part(blob: RunningBlob) -> None:
+    data_sets = [instances.ct(), instances.ct()]
+    models = [json_model(data_set, f"bulk/{index}") for index, data_set in enumerate(data_sets)]
+    messages = [
+        *part_messages(0, "application/octet-stream", data_sets[1].PixelData, "bulk/1"),
+        *part_messages(1, "application/dicom+json", json.dumps(models).encode()),
+        *part_messages(2, "application/dicom", ct()),
+        *part_messages(3, "text/plain", b"nobody asks for this"),
+        *part_messages(4, "application/octet-stream", data_sets[0].PixelData, "http://h/bulk/0"),
+        *part_messages(5, "application/dicom+xml", b"<NativeDicomModel"),
+    ]
+    results = await store_messages(blob, messages)
+    assert [(result.part_number, result.failure_reason) for result in results] == [(2, 0), (3, 0xC002), (5, 0xC000), (6, 0), (7, 0)]
+    assert [result.sop_instance_uid for result in results[3:]] == [data_set.SOPInstanceUID for data_set in data_sets]
+    (pack,) = blob.packs()
+    assert [instance.part_number for instance in await blob.trailer(pack)] == [2, 6, 7]
+    (event,) = [event for event in await announced(blob.client, pack) if event.study_instance_uid == data_sets[0].StudyInstanceUID]
+    assert [instance.part_number for instance in event.instances] == [6]
+
+
+async def test_a_part_that_the_gateway_could_not_use_fails_what_refers_to_it(local: RunningBlob) -> None:
+    model = json_model(instances.ct(), "x")
+    start = blob_pb2.PartStart(
+        part_number=1, content_type="image/png", content_location="x", failure_reason=0x0110, explanation="too large"
+    )
+    messages = [*part_messages(0, "application/dicom+json", json.dumps(model).encode()), blob_pb2.StoreInstancesRequest(part=start)]
+    (result,) = await store_messages(local, messages)
+    assert (result.part_number, result.failure_reason, result.explanation) == (2, 0x0110, "too large")
+    assert result.sop_instance_uid == model["00080018"]["Value"][0]
+
+
+async def test_metadata_without_its_end_leaves_nothing(local: RunningBlob) -> None:
+    messages = [
+        *part_messages(0, "application/dicom+json", json.dumps([json_model(instances.ct(), "x")]).encode()),
+        *part_messages(1, "application/octet-stream", bytes(3 * MIB), "x"),
+    ]
+    with pytest.raises(errors.BadRequest):
+        await store_messages(local, messages, end=False)
+    assert local.packs() == []
+
+
+async def test_data_sets_count_as_parts(tmp_path: Path, nats_server: NatsServer) -> None:
+    models = [json_model(instances.general(instances.SECONDARY_CAPTURE, "OT")) for _ in range(3)]
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, StoreRules(most_parts=3)) as blob:
+        assert len(await store_messages(blob, part_messages(0, "application/dicom+json", json.dumps(models[:2]).encode()))) == 2
+        with pytest.raises(errors.PayloadTooLarge):
+            await store_messages(blob, part_messages(0, "application/dicom+json", json.dumps(models).encode()))
+
+
+async def test_bulkdata_that_waits_leaves_the_reserve_of_the_disk(tmp_path: Path, nats_server: NatsServer) -> None:
+    rules = StoreRules(spool_directory=tmp_path, spool_reserve=1.0)
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules) as blob:
+        with pytest.raises(errors.OutOfResources):
+            await store_messages(blob, part_messages(0, "application/octet-stream", bytes(2 * MIB), "x"))
+
+
+async def test_metadata_larger_than_the_limit_fails_and_the_others_are_kept(tmp_path: Path, nats_server: NatsServer) -> None:
+    rules = StoreRules(scan=Limits(value_bytes=100_000))
+    messages = [*part_messages(0, "application/dicom+json", b" " * 100_001), *part_messages(1, "application/dicom", ct())]
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules) as blob:
+        results = await store_messages(blob, messages)
+    assert [(result.part_number, result.failure_reason) for result in results] == [(0, 0x0110), (1, 0)]
 
 
 async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob) -> None:
@@ -431,20 +519,38 @@ asyncio.run(main())
 """
 
 
+def large_file() -> list[blob_pb2.StoreInstancesRequest]:
+    """Return what comes before 300 MiB of Pixel Data in a file."""
+    head = instances.encoded(instances.general(instances.SECONDARY_CAPTURE, "OT"))
+    head += struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 300 * MIB)
+    return [blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart()), blob_pb2.StoreInstancesRequest(chunk=head)]
+
+
+def large_bulkdata() -> list[blob_pb2.StoreInstancesRequest]:
+    """Return what comes before 300 MiB of Pixel Data as bulkdata."""
+    model = json_model(instances.general(instances.SECONDARY_CAPTURE, "OT")) | {"7FE00010": {"vr": "OW", "BulkDataURI": "x"}}
+    return [
+        *part_messages(0, "application/dicom+json", json.dumps(model).encode()),
+        *part_messages(1, "application/octet-stream", b"", "x"),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["directory", "s3"])
+@pytest.mark.parametrize("begin", [large_file, large_bulkdata])
 async def test_memory_does_not_grow_with_the_instance(
-    kind: str, tmp_path: Path, nats_server: NatsServer, request: pytest.FixtureRequest
+    kind: str,
+    begin: Callable[[], list[blob_pb2.StoreInstancesRequest]],
+    tmp_path: Path,
+    nats_server: NatsServer,
+    request: pytest.FixtureRequest,
 ) -> None:
     environment = dict(os.environ) | (request.getfixturevalue("s3_settings") if kind == "s3" else {})
-    data_set = instances.general(instances.SECONDARY_CAPTURE, "OT")
     frame = os.urandom(MIB)
-    # Pixel Data (7FE0,0010) OW of 300 MiB.
-    head = instances.encoded(data_set) + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, 300 * MIB)
 
     async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
         yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())
-        yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart())
-        yield blob_pb2.StoreInstancesRequest(chunk=head)
+        for message in begin():
+            yield message
         for _ in range(300):
             yield blob_pb2.StoreInstancesRequest(chunk=frame)
         yield blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())

@@ -112,9 +112,10 @@ async def test_single_instance_without_multipart_is_taken(gateway: Running) -> N
     [
         "text/plain",
         "application/json",
-        'multipart/related; type="application/dicom+json"; boundary=B',
-        "multipart/related; type=application/dicom+xml; boundary=B",
-        "multipart/related; type=image/jpeg; boundary=B",
+        'multipart/related; type="application/json"; boundary=B',
+        "multipart/related; type=text/plain; boundary=B",
+        "multipart/related; type=image/webp; boundary=B",
+        "application/dicom+json",
         "multipart/form-data; boundary=B",
         "",
     ],
@@ -211,25 +212,44 @@ async def test_100_continue_is_said_only_where_the_body_is_wanted(gateway: Runni
     assert await first_line("text/plain") == b"HTTP/1.1 415 Unsupported Media Type\r\n"
 
 
+def _not_referenced(part: Uploaded) -> blob_pb2.PartResult:
+    """Decide as blob does where no metadata refers to a part that is no instance."""
+    if part.content_type == "application/dicom":
+        return stored(part)
+    return blob_pb2.PartResult(part_number=part.part_number, failure_reason=0xC002)
+
+
 async def test_part_of_another_type_fails_alone(gateway: Running) -> None:
+    gateway.blob.decide = _not_referenced
     answer = await store(gateway, payload(ONE, (b"Content-Type: text/plain\r\n", b"hello"), TWO))
     assert answer.status_code == 202
     module = answer.json()
-    assert module["0008119A"] == {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xC000]}}]}
+    assert module["0008119A"] == {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xC002]}}]}
     assert len(module["00081199"]["Value"]) == 2
-    assert [part.part_number for part in gateway.blob.parts] == [0, 2]
+    assert [part.content_type for part in gateway.blob.parts] == ["application/dicom", "text/plain", "application/dicom"]
 
 
 async def test_part_without_content_type_is_taken_as_what_the_request_says(gateway: Running) -> None:
     assert (await store(gateway, payload((b"", ONE)))).status_code == 200
+    assert gateway.blob.parts[0].content_type == "application/dicom"
+    json = RELATED.replace("application/dicom", "application/dicom+json")
+    assert (await store(gateway, payload((b"", ONE)), Content_Type=json)).status_code == 200
+    assert gateway.blob.parts[1].content_type == "application/dicom+json"
+
+
+@pytest.mark.parametrize("name", ["application/dicom+json", "application/dicom+xml", "application/octet-stream", "image/jp2", "image/png"])
+async def test_every_kind_of_part_may_be_named_as_the_type_of_the_request(gateway: Running, name: str) -> None:
+    answer = await store(gateway, payload(ONE), Content_Type=f'multipart/related; type="{name}"; boundary=B')
+    assert answer.status_code == 200
+    assert gateway.blob.starts[0].request_uri == f"{gateway.root}/studies"
 
 
 async def test_only_parts_of_another_type_are_a_conflict(gateway: Running) -> None:
+    gateway.blob.decide = _not_referenced
     answer = await store(gateway, payload((b"Content-Type: text/plain\r\n", b"hello")))
     assert answer.status_code == 409
-    assert answer.json() == {"00081190": {"vr": "UR"}, "0008119A": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xC000]}}]}}
+    assert answer.json() == {"00081190": {"vr": "UR"}, "0008119A": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xC002]}}]}}
     assert "location" not in answer.headers
-    assert not gateway.blob.starts
 
 
 def _refused(reason: int):

@@ -26,6 +26,14 @@ def base(*headers: tuple[str, str], public_url: str = "", scheme: str = "http") 
             "https://b:444/x/dicom-web",
             id="X-Forwarded",
         ),
+        pytest.param([("Host", "a"), ("X-Forwarded-Port", "8443"), ("X-Forwarded-Proto", "https")], "https://a:8443/dicom-web", id="port"),
+        pytest.param(
+            [("Host", "a"), ("X-Forwarded-Port", "443"), ("X-Forwarded-Proto", "https")], "https://a/dicom-web", id="default port"
+        ),
+        pytest.param([("Host", "a:1"), ("X-Forwarded-Port", "2")], "http://a:1/dicom-web", id="the host has a port"),
+        pytest.param([("Host", "[::1]"), ("X-Forwarded-Port", "2")], "http://[::1]:2/dicom-web", id="port of IPv6"),
+        pytest.param([("Host", "a"), ("X-Forwarded-Port", "80/x")], "http://a/dicom-web", id="no port"),
+        pytest.param([("Host", "a"), ("X-Forwarded-Port", "2"), ("Forwarded", "host=b")], "http://b/dicom-web", id="Forwarded has no port"),
         pytest.param([("Host", "a"), ("X-Forwarded-Host", "first, second")], "http://first/dicom-web", id="two proxies"),
         pytest.param(
             [("Host", "a"), ("Forwarded", 'for=1.2.3.4;Proto=HTTPS;host="h:1", host=other'), ("X-Forwarded-Host", "b")],

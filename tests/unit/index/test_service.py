@@ -1,6 +1,7 @@
 """The whole service: real gRPC, real NATS, SQLite; blob is a servicer that keeps objects in a dict."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
@@ -13,10 +14,10 @@ import pytest
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
 from gantry.events.v1 import events_pb2
-from gantry.events.v1.events_pb2 import Decision, InstancesStored, StoreOutcomes
+from gantry.events.v1.events_pb2 import Decision, InstancesStored, InstancesSwept, StoreOutcomes
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub, add_IndexServiceServicer_to_server
-from gantry_index.edge import IndexEdge
+from gantry_index.edge import IndexEdge, named
 from gantry_index.reader import Reader
 from gantry_index.service import Following
 from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
@@ -120,6 +121,40 @@ class Suite:
         outcomes = StoreOutcomes.FromString((await subscription.next_msg(5)).data)
         await subscription.unsubscribe()
         return {one.part_number: one.outcome for one in outcomes.outcomes}
+
+    async def copy(self, key: str, *before: blob_pb2.StoredInstance) -> list[blob_pb2.StoredInstance]:
+        """Announce copies of instances in another pack, as the sweeper does."""
+        copies = []
+        for number, one in enumerate(before):
+            copy = blob_pb2.StoredInstance.FromString(one.SerializeToString())
+            copy.origin.CopyFrom(one.origin if one.HasField("origin") else one.location)
+            copy.location.object, copy.location.offset = key, 100 * number
+            copies.append(copy)
+        self.blob.trailers[key] = copies
+        event = InstancesStored(object=key, study_instance_uid=STUDY, instances=copies, last_of_pack=True)
+        await events.publish(self.js, subject_of(STUDY), event.SerializeToString())
+        await self.describe()
+        return copies
+
+    async def give_up(self, *swept: blob_pb2.StoredInstance) -> None:
+        event = InstancesSwept(study_instance_uid=STUDY, instances=[named(one) for one in swept])
+        subject = events.SUBJECTS["InstancesSwept"].format(partition=events.partition_of(STUDY))
+        await events.publish(self.js, subject, event.SerializeToString())
+
+    async def describe(self, *uploads: blob_pb2.StoredInstance) -> list[tuple[int, str]]:
+        """Return condition and object of uploads, as of the stream's end."""
+        names = [index_pb2.UploadName(sop_instance_uid=one.sop_instance_uid, location=named(one).location) for one in uploads]
+        answer = await self.index.DescribeUploads(index_pb2.DescribeUploadsRequest(uploads=names), timeout=15)
+        return [(one.condition, one.object) for one in answer.uploads]
+
+    async def due(self) -> list[tuple[str, int, str]]:
+        request = index_pb2.ListDueRequest(before_s=int(time.time()) + 10, limit=100)
+        return [(one.name.object, one.name.offset, one.object) for one in (await self.index.ListDue(request, timeout=15)).uploads]
+
+    async def restore(self, uid: str) -> tuple[int, int, int]:
+        with rpc_errors.translated("index"):
+            answer = await self.index.RestoreInstances(index_pb2.RestoreInstancesRequest(uid=uid), timeout=15)
+        return answer.restored, answer.here, answer.gone
 
     async def search(self, level: Any = index_pb2.LEVEL_STUDY) -> list[bytes]:
         return list((await self.index.Search(index_pb2.SearchRequest(level=level), timeout=5)).rows)
@@ -225,6 +260,113 @@ async def test_deleted_it_is_gone_and_stored_again_it_is_new(suite: Suite) -> No
     assert suite.decisions("deleted")[0].locations[0].object == "packs/0001"
     assert await suite.announce(instance("1.1")) == {0: NEW}
     assert len(await suite.records(study_instance_uid=STUDY)) == 1
+
+
+LIVE, DEAD, SWEPT, UNKNOWN = (getattr(index_pb2.UploadState, f"CONDITION_{name}") for name in ("LIVE", "DEAD", "SWEPT", "UNKNOWN"))
+
+
+async def test_the_last_of_many_deletions_and_restores_counts_also_after_reindex(suite: Suite) -> None:
+    one, other = instance("1.1"), instance("1.2")
+    await suite.announce(one, other)
+    version = 0
+    for _ in range(3):
+        await suite.delete(sop_instance_uid="1.1")
+        await suite.reindex()
+        assert await suite.describe(one, other) == [(DEAD, "packs/0001"), (LIVE, "packs/0001")]
+        with pytest.raises(errors.Gone):
+            await suite.records(sop_instance_uid="1.1")
+        assert await suite.restore("1.1") == (1, 0, 0)
+        await suite.reindex()
+        (record,) = await suite.records(sop_instance_uid="1.1")
+        assert record.version > version
+        version = record.version
+        assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 2
+    assert await suite.restore("1.1") == (0, 1, 0)
+    assert await suite.due() == []
+
+
+async def test_restoring_brings_back_the_last_that_was_deleted_of_a_uid(suite: Suite) -> None:
+    first, second = instance("1.1", "a"), instance("1.1", "b")
+    await suite.announce(first)
+    await suite.delete(study_instance_uid=STUDY)
+    await suite.announce(second)
+    assert await suite.restore(STUDY) == (0, 1, 0)
+    await suite.delete(study_instance_uid=STUDY)
+    await suite.reindex()
+    assert await suite.restore(SERIES) == (1, 0, 0)
+    assert await suite.describe(first, second) == [(DEAD, "packs/0001"), (LIVE, "packs/0002")]
+    with pytest.raises(errors.NotFound):
+        await suite.restore("9.9")
+
+
+async def test_copied_records_move_and_are_deleted_and_restored_under_their_first_name(suite: Suite) -> None:
+    one, other, refused = instance("1.1"), instance("1.2"), instance("1.1", "b")
+    await suite.announce(one, other)
+    await suite.announce(refused)
+    await suite.delete(sop_instance_uid="1.2")
+    before = await suite.search(index_pb2.LEVEL_INSTANCE), await suite.records(sop_instance_uid="1.1")
+    await suite.copy("packs/0003.copy.pack", one, other, refused)
+    del suite.blob.trailers["packs/0001"], suite.blob.trailers["packs/0002"]
+    for _ in range(2):
+        assert {key for _, key in await suite.describe(one, other, refused)} == {"packs/0003.copy.pack"}
+        assert await suite.search(index_pb2.LEVEL_INSTANCE) == before[0]
+        (record,) = await suite.records(sop_instance_uid="1.1")
+        assert (record.stored.location.object, record.stored.origin.object) == ("packs/0003.copy.pack", "packs/0001")
+        assert record.version > before[1][0].version
+        await suite.reindex()
+    assert await suite.due() == [("packs/0001", 100, "packs/0003.copy.pack")]
+    assert await suite.restore("1.2") == (1, 0, 0)
+    await suite.copy("packs/0004.copy.pack", *suite.blob.trailers["packs/0003.copy.pack"])
+    del suite.blob.trailers["packs/0003.copy.pack"]
+    assert await suite.delete(study_instance_uid=STUDY) == 2
+    await suite.reindex()
+    assert await suite.describe(one, other) == [(DEAD, "packs/0004.copy.pack")] * 2
+    assert await suite.restore(STUDY) == (2, 0, 0)
+    assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 2
+
+
+async def test_a_copy_beside_its_first_is_read_from_the_copy_after_reindex(suite: Suite) -> None:
+    one, other = instance("1.1"), instance("1.2")
+    await suite.announce(one, other)
+    await suite.copy("packs/0002.copy.pack", other)
+    await suite.reindex()
+    assert await suite.describe(one, other) == [(LIVE, "packs/0001"), (LIVE, "packs/0002.copy.pack")]
+    assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 2
+    assert suite.decisions("redundant") == []
+
+
+async def test_only_what_is_dead_can_be_given_up_and_then_nobody_can_restore_it(suite: Suite) -> None:
+    one, other, refused = instance("1.1"), instance("1.2"), instance("1.2", "b")
+    await suite.announce(one, other)
+    await suite.announce(refused)
+    await suite.delete(sop_instance_uid="1.1")
+    await suite.give_up(one, other, refused)
+    for _ in range(2):
+        assert [condition for condition, _ in await suite.describe(one, other, refused, instance("7.7"))] == [SWEPT, LIVE, DEAD, UNKNOWN]
+        assert await suite.due() == []
+        assert await suite.restore("1.1") == (0, 0, 1)
+        with pytest.raises(errors.Gone):
+            await suite.records(sop_instance_uid="1.1")
+        await suite.reindex()
+    del suite.blob.trailers["packs/0001"]
+    await suite.reindex()
+    with pytest.raises(errors.Gone):
+        await suite.records(sop_instance_uid="1.1")
+    assert await suite.announce(instance("1.1")) == {0: NEW}
+
+
+async def test_an_index_that_is_lost_is_built_again_with_what_was_deleted_and_restored(suite: Suite) -> None:
+    await suite.announce(instance("1.1"), instance("1.2"), instance("1.3"))
+    await suite.delete(study_instance_uid=STUDY)
+    await suite.restore("1.2")
+    before = await suite.search(index_pb2.LEVEL_INSTANCE)
+    await suite.stop()
+    suite.directory = suite.directory.with_name("another")
+    await suite.start()
+    assert await suite.search(index_pb2.LEVEL_INSTANCE) == before
+    with pytest.raises(errors.Gone):
+        await suite.records(sop_instance_uid="1.1")
+    assert await suite.restore("1.1") == (1, 0, 0)
 
 
 async def test_reindex_gives_the_same_bytes(suite: Suite) -> None:

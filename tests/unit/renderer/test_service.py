@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,78 @@ async def test_more_requests_than_fit_are_told_to_come_again(serve_with: Any) ->
     assert refused[0].retry_after_s == 1
     assert sum(isinstance(answer, bytes) for answer in answers) == 6 - len(refused)
     assert await rendered(served, source, frame_number=6)
+
+
+async def decoded(served: Any, media_type: str, file: bytes, chunk_bytes: int = 1000) -> tuple[renderer_pb2.DecodeImageResponse, bytes]:
+    """Have an image file decoded; return the first answer and the frames."""
+
+    async def requests() -> AsyncIterator[renderer_pb2.DecodeImageRequest]:
+        yield renderer_pb2.DecodeImageRequest(media_type=media_type)
+        for begin in range(0, len(file), chunk_bytes):
+            yield renderer_pb2.DecodeImageRequest(data=file[begin : begin + chunk_bytes])
+
+    with rpc_errors.translated("renderer"):
+        first, *others = [message async for message in served.stub.DecodeImage(requests(), timeout=TIMEOUT_S)]
+    return first, b"".join(message.data for message in others)
+
+
+def saved(form: str, *frames: np.ndarray, **options: Any) -> bytes:
+    """Return frames as an image file."""
+    out = io.BytesIO()
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    first.save(out, form, **({"save_all": True, "append_images": others} if others else {}), **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+async def test_an_image_file_is_decoded_into_native_frames(served: Any, form: str) -> None:
+    grey = cube("u1", 1, 9, 7)[0]
+    first, frames = await decoded(served, f"image/{form.lower()}", saved(form, grey))
+    pixel = first.pixel
+    assert (pixel.rows, pixel.columns, pixel.samples_per_pixel, pixel.photometric_interpretation) == (9, 7, 1, "MONOCHROME2")
+    assert (pixel.bits_allocated, pixel.bits_stored, pixel.high_bit, pixel.pixel_representation) == (8, 8, 7, 0)
+    assert (pixel.tag, pixel.vr, first.number_of_frames) == ("7FE00010", "OB", 1)
+    assert frames == grey.tobytes()
+
+
+async def test_an_animation_with_one_coloured_frame_is_rgb_in_all(served: Any) -> None:
+    grey = np.dstack([cube("u1", 1, 9, 7)[0] // 64 * 64] * 3)
+    coloured = grey.copy()
+    coloured[3, 4] = (255, 0, 0)
+    first, frames = await decoded(served, "image/gif", saved("GIF", grey, coloured))
+    assert (first.number_of_frames, first.pixel.samples_per_pixel, first.pixel.photometric_interpretation) == (2, 3, "RGB")
+    assert frames == grey.tobytes() + coloured.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "file"),
+    [
+        ("image/png", b""),
+        ("image/png", b"GIF89a"),
+        ("image/png", saved("PNG", cube("u1", 1)[0])[:-30]),
+        ("image/gif", b""),
+        ("image/gif", saved("PNG", cube("u1", 1)[0])),
+        ("image/gif", b"GIF89a" + bytes(4)),
+    ],
+    ids=["empty png", "gif as png", "truncated png", "empty gif", "png as gif", "gif without frames"],
+)
+async def test_a_file_that_is_no_image_is_a_bad_request(served: Any, media_type: str, file: bytes) -> None:
+    with pytest.raises(errors.BadRequest):
+        await decoded(served, media_type, file)
+
+
+async def test_another_kind_of_image_file_is_unsupported(served: Any) -> None:
+    with pytest.raises(errors.UnsupportedMediaType):
+        await decoded(served, "image/webp", b"RIFF")
+
+
+async def test_an_image_that_claims_more_pixels_than_the_limit_is_too_large(served: Any) -> None:
+    file = bytearray(saved("PNG", cube("u1", 1)[0]))
+    file[16:24] = (60000).to_bytes(4, "big") * 2
+    with pytest.raises(errors.PayloadTooLarge, match="60000 x 60000"):
+        await decoded(served, "image/png", bytes(file))
+
+
+async def test_a_file_larger_than_the_limit_is_too_large_and_read_to_its_end(served: Any) -> None:
+    with pytest.raises(errors.PayloadTooLarge, match="expected at most"):
+        await decoded(served, "image/png", bytes(RendererSettings().image_max_bytes + 1), chunk_bytes=1 << 20)

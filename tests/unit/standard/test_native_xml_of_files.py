@@ -12,8 +12,8 @@ import pytest
 from gantry_standard.native_xml import to_json_model, write, write_encoded
 from gantry_standard.scan import ScanFailure
 from tests.support import native_xml
+from tests.support.sample_files import sample_files
 from tests.support.scanning import scan
-from tests.unit.standard.test_scan_against_pydicom import _files
 
 
 def _dicom_json(path: Path) -> bytes:
@@ -41,7 +41,7 @@ def _without_orphans(data_set: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in _files()])
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in sample_files()])
 def test_a_file_is_the_same_data_set_in_xml(path: Path) -> None:
     dicom_json = _dicom_json(path)
     model = _in_strings(dicom_json)

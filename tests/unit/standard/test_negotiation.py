@@ -5,6 +5,7 @@ import pytest
 from gantry_standard import errors, media_types
 from gantry_standard.media_types import DICOM, DICOM_JSON, DICOM_XML, EXPLICIT_VR_LE, OCTET_STREAM, OFFERS, Offer, Resource
 from gantry_standard.negotiation import Plan, available, negotiate, parse, plans, quality_of, select
+from gantry_standard.transfer_syntaxes import transfer_syntax
 
 XML = 'multipart/related; type="application/dicom+xml"'
 J2K = "1.2.840.10008.1.2.4.90"
@@ -53,6 +54,9 @@ FRAME_ROWS = [
     ('multipart/related; type="image/*"', J2K, ("image/jp2", True, J2K)),
     ('multipart/related; type="image/*"', JPEG, ("image/jpeg", True, JPEG)),
     ("image/jpeg", JPEG, ("image/jpeg", False, JPEG)),
+    ("image/jpeg", "1.2.840.10008.1.2.4.57", ("image/jpeg", False, SV1)),
+    ("image/jphc", "1.2.840.10008.1.2.4.202", ("image/jphc", False, HTJ2K)),
+    ("image/jphc; transfer-syntax=*", "1.2.840.10008.1.2.4.202", ("image/jphc", False, "1.2.840.10008.1.2.4.202")),
     ("image/jpeg", EXPLICIT_VR_LE, ("image/jpeg", False, SV1)),
     ("image/jpeg; transfer-syntax=*", EXPLICIT_VR_LE, ("image/jpeg", False, SV1)),
     ('multipart/related; type="image/jphc"', J2K, ("image/jphc", True, HTJ2K)),
@@ -83,7 +87,7 @@ FRAME_ROWS = [
 @pytest.mark.parametrize(("accept", "stored", "expected"), FRAME_ROWS, ids=[row[0] or "missing" for row in FRAME_ROWS])
 def test_frame(accept: str, stored: str, expected: tuple[str, bool, str] | None) -> None:
     try:
-        found = plans(negotiate(Resource.FRAME, accept), stored)
+        found = plans(negotiate(Resource.FRAME, accept), stored, may_stay=transfer_syntax(stored).is_lossy)
     except errors.NotAcceptable:
         found = ()
     assert (found[0].media_type, found[0].multipart, found[0].transfer_syntax_uid) == expected if expected else found == ()
@@ -114,7 +118,8 @@ def test_best_choice(resource: Resource, accept: str, media_type: str, multipart
     ("resource", "accept"),
     [
         pytest.param(Resource.INSTANCES, "application/dicom", id="single part of a study"),
-        pytest.param(Resource.INSTANCE, OCTETS, id="legacy bulkdata"),
+        pytest.param(Resource.INSTANCES, "application/octet-stream", id="legacy bulkdata of a study, single part"),
+        pytest.param(Resource.INSTANCE, "application/zip", id="an archive of one instance"),
         pytest.param(Resource.FRAMES, "application/octet-stream", id="single part of several frames"),
         pytest.param(Resource.RENDERED, "image/jpeg;transfer-syntax=1.2.840.10008.1.2.4.50", id="transfer-syntax on a rendered type"),
         pytest.param(Resource.RENDERED_FRAMES, "image/jpeg", id="single part of rendered frames"),
@@ -136,7 +141,9 @@ def test_a_missing_header_is_refused_when_strict() -> None:
     with pytest.raises(errors.NotAcceptable):
         negotiate(Resource.FRAME, "", strict=True)
     with pytest.raises(errors.NotAcceptable):
-        negotiate(Resource.FRAME, "", "application/octet-stream", strict=True)
+        negotiate(Resource.FRAME, "", "application/x-unknown", strict=True)
+    (choice,) = negotiate(Resource.FRAME, "", "application/octet-stream", strict=True)
+    assert (choice.media_type, choice.multipart) == (OCTET_STREAM, False)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +173,24 @@ def test_all_that_the_header_accepts_follows_in_order() -> None:
     found = plans(negotiate(Resource.FRAME, f"image/jls, {OCTETS};q=0.5, image/jp2;q=0.7"), EXPLICIT_VR_LE)
     assert [plan.media_type for plan in found] == ["image/jls", "image/jp2", OCTET_STREAM]
     assert [plan.as_stored for plan in found] == [False, False, True]
+
+
+def test_what_is_lossy_already_may_stay_where_no_transfer_syntax_is_named() -> None:
+    video = "1.2.840.10008.1.2.4.102"
+    named, unnamed = (negotiate(Resource.INSTANCE, f"{DICOM}{more}") for more in (f"; transfer-syntax={EXPLICIT_VR_LE}", ""))
+    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video, may_stay=True)] == [EXPLICIT_VR_LE, video]
+    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video)] == [EXPLICIT_VR_LE]
+    assert [plan.transfer_syntax_uid for plan in plans(named, video, may_stay=True)] == [EXPLICIT_VR_LE]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/*", "multipart/*", "multipart/related", 'multipart/related; type="*/*"'])
+def test_a_wildcard_selects_neither_the_legacy_form_nor_the_archive(accept: str) -> None:
+    try:
+        found = negotiate(Resource.INSTANCES, accept)
+    except errors.NotAcceptable:
+        assert accept == "application/*"
+    else:
+        assert {choice.media_type for choice in found} == {DICOM}
 
 
 def test_compressed_bulkdata_has_no_default_so_what_is_stored_comes_first() -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import orjson
 import pydicom
 import pytest
-from pydicom.data import get_testdata_files
 from pydicom.encaps import generate_frames
 
 from gantry_standard import reasons
@@ -19,19 +17,11 @@ from gantry_standard.scan import ScanFailure
 from gantry_standard.scanned import EncapsulatedFrames, NativeFrames
 from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
 from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom, read
+from tests.support.sample_files import sample_files
 from tests.support.scanning import Scan, scan
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-_NOT_DICOM = {".py", ".md", ".tsv", ".txt", ".png", ".json", ".zip", ".gz", ".dump", ".icc", ".sh"}
-_LARGEST_BYTES = 40 << 20
 _BULK_URI = b"http://archive"
-
-
-def _files() -> list[Path]:
-    found = {Path(name) for name in get_testdata_files()}
-    if samples := os.environ.get("GANTRY_TEST_SAMPLES"):
-        found |= set(Path(samples).rglob("*"))
-    return sorted(path for path in found if path.is_file() and path.suffix not in _NOT_DICOM and path.stat().st_size < _LARGEST_BYTES)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +55,7 @@ def _scan_storable(path: Path) -> Scan:
     pytest.skip(f"refused: {caught.value}")
 
 
-_EACH_FILE = pytest.mark.parametrize("path", _files(), ids=lambda path: path.name)
+_EACH_FILE = pytest.mark.parametrize("path", sample_files(), ids=lambda path: path.name)
 
 
 @_EACH_FILE

@@ -13,6 +13,7 @@ from gantry.events.v1.events_pb2 import EventReport
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry_runtime import events
 from gantry_runtime.events import REPORTS, WORKITEMS
+from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc_errors import translated
 from gantry_standard import errors
 from gantry_workflow import history, workitem
@@ -304,8 +305,7 @@ async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) 
                 return (await js.stream_info("WORKITEMS")).state.messages == 3
 
             await until(is_purged)
-            purging.cancel()
-            await asyncio.gather(purging, return_exceptions=True)
+            await end_tasks([purging])
         answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=items[0]), timeout=10)
         assert json.loads(answer.dicom_json)["00741000"]["Value"] == ["IN PROGRESS"]
 

@@ -90,6 +90,7 @@ class StoredInstance(_message.Message):
     DICOM_JSON_FIELD_NUMBER: _builtins.int
     DICOM_JSON_LOCATION_FIELD_NUMBER: _builtins.int
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     study_instance_uid: _builtins.str
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
@@ -103,7 +104,9 @@ class StoredInstance(_message.Message):
     head_length: _builtins.int
     """Length in bytes of what head_digest covers."""
     part_number: _builtins.int
-    """Position of the part in the request, from 0. The order in which duplicates within one request are decided."""
+    """Position of the part in the request, from 0, or the number that a data set of a metadata part was given. The order in which duplicates
+    within one request are decided.
+    """
     dicom_json: _builtins.bytes
     """DICOM JSON object of the data set; a byte 0x00 stands where the base URL goes. Absent when dicom_json_location is set."""
     @_builtins.property
@@ -119,6 +122,12 @@ class StoredInstance(_message.Message):
     @_builtins.property
     def warning_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Warning reasons (0008,1196) of the store, such as 45063 (B007)."""
+
+    @_builtins.property
+    def origin(self) -> Global___Location:
+        """Of an instance that was copied from another pack: where it was first written. This is its name in events and decisions; without it,
+        `location` is.
+        """
 
     def __init__(
         self,
@@ -137,10 +146,11 @@ class StoredInstance(_message.Message):
         dicom_json: _builtins.bytes = ...,
         dicom_json_location: Global___Location | None = ...,
         warning_reasons: _abc.Iterable[_builtins.int] | None = ...,
+        origin: Global___Location | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dicom_json_location", b"dicom_json_location", "layout", b"layout", "location", b"location"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dicom_json_location", b"dicom_json_location", "layout", b"layout", "location", b"location", "origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "origin", b"origin", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,21 +463,25 @@ class StoreStart(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
     STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    REQUEST_URI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     reply_subject: _builtins.str
     """Where index tells the outcome of each announced instance (core NATS subject)."""
     study_instance_uid: _builtins.str
     """When not empty, every instance must have it; others fail with A900."""
+    request_uri: _builtins.str
+    """Absolute; what Content-Location and BulkDataURI are resolved against."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         reply_subject: _builtins.str = ...,
         study_instance_uid: _builtins.str = ...,
+        request_uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reply_subject", b"reply_subject", "request_id", b"request_id", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reply_subject", b"reply_subject", "request_id", b"request_id", "request_uri", b"request_uri", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,18 +493,41 @@ class PartStart(_message.Message):
 
     PART_NUMBER_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    CONTENT_LOCATION_FIELD_NUMBER: _builtins.int
+    PIXEL_FIELD_NUMBER: _builtins.int
+    NUMBER_OF_FRAMES_FIELD_NUMBER: _builtins.int
+    FAILURE_REASON_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
+    """Ascending, from 0."""
     content_type: _builtins.str
-    """Content-Type of the part, as sent; empty when it had none."""
+    """Content-Type of the part, as sent; where it had none, the type that the request gives its parts. application/dicom (or empty): a
+    PS3.10 file; application/dicom+json, application/dicom+xml: metadata; any other: bulkdata.
+    """
+    content_location: _builtins.str
+    """Content-Location of the part, as sent."""
+    number_of_frames: _builtins.int
+    failure_reason: _builtins.int
+    """Failure Reason, where the part could not be made into what blob takes: what refers to it fails with this. Then there are no chunks."""
+    explanation: _builtins.str
+    @_builtins.property
+    def pixel(self) -> Global___PixelDescription:
+        """Set where the part was a picture that has been transformed: the chunks are native frames of this description, one after another."""
+
     def __init__(
         self,
         *,
         part_number: _builtins.int = ...,
         content_type: _builtins.str = ...,
+        content_location: _builtins.str = ...,
+        pixel: Global___PixelDescription | None = ...,
+        number_of_frames: _builtins.int = ...,
+        failure_reason: _builtins.int = ...,
+        explanation: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pixel", b"pixel"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "part_number", b"part_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_location", b"content_location", "content_type", b"content_type", "explanation", b"explanation", "failure_reason", b"failure_reason", "number_of_frames", b"number_of_frames", "part_number", b"part_number", "pixel", b"pixel"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -533,7 +570,7 @@ Global___StoreInstancesResponse: _TypeAlias = StoreInstancesResponse  # noqa: Y0
 
 @_typing.final
 class PartResult(_message.Message):
-    """What became of one part before index decides."""
+    """What became of one part or data set before index decides."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,6 +584,7 @@ class PartResult(_message.Message):
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
     ORIGINAL_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
+    """Of a part, or the number that a data set was given."""
     study_instance_uid: _builtins.str
     series_instance_uid: _builtins.str
     sop_class_uid: _builtins.str
@@ -874,9 +912,12 @@ class PackTrailer(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     created: _builtins.str
     """RFC 3339, UTC."""
+    replaces: _builtins.str
+    """Of a pack that holds what was left of another one: that pack."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredInstance]: ...
     def __init__(
@@ -885,11 +926,44 @@ class PackTrailer(_message.Message):
         instances: _abc.Iterable[Global___StoredInstance] | None = ...,
         request_id: _builtins.str = ...,
         created: _builtins.str = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "instances", b"instances", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "instances", b"instances", "replaces", b"replaces", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PackTrailer: _TypeAlias = PackTrailer  # noqa: Y015
+
+@_typing.final
+class Sweep(_message.Message):
+    """In the object store, sweeps/{key of the pack}: what the sweeper has begun and not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    LOCATIONS_FIELD_NUMBER: _builtins.int
+    INTO_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """The pack."""
+    into: _builtins.str
+    """Key of the pack to which the others are copied; empty before that begins."""
+    @_builtins.property
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Location]:
+        """Names of the uploads whose bytes are to go."""
+
+    def __init__(
+        self,
+        *,
+        object: _builtins.str = ...,
+        locations: _abc.Iterable[Global___Location] | None = ...,
+        into: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["into", b"into", "locations", b"locations", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sweep: _TypeAlias = Sweep  # noqa: Y015

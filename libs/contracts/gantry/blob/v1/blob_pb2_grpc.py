@@ -84,7 +84,9 @@ class BlobServiceServicer:
     def StoreInstances(self, request_iterator, context):
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
         Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-        with one result per part, in part order (several messages when there are many).
+        with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+        the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+        and each bulkdata part that no data set refers to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class BlobServiceStub:
     StoreInstances: _grpc.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with one result per part, in part order (several messages when there are many).
+    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+    and each bulkdata part that no data set refers to.
     """
     StoreWhole: _grpc.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]
     """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
@@ -64,7 +66,9 @@ class BlobServiceAsyncStub(BlobServiceStub):
     StoreInstances: _aio.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]  # type: ignore[assignment]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
     Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with one result per part, in part order (several messages when there are many).
+    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+    and each bulkdata part that no data set refers to.
     """
     StoreWhole: _aio.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]  # type: ignore[assignment]
     """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
@@ -95,7 +99,9 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.StoreInstancesResponse], _abc.AsyncIterator[_blob_pb2.StoreInstancesResponse]]:
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
         Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-        with one result per part, in part order (several messages when there are many).
+        with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
+        the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
+        and each bulkdata part that no data set refers to.
         """
 
     @_abc_1.abstractmethod

@@ -25,47 +25,53 @@ _sym_db = _symbol_database.Default()
 from gantry.blob.v1 import blob_pb2 as gantry_dot_blob_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgantry/events/v1/events.proto\x12\x10gantry.events.v1\x1a\x19gantry/blob/v1/blob.proto\"\xd7\x01\n\x0fInstancesStored\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rreply_subject\x18\x04 \x01(\t\x12\r\n\x05piece\x18\x05 \x01(\r\x12\x31\n\tinstances\x18\x06 \x03(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x15\n\rfacts_in_pack\x18\x07 \x01(\x08\x12\x14\n\x0clast_of_pack\x18\x08 \x01(\x08\"U\n\rStoreOutcomes\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1e.gantry.events.v1.StoreOutcome\"O\n\x0cStoreOutcome\x12\x13\n\x0bpart_number\x18\x01 \x01(\r\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.gantry.events.v1.Outcome\"\x94\x01\n\x10InstancesDeleted\x12\x17\n\x0f\x64\x65\x63ision_object\x18\x01 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x02 \x01(\t\x12\x34\n\tinstances\x18\x03 \x03(\x0b\x32!.gantry.events.v1.DeletedInstance\x12\x15\n\rreply_subject\x18\x04 \x01(\t\"t\n\x0f\x44\x65letedInstance\x12\x1b\n\x13series_instance_uid\x18\x01 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x02 \x01(\t\x12*\n\x08location\x18\x03 \x01(\x0b\x32\x18.gantry.blob.v1.Location\"\xe0\x01\n\x08\x44\x65\x63ision\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.gantry.events.v1.Decision.Kind\x12+\n\tlocations\x18\x02 \x03(\x0b\x32\x18.gantry.blob.v1.Location\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\t\"g\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_REFUSED\x10\x01\x12\x10\n\x0cKIND_DELETED\x10\x02\x12\x11\n\rKIND_REPLACED\x10\x03\x12\x12\n\x0eKIND_REDUNDANT\x10\x04\"&\n\nIndexLease\x12\x18\n\x10\x61pplied_sequence\x18\x01 \x01(\x04\"G\n\x0eRecordsChanged\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x19\n\x11sop_instance_uids\x18\x02 \x03(\t\"\x9b\x02\n\rWorkitemState\x12\x14\n\x0cworkitem_uid\x18\x01 \x01(\t\x12\x12\n\ndicom_json\x18\x02 \x01(\x0c\x12\x1c\n\x14procedure_step_state\x18\x03 \x01(\t\x12\x17\n\x0ftransaction_uid\x18\x04 \x01(\t\x12\x39\n\rsubscriptions\x18\x05 \x03(\x0b\x32\".gantry.events.v1.ItemSubscription\x12\x0f\n\x07\x64\x65leted\x18\x06 \x01(\x08\x12\x11\n\tchange_id\x18\x07 \x01(\t\x12\x30\n\x06\x63hange\x18\x08 \x01(\x0b\x32 .gantry.events.v1.WorkitemChange\x12\x18\n\x10\x63reated_sequence\x18\t \x01(\x04\"c\n\x10ItemSubscription\x12\x10\n\x08\x61\x65_title\x18\x01 \x01(\t\x12\x15\n\rdeletion_lock\x18\x02 \x01(\x08\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x14\n\x0cunsubscribed\x18\x04 \x01(\x08\"\x8c\x02\n\x0eWorkitemChange\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x15\n\rstate_changed\x18\x02 \x01(\x08\x12\x1f\n\x17input_readiness_changed\x18\x03 \x01(\x08\x12\x18\n\x10progress_changed\x18\x04 \x01(\x08\x12\x10\n\x08\x61ssigned\x18\x05 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x06 \x01(\x08\x12\x1b\n\x13\x63\x61ncel_request_json\x18\x07 \x01(\x0c\x12\x12\n\nsubscribed\x18\x08 \x03(\t\x12\x14\n\x0cunsubscribed\x18\t \x03(\t\x12$\n\x1c\x63\x61nceled_through_in_progress\x18\n \x01(\x08\"\xc4\x02\n\x11SubscriptionState\x12\x10\n\x08\x61\x65_title\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x38\n\x05state\x18\x03 \x01(\x0e\x32).gantry.events.v1.SubscriptionState.State\x12\x15\n\rdeletion_lock\x18\x04 \x01(\x08\x12\x11\n\tchange_id\x18\x05 \x01(\t\x12\x34\n\x07\x65\x61rlier\x18\x06 \x03(\x0b\x32#.gantry.events.v1.SubscriptionEpoch\x12\x10\n\x08sequence\x18\x07 \x01(\x04\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_SUBSCRIBED\x10\x01\x12\x13\n\x0fSTATE_SUSPENDED\x10\x02\x12\x16\n\x12STATE_UNSUBSCRIBED\x10\x03\"v\n\x11SubscriptionEpoch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).gantry.events.v1.SubscriptionState.State\x12\x15\n\rdeletion_lock\x18\x03 \x01(\x08\">\n\x0bMessageCopy\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x99\x01\n\x0b\x45ventReport\x12\x15\n\revent_type_id\x18\x01 \x01(\r\x12\x14\n\x0cworkitem_uid\x18\x02 \x01(\t\x12\x12\n\ndicom_json\x18\x03 \x01(\x0c\x12\x11\n\tae_titles\x18\x04 \x03(\t\x12\x17\n\x0fsource_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07ordinal\x18\x06 \x01(\r\x12\x0c\n\x04more\x18\x07 \x01(\x08*r\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_NEW\x10\x01\x12\x10\n\x0cOUTCOME_SAME\x10\x02\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x03\x12\x14\n\x10OUTCOME_REPLACED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgantry/events/v1/events.proto\x12\x10gantry.events.v1\x1a\x19gantry/blob/v1/blob.proto\"\xd7\x01\n\x0fInstancesStored\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x1a\n\x12study_instance_uid\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rreply_subject\x18\x04 \x01(\t\x12\r\n\x05piece\x18\x05 \x01(\r\x12\x31\n\tinstances\x18\x06 \x03(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x15\n\rfacts_in_pack\x18\x07 \x01(\x08\x12\x14\n\x0clast_of_pack\x18\x08 \x01(\x08\"U\n\rStoreOutcomes\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x08outcomes\x18\x02 \x03(\x0b\x32\x1e.gantry.events.v1.StoreOutcome\"O\n\x0cStoreOutcome\x12\x13\n\x0bpart_number\x18\x01 \x01(\r\x12*\n\x07outcome\x18\x02 \x01(\x0e\x32\x19.gantry.events.v1.Outcome\"}\n\x10InstancesDeleted\x12\x1a\n\x12study_instance_uid\x18\x02 \x01(\t\x12\x30\n\tinstances\x18\x03 \x03(\x0b\x32\x1d.gantry.events.v1.NamedUpload\x12\x15\n\rreply_subject\x18\x04 \x01(\tJ\x04\x08\x01\x10\x02\"x\n\x11InstancesRestored\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x30\n\tinstances\x18\x02 \x03(\x0b\x32\x1d.gantry.events.v1.NamedUpload\x12\x15\n\rreply_subject\x18\x03 \x01(\t\"^\n\x0eInstancesSwept\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x30\n\tinstances\x18\x02 \x03(\x0b\x32\x1d.gantry.events.v1.NamedUpload\"p\n\x0bNamedUpload\x12\x1b\n\x13series_instance_uid\x18\x01 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x02 \x01(\t\x12*\n\x08location\x18\x03 \x01(\x0b\x32\x18.gantry.blob.v1.Location\"\xc4\x02\n\x08\x44\x65\x63ision\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.gantry.events.v1.Decision.Kind\x12+\n\tlocations\x18\x02 \x03(\x0b\x32\x18.gantry.blob.v1.Location\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12,\n\x04uids\x18\x05 \x03(\x0b\x32\x1e.gantry.events.v1.InstanceUids\"\x8a\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_REFUSED\x10\x01\x12\x10\n\x0cKIND_DELETED\x10\x02\x12\x11\n\rKIND_REPLACED\x10\x03\x12\x12\n\x0eKIND_REDUNDANT\x10\x04\x12\x11\n\rKIND_RESTORED\x10\x05\x12\x0e\n\nKIND_SWEPT\x10\x06\"a\n\x0cInstanceUids\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\"&\n\nIndexLease\x12\x18\n\x10\x61pplied_sequence\x18\x01 \x01(\x04\"G\n\x0eRecordsChanged\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x19\n\x11sop_instance_uids\x18\x02 \x03(\t\"\x9b\x02\n\rWorkitemState\x12\x14\n\x0cworkitem_uid\x18\x01 \x01(\t\x12\x12\n\ndicom_json\x18\x02 \x01(\x0c\x12\x1c\n\x14procedure_step_state\x18\x03 \x01(\t\x12\x17\n\x0ftransaction_uid\x18\x04 \x01(\t\x12\x39\n\rsubscriptions\x18\x05 \x03(\x0b\x32\".gantry.events.v1.ItemSubscription\x12\x0f\n\x07\x64\x65leted\x18\x06 \x01(\x08\x12\x11\n\tchange_id\x18\x07 \x01(\t\x12\x30\n\x06\x63hange\x18\x08 \x01(\x0b\x32 .gantry.events.v1.WorkitemChange\x12\x18\n\x10\x63reated_sequence\x18\t \x01(\x04\"c\n\x10ItemSubscription\x12\x10\n\x08\x61\x65_title\x18\x01 \x01(\t\x12\x15\n\rdeletion_lock\x18\x02 \x01(\x08\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x14\n\x0cunsubscribed\x18\x04 \x01(\x08\"\x8c\x02\n\x0eWorkitemChange\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x15\n\rstate_changed\x18\x02 \x01(\x08\x12\x1f\n\x17input_readiness_changed\x18\x03 \x01(\x08\x12\x18\n\x10progress_changed\x18\x04 \x01(\x08\x12\x10\n\x08\x61ssigned\x18\x05 \x01(\x08\x12\x18\n\x10\x63\x61ncel_requested\x18\x06 \x01(\x08\x12\x1b\n\x13\x63\x61ncel_request_json\x18\x07 \x01(\x0c\x12\x12\n\nsubscribed\x18\x08 \x03(\t\x12\x14\n\x0cunsubscribed\x18\t \x03(\t\x12$\n\x1c\x63\x61nceled_through_in_progress\x18\n \x01(\x08\"\xc4\x02\n\x11SubscriptionState\x12\x10\n\x08\x61\x65_title\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\t\x12\x38\n\x05state\x18\x03 \x01(\x0e\x32).gantry.events.v1.SubscriptionState.State\x12\x15\n\rdeletion_lock\x18\x04 \x01(\x08\x12\x11\n\tchange_id\x18\x05 \x01(\t\x12\x34\n\x07\x65\x61rlier\x18\x06 \x03(\x0b\x32#.gantry.events.v1.SubscriptionEpoch\x12\x10\n\x08sequence\x18\x07 \x01(\x04\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10STATE_SUBSCRIBED\x10\x01\x12\x13\n\x0fSTATE_SUSPENDED\x10\x02\x12\x16\n\x12STATE_UNSUBSCRIBED\x10\x03\"v\n\x11SubscriptionEpoch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x38\n\x05state\x18\x02 \x01(\x0e\x32).gantry.events.v1.SubscriptionState.State\x12\x15\n\rdeletion_lock\x18\x03 \x01(\x08\">\n\x0bMessageCopy\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x99\x01\n\x0b\x45ventReport\x12\x15\n\revent_type_id\x18\x01 \x01(\r\x12\x14\n\x0cworkitem_uid\x18\x02 \x01(\t\x12\x12\n\ndicom_json\x18\x03 \x01(\x0c\x12\x11\n\tae_titles\x18\x04 \x03(\t\x12\x17\n\x0fsource_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07ordinal\x18\x06 \x01(\r\x12\x0c\n\x04more\x18\x07 \x01(\x08*r\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0f\n\x0bOUTCOME_NEW\x10\x01\x12\x10\n\x0cOUTCOME_SAME\x10\x02\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x03\x12\x14\n\x10OUTCOME_REPLACED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gantry.events.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=2398
-  _globals['_OUTCOME']._serialized_end=2512
+  _globals['_OUTCOME']._serialized_start=2787
+  _globals['_OUTCOME']._serialized_end=2901
   _globals['_INSTANCESSTORED']._serialized_start=79
   _globals['_INSTANCESSTORED']._serialized_end=294
   _globals['_STOREOUTCOMES']._serialized_start=296
   _globals['_STOREOUTCOMES']._serialized_end=381
   _globals['_STOREOUTCOME']._serialized_start=383
   _globals['_STOREOUTCOME']._serialized_end=462
-  _globals['_INSTANCESDELETED']._serialized_start=465
-  _globals['_INSTANCESDELETED']._serialized_end=613
-  _globals['_DELETEDINSTANCE']._serialized_start=615
-  _globals['_DELETEDINSTANCE']._serialized_end=731
-  _globals['_DECISION']._serialized_start=734
-  _globals['_DECISION']._serialized_end=958
-  _globals['_DECISION_KIND']._serialized_start=855
-  _globals['_DECISION_KIND']._serialized_end=958
-  _globals['_INDEXLEASE']._serialized_start=960
-  _globals['_INDEXLEASE']._serialized_end=998
-  _globals['_RECORDSCHANGED']._serialized_start=1000
-  _globals['_RECORDSCHANGED']._serialized_end=1071
-  _globals['_WORKITEMSTATE']._serialized_start=1074
-  _globals['_WORKITEMSTATE']._serialized_end=1357
-  _globals['_ITEMSUBSCRIPTION']._serialized_start=1359
-  _globals['_ITEMSUBSCRIPTION']._serialized_end=1458
-  _globals['_WORKITEMCHANGE']._serialized_start=1461
-  _globals['_WORKITEMCHANGE']._serialized_end=1729
-  _globals['_SUBSCRIPTIONSTATE']._serialized_start=1732
-  _globals['_SUBSCRIPTIONSTATE']._serialized_end=2056
-  _globals['_SUBSCRIPTIONSTATE_STATE']._serialized_start=1959
-  _globals['_SUBSCRIPTIONSTATE_STATE']._serialized_end=2056
-  _globals['_SUBSCRIPTIONEPOCH']._serialized_start=2058
-  _globals['_SUBSCRIPTIONEPOCH']._serialized_end=2176
-  _globals['_MESSAGECOPY']._serialized_start=2178
-  _globals['_MESSAGECOPY']._serialized_end=2240
-  _globals['_EVENTREPORT']._serialized_start=2243
-  _globals['_EVENTREPORT']._serialized_end=2396
+  _globals['_INSTANCESDELETED']._serialized_start=464
+  _globals['_INSTANCESDELETED']._serialized_end=589
+  _globals['_INSTANCESRESTORED']._serialized_start=591
+  _globals['_INSTANCESRESTORED']._serialized_end=711
+  _globals['_INSTANCESSWEPT']._serialized_start=713
+  _globals['_INSTANCESSWEPT']._serialized_end=807
+  _globals['_NAMEDUPLOAD']._serialized_start=809
+  _globals['_NAMEDUPLOAD']._serialized_end=921
+  _globals['_DECISION']._serialized_start=924
+  _globals['_DECISION']._serialized_end=1248
+  _globals['_DECISION_KIND']._serialized_start=1110
+  _globals['_DECISION_KIND']._serialized_end=1248
+  _globals['_INSTANCEUIDS']._serialized_start=1250
+  _globals['_INSTANCEUIDS']._serialized_end=1347
+  _globals['_INDEXLEASE']._serialized_start=1349
+  _globals['_INDEXLEASE']._serialized_end=1387
+  _globals['_RECORDSCHANGED']._serialized_start=1389
+  _globals['_RECORDSCHANGED']._serialized_end=1460
+  _globals['_WORKITEMSTATE']._serialized_start=1463
+  _globals['_WORKITEMSTATE']._serialized_end=1746
+  _globals['_ITEMSUBSCRIPTION']._serialized_start=1748
+  _globals['_ITEMSUBSCRIPTION']._serialized_end=1847
+  _globals['_WORKITEMCHANGE']._serialized_start=1850
+  _globals['_WORKITEMCHANGE']._serialized_end=2118
+  _globals['_SUBSCRIPTIONSTATE']._serialized_start=2121
+  _globals['_SUBSCRIPTIONSTATE']._serialized_end=2445
+  _globals['_SUBSCRIPTIONSTATE_STATE']._serialized_start=2348
+  _globals['_SUBSCRIPTIONSTATE_STATE']._serialized_end=2445
+  _globals['_SUBSCRIPTIONEPOCH']._serialized_start=2447
+  _globals['_SUBSCRIPTIONEPOCH']._serialized_end=2565
+  _globals['_MESSAGECOPY']._serialized_start=2567
+  _globals['_MESSAGECOPY']._serialized_end=2629
+  _globals['_EVENTREPORT']._serialized_start=2632
+  _globals['_EVENTREPORT']._serialized_end=2785
 # @@protoc_insertion_point(module_scope)

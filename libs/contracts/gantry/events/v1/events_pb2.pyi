@@ -51,7 +51,9 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class InstancesStored(_message.Message):
-    """On STORE, subject store.{partition}.stored: instances of one study in one pack are durable."""
+    """On STORE, subject store.{partition}.stored: instances of one study in one pack are durable: uploads, or those of another pack that were
+    copied (StoredInstance.origin) and are to be read from here now.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -147,38 +149,95 @@ Global___StoreOutcome: _TypeAlias = StoreOutcome  # noqa: Y015
 
 @_typing.final
 class InstancesDeleted(_message.Message):
-    """On STORE, subject store.{partition}.deleted: locations that are no longer to be found. The decision object is durable already."""
+    """On STORE, subject store.{partition}.deleted: uploads that are no longer to be found."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    DECISION_OBJECT_FIELD_NUMBER: _builtins.int
     STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
-    decision_object: _builtins.str
     study_instance_uid: _builtins.str
     reply_subject: _builtins.str
-    """Where index tells that it has applied the deletion (core NATS); may be empty."""
+    """Where index tells that it has applied the event (core NATS); may be empty."""
     @_builtins.property
-    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeletedInstance]: ...
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedUpload]: ...
     def __init__(
         self,
         *,
-        decision_object: _builtins.str = ...,
         study_instance_uid: _builtins.str = ...,
-        instances: _abc.Iterable[Global___DeletedInstance] | None = ...,
+        instances: _abc.Iterable[Global___NamedUpload] | None = ...,
         reply_subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_object", b"decision_object", "instances", b"instances", "reply_subject", b"reply_subject", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "reply_subject", b"reply_subject", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstancesDeleted: _TypeAlias = InstancesDeleted  # noqa: Y015
 
 @_typing.final
-class DeletedInstance(_message.Message):
+class InstancesRestored(_message.Message):
+    """On STORE, subject store.{partition}.restored: uploads that were deleted and are to be found again, unless their SOP Instance UID has been
+    stored anew or their bytes are given up (InstancesSwept).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
+    study_instance_uid: _builtins.str
+    reply_subject: _builtins.str
+    """As in InstancesDeleted."""
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedUpload]: ...
+    def __init__(
+        self,
+        *,
+        study_instance_uid: _builtins.str = ...,
+        instances: _abc.Iterable[Global___NamedUpload] | None = ...,
+        reply_subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "reply_subject", b"reply_subject", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstancesRestored: _TypeAlias = InstancesRestored  # noqa: Y015
+
+@_typing.final
+class InstancesSwept(_message.Message):
+    """On STORE, subject store.{partition}.swept: the bytes of these uploads are given up, of those that are dead then: nobody can restore them
+    any more, and blob may take them away.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    study_instance_uid: _builtins.str
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedUpload]: ...
+    def __init__(
+        self,
+        *,
+        study_instance_uid: _builtins.str = ...,
+        instances: _abc.Iterable[Global___NamedUpload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstancesSwept: _TypeAlias = InstancesSwept  # noqa: Y015
+
+@_typing.final
+class NamedUpload(_message.Message):
+    """One upload of an instance."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
@@ -187,7 +246,9 @@ class DeletedInstance(_message.Message):
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
     @_builtins.property
-    def location(self) -> _blob_pb2.Location: ...
+    def location(self) -> _blob_pb2.Location:
+        """Its name: where it was first written (StoredInstance.origin, or location)."""
+
     def __init__(
         self,
         *,
@@ -201,11 +262,13 @@ class DeletedInstance(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeletedInstance: _TypeAlias = DeletedInstance  # noqa: Y015
+Global___NamedUpload: _TypeAlias = NamedUpload  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
-    """A small object under decisions/: what index decided about locations, so that reindex decides the same."""
+    """A small object under decisions/: what became of uploads, so that reindex decides the same. Of several decisions about one upload
+    the one with the greatest sequence counts, so that their order does not matter.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -223,7 +286,11 @@ class Decision(_message.Message):
         KIND_REPLACED: Decision._Kind.ValueType  # 3
         """Replaced by a new version."""
         KIND_REDUNDANT: Decision._Kind.ValueType  # 4
-        """The same content as another location."""
+        """The same content as another upload."""
+        KIND_RESTORED: Decision._Kind.ValueType  # 5
+        """Deleted once, and brought back."""
+        KIND_SWEPT: Decision._Kind.ValueType  # 6
+        """Its bytes are given up."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Decision.Kind.ValueType  # 0
@@ -234,30 +301,71 @@ class Decision(_message.Message):
     KIND_REPLACED: Decision.Kind.ValueType  # 3
     """Replaced by a new version."""
     KIND_REDUNDANT: Decision.Kind.ValueType  # 4
-    """The same content as another location."""
+    """The same content as another upload."""
+    KIND_RESTORED: Decision.Kind.ValueType  # 5
+    """Deleted once, and brought back."""
+    KIND_SWEPT: Decision.Kind.ValueType  # 6
+    """Its bytes are given up."""
 
     KIND_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
     DECIDED_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    UIDS_FIELD_NUMBER: _builtins.int
     kind: Global___Decision.Kind.ValueType
     decided: _builtins.str
     """RFC 3339, UTC."""
+    sequence: _builtins.int
+    """Sequence on STORE up to which it holds: the state of these uploads after everything up to it."""
     @_builtins.property
-    def locations(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.Location]: ...
+    def locations(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.Location]:
+        """The names of the uploads: where each was first written."""
+
+    @_builtins.property
+    def uids(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceUids]:
+        """With KIND_DELETED, of each of `locations`: what stays known when the bytes are gone."""
+
     def __init__(
         self,
         *,
         kind: Global___Decision.Kind.ValueType = ...,
         locations: _abc.Iterable[_blob_pb2.Location] | None = ...,
         decided: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        uids: _abc.Iterable[Global___InstanceUids] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided", b"decided", "kind", b"kind", "locations", b"locations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided", b"decided", "kind", b"kind", "locations", b"locations", "sequence", b"sequence", "uids", b"uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class InstanceUids(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    study_instance_uid: _builtins.str
+    series_instance_uid: _builtins.str
+    sop_instance_uid: _builtins.str
+    def __init__(
+        self,
+        *,
+        study_instance_uid: _builtins.str = ...,
+        series_instance_uid: _builtins.str = ...,
+        sop_instance_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceUids: _TypeAlias = InstanceUids  # noqa: Y015
 
 @_typing.final
 class IndexLease(_message.Message):

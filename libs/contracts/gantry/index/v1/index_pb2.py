@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from gantry.blob.v1 import blob_pb2 as gantry_dot_blob_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgantry/index/v1/index.proto\x12\x0fgantry.index.v1\x1a\x19gantry/blob/v1/blob.proto\"Z\n\x05Scope\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\"\xce\x02\n\x08MatchKey\x12\x0c\n\x04path\x18\x01 \x03(\t\x12\x36\n\toperation\x18\x02 \x01(\x0e\x32#.gantry.index.v1.MatchKey.Operation\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0b\n\x03low\x18\x04 \x01(\t\x12\x0c\n\x04high\x18\x05 \x01(\t\x12\x17\n\x0fprivate_creator\x18\x06 \x01(\t\x12%\n\x05level\x18\x07 \x01(\x0e\x32\x16.gantry.index.v1.Level\"\x90\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATION_EQUAL\x10\x01\x12\x15\n\x11OPERATION_PATTERN\x10\x02\x12\x13\n\x0fOPERATION_RANGE\x10\x03\x12\x14\n\x10OPERATION_ABSENT\x10\x04\x12\x11\n\rOPERATION_ALL\x10\x05\"\x9a\x02\n\rSearchRequest\x12%\n\x05level\x18\x01 \x01(\x0e\x32\x16.gantry.index.v1.Level\x12%\n\x05scope\x18\x02 \x01(\x0b\x32\x16.gantry.index.v1.Scope\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.gantry.index.v1.MatchKey\x12\x16\n\x0einclude_fields\x18\x04 \x03(\t\x12\x13\n\x0binclude_all\x18\x05 \x01(\x08\x12.\n\x0einclude_levels\x18\x06 \x03(\x0e\x32\x16.gantry.index.v1.Level\x12\x0e\n\x06offset\x18\x07 \x01(\x04\x12\r\n\x05limit\x18\x08 \x01(\x04\x12\x16\n\x0e\x66uzzy_matching\x18\t \x01(\x08\"1\n\x0eSearchResponse\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\x12\x11\n\tremaining\x18\x02 \x01(\x04\"\x9e\x01\n\x16SearchWorkitemsRequest\x12\'\n\x04keys\x18\x01 \x03(\x0b\x32\x19.gantry.index.v1.MatchKey\x12\x16\n\x0einclude_fields\x18\x02 \x03(\t\x12\x13\n\x0binclude_all\x18\x03 \x01(\x08\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05limit\x18\x05 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x06 \x01(\x08\":\n\x17SearchWorkitemsResponse\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\x12\x11\n\tremaining\x18\x02 \x01(\x04\"Q\n\x0eInstanceRecord\x12.\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x0f\n\x07version\x18\x02 \x01(\x04\"<\n\x13GetInstancesRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"H\n\x14GetInstancesResponse\x12\x30\n\x07records\x18\x01 \x03(\x0b\x32\x1f.gantry.index.v1.InstanceRecord\";\n\x12GetMetadataRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"K\n\x13GetMetadataResponse\x12\x34\n\tfragments\x18\x01 \x03(\x0b\x32!.gantry.index.v1.MetadataFragment\"}\n\x10MetadataFragment\x12\x12\n\ndicom_json\x18\x01 \x01(\x0c\x12*\n\x08location\x18\x02 \x01(\x0b\x32\x18.gantry.blob.v1.Location\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\"?\n\x16\x44\x65leteInstancesRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"*\n\x17\x44\x65leteInstancesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"\x10\n\x0eReindexRequest\"[\n\x0fReindexResponse\x12\x12\n\npacks_read\x18\x01 \x01(\x04\x12\x13\n\x0bpacks_total\x18\x02 \x01(\x04\x12\x11\n\tinstances\x18\x03 \x01(\x04\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\",\n\x19\x46ilterUnknownPacksRequest\x12\x0f\n\x07objects\x18\x01 \x03(\t\"-\n\x1a\x46ilterUnknownPacksResponse\x12\x0f\n\x07objects\x18\x01 \x03(\t\"7\n\x19GetAppliedSequenceRequest\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\".\n\x1aGetAppliedSequenceResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xde\x01\n\x11GetStatusResponse\x12\x13\n\x0bindex_store\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x03 \x01(\t\x12\x18\n\x10\x61pplied_sequence\x18\x04 \x01(\x04\x12\x17\n\x0fstream_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07studies\x18\x06 \x01(\x04\x12\x0e\n\x06series\x18\x07 \x01(\x04\x12\x11\n\tinstances\x18\x08 \x01(\x04\x12\x15\n\rpoison_events\x18\t \x01(\x04\x12\x12\n\ngeneration\x18\n \x01(\t*U\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEVEL_STUDY\x10\x01\x12\x10\n\x0cLEVEL_SERIES\x10\x02\x12\x12\n\x0eLEVEL_INSTANCE\x10\x03\x32\xe2\x06\n\x0cIndexService\x12I\n\x06Search\x12\x1e.gantry.index.v1.SearchRequest\x1a\x1f.gantry.index.v1.SearchResponse\x12\x64\n\x0fSearchWorkitems\x12\'.gantry.index.v1.SearchWorkitemsRequest\x1a(.gantry.index.v1.SearchWorkitemsResponse\x12]\n\x0cGetInstances\x12$.gantry.index.v1.GetInstancesRequest\x1a%.gantry.index.v1.GetInstancesResponse0\x01\x12Z\n\x0bGetMetadata\x12#.gantry.index.v1.GetMetadataRequest\x1a$.gantry.index.v1.GetMetadataResponse0\x01\x12\x64\n\x0f\x44\x65leteInstances\x12\'.gantry.index.v1.DeleteInstancesRequest\x1a(.gantry.index.v1.DeleteInstancesResponse\x12N\n\x07Reindex\x12\x1f.gantry.index.v1.ReindexRequest\x1a .gantry.index.v1.ReindexResponse0\x01\x12m\n\x12\x46ilterUnknownPacks\x12*.gantry.index.v1.FilterUnknownPacksRequest\x1a+.gantry.index.v1.FilterUnknownPacksResponse\x12m\n\x12GetAppliedSequence\x12*.gantry.index.v1.GetAppliedSequenceRequest\x1a+.gantry.index.v1.GetAppliedSequenceResponse\x12R\n\tGetStatus\x12!.gantry.index.v1.GetStatusRequest\x1a\".gantry.index.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgantry/index/v1/index.proto\x12\x0fgantry.index.v1\x1a\x19gantry/blob/v1/blob.proto\"Z\n\x05Scope\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\x12\x1b\n\x13series_instance_uid\x18\x02 \x01(\t\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\"\xce\x02\n\x08MatchKey\x12\x0c\n\x04path\x18\x01 \x03(\t\x12\x36\n\toperation\x18\x02 \x01(\x0e\x32#.gantry.index.v1.MatchKey.Operation\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0b\n\x03low\x18\x04 \x01(\t\x12\x0c\n\x04high\x18\x05 \x01(\t\x12\x17\n\x0fprivate_creator\x18\x06 \x01(\t\x12%\n\x05level\x18\x07 \x01(\x0e\x32\x16.gantry.index.v1.Level\"\x90\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATION_EQUAL\x10\x01\x12\x15\n\x11OPERATION_PATTERN\x10\x02\x12\x13\n\x0fOPERATION_RANGE\x10\x03\x12\x14\n\x10OPERATION_ABSENT\x10\x04\x12\x11\n\rOPERATION_ALL\x10\x05\"\x9a\x02\n\rSearchRequest\x12%\n\x05level\x18\x01 \x01(\x0e\x32\x16.gantry.index.v1.Level\x12%\n\x05scope\x18\x02 \x01(\x0b\x32\x16.gantry.index.v1.Scope\x12\'\n\x04keys\x18\x03 \x03(\x0b\x32\x19.gantry.index.v1.MatchKey\x12\x16\n\x0einclude_fields\x18\x04 \x03(\t\x12\x13\n\x0binclude_all\x18\x05 \x01(\x08\x12.\n\x0einclude_levels\x18\x06 \x03(\x0e\x32\x16.gantry.index.v1.Level\x12\x0e\n\x06offset\x18\x07 \x01(\x04\x12\r\n\x05limit\x18\x08 \x01(\x04\x12\x16\n\x0e\x66uzzy_matching\x18\t \x01(\x08\"1\n\x0eSearchResponse\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\x12\x11\n\tremaining\x18\x02 \x01(\x04\"\x9e\x01\n\x16SearchWorkitemsRequest\x12\'\n\x04keys\x18\x01 \x03(\x0b\x32\x19.gantry.index.v1.MatchKey\x12\x16\n\x0einclude_fields\x18\x02 \x03(\t\x12\x13\n\x0binclude_all\x18\x03 \x01(\x08\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\r\n\x05limit\x18\x05 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x06 \x01(\x08\":\n\x17SearchWorkitemsResponse\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\x12\x11\n\tremaining\x18\x02 \x01(\x04\"Q\n\x0eInstanceRecord\x12.\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x0f\n\x07version\x18\x02 \x01(\x04\"<\n\x13GetInstancesRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"H\n\x14GetInstancesResponse\x12\x30\n\x07records\x18\x01 \x03(\x0b\x32\x1f.gantry.index.v1.InstanceRecord\";\n\x12GetMetadataRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"K\n\x13GetMetadataResponse\x12\x34\n\tfragments\x18\x01 \x03(\x0b\x32!.gantry.index.v1.MetadataFragment\"}\n\x10MetadataFragment\x12\x12\n\ndicom_json\x18\x01 \x01(\x0c\x12*\n\x08location\x18\x02 \x01(\x0b\x32\x18.gantry.blob.v1.Location\x12\x18\n\x10sop_instance_uid\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\"?\n\x16\x44\x65leteInstancesRequest\x12%\n\x05scope\x18\x01 \x01(\x0b\x32\x16.gantry.index.v1.Scope\"*\n\x17\x44\x65leteInstancesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"&\n\x17RestoreInstancesRequest\x12\x0b\n\x03uid\x18\x01 \x01(\t\"H\n\x18RestoreInstancesResponse\x12\x10\n\x08restored\x18\x01 \x01(\x04\x12\x0c\n\x04here\x18\x02 \x01(\x04\x12\x0c\n\x04gone\x18\x03 \x01(\x04\"G\n\x0eListDueRequest\x12\x10\n\x08\x62\x65\x66ore_s\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x66ter_object\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\">\n\x0fListDueResponse\x12+\n\x07uploads\x18\x01 \x03(\x0b\x32\x1a.gantry.index.v1.DueUpload\"C\n\tDueUpload\x12&\n\x04name\x18\x01 \x01(\x0b\x32\x18.gantry.blob.v1.Location\x12\x0e\n\x06object\x18\x02 \x01(\t\"F\n\x16\x44\x65scribeUploadsRequest\x12,\n\x07uploads\x18\x01 \x03(\x0b\x32\x1b.gantry.index.v1.UploadName\"R\n\nUploadName\x12\x18\n\x10sop_instance_uid\x18\x01 \x01(\t\x12*\n\x08location\x18\x02 \x01(\x0b\x32\x18.gantry.blob.v1.Location\"H\n\x17\x44\x65scribeUploadsResponse\x12-\n\x07uploads\x18\x01 \x03(\x0b\x32\x1c.gantry.index.v1.UploadState\"\xd4\x01\n\x0bUploadState\x12\x39\n\tcondition\x18\x01 \x01(\x0e\x32&.gantry.index.v1.UploadState.Condition\x12\x0e\n\x06object\x18\x02 \x01(\t\"z\n\tCondition\x12\x19\n\x15\x43ONDITION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ONDITION_LIVE\x10\x01\x12\x12\n\x0e\x43ONDITION_DEAD\x10\x02\x12\x13\n\x0f\x43ONDITION_SWEPT\x10\x03\x12\x15\n\x11\x43ONDITION_UNKNOWN\x10\x04\"\x10\n\x0eReindexRequest\"[\n\x0fReindexResponse\x12\x12\n\npacks_read\x18\x01 \x01(\x04\x12\x13\n\x0bpacks_total\x18\x02 \x01(\x04\x12\x11\n\tinstances\x18\x03 \x01(\x04\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\",\n\x19\x46ilterUnknownPacksRequest\x12\x0f\n\x07objects\x18\x01 \x03(\t\"-\n\x1a\x46ilterUnknownPacksResponse\x12\x0f\n\x07objects\x18\x01 \x03(\t\"7\n\x19GetAppliedSequenceRequest\x12\x1a\n\x12study_instance_uid\x18\x01 \x01(\t\".\n\x1aGetAppliedSequenceResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x12\n\x10GetStatusRequest\"\xde\x01\n\x11GetStatusResponse\x12\x13\n\x0bindex_store\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x03 \x01(\t\x12\x18\n\x10\x61pplied_sequence\x18\x04 \x01(\x04\x12\x17\n\x0fstream_sequence\x18\x05 \x01(\x04\x12\x0f\n\x07studies\x18\x06 \x01(\x04\x12\x0e\n\x06series\x18\x07 \x01(\x04\x12\x11\n\tinstances\x18\x08 \x01(\x04\x12\x15\n\rpoison_events\x18\t \x01(\x04\x12\x12\n\ngeneration\x18\n \x01(\t*U\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEVEL_STUDY\x10\x01\x12\x10\n\x0cLEVEL_SERIES\x10\x02\x12\x12\n\x0eLEVEL_INSTANCE\x10\x03\x32\xff\x08\n\x0cIndexService\x12I\n\x06Search\x12\x1e.gantry.index.v1.SearchRequest\x1a\x1f.gantry.index.v1.SearchResponse\x12\x64\n\x0fSearchWorkitems\x12\'.gantry.index.v1.SearchWorkitemsRequest\x1a(.gantry.index.v1.SearchWorkitemsResponse\x12]\n\x0cGetInstances\x12$.gantry.index.v1.GetInstancesRequest\x1a%.gantry.index.v1.GetInstancesResponse0\x01\x12Z\n\x0bGetMetadata\x12#.gantry.index.v1.GetMetadataRequest\x1a$.gantry.index.v1.GetMetadataResponse0\x01\x12\x64\n\x0f\x44\x65leteInstances\x12\'.gantry.index.v1.DeleteInstancesRequest\x1a(.gantry.index.v1.DeleteInstancesResponse\x12g\n\x10RestoreInstances\x12(.gantry.index.v1.RestoreInstancesRequest\x1a).gantry.index.v1.RestoreInstancesResponse\x12L\n\x07ListDue\x12\x1f.gantry.index.v1.ListDueRequest\x1a .gantry.index.v1.ListDueResponse\x12\x64\n\x0f\x44\x65scribeUploads\x12\'.gantry.index.v1.DescribeUploadsRequest\x1a(.gantry.index.v1.DescribeUploadsResponse\x12N\n\x07Reindex\x12\x1f.gantry.index.v1.ReindexRequest\x1a .gantry.index.v1.ReindexResponse0\x01\x12m\n\x12\x46ilterUnknownPacks\x12*.gantry.index.v1.FilterUnknownPacksRequest\x1a+.gantry.index.v1.FilterUnknownPacksResponse\x12m\n\x12GetAppliedSequence\x12*.gantry.index.v1.GetAppliedSequenceRequest\x1a+.gantry.index.v1.GetAppliedSequenceResponse\x12R\n\tGetStatus\x12!.gantry.index.v1.GetStatusRequest\x1a\".gantry.index.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gantry.index.v1.index_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEVEL']._serialized_start=2208
-  _globals['_LEVEL']._serialized_end=2293
+  _globals['_LEVEL']._serialized_start=2973
+  _globals['_LEVEL']._serialized_end=3058
   _globals['_SCOPE']._serialized_start=75
   _globals['_SCOPE']._serialized_end=165
   _globals['_MATCHKEY']._serialized_start=168
@@ -64,22 +64,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEINSTANCESREQUEST']._serialized_end=1608
   _globals['_DELETEINSTANCESRESPONSE']._serialized_start=1610
   _globals['_DELETEINSTANCESRESPONSE']._serialized_end=1652
-  _globals['_REINDEXREQUEST']._serialized_start=1654
-  _globals['_REINDEXREQUEST']._serialized_end=1670
-  _globals['_REINDEXRESPONSE']._serialized_start=1672
-  _globals['_REINDEXRESPONSE']._serialized_end=1763
-  _globals['_FILTERUNKNOWNPACKSREQUEST']._serialized_start=1765
-  _globals['_FILTERUNKNOWNPACKSREQUEST']._serialized_end=1809
-  _globals['_FILTERUNKNOWNPACKSRESPONSE']._serialized_start=1811
-  _globals['_FILTERUNKNOWNPACKSRESPONSE']._serialized_end=1856
-  _globals['_GETAPPLIEDSEQUENCEREQUEST']._serialized_start=1858
-  _globals['_GETAPPLIEDSEQUENCEREQUEST']._serialized_end=1913
-  _globals['_GETAPPLIEDSEQUENCERESPONSE']._serialized_start=1915
-  _globals['_GETAPPLIEDSEQUENCERESPONSE']._serialized_end=1961
-  _globals['_GETSTATUSREQUEST']._serialized_start=1963
-  _globals['_GETSTATUSREQUEST']._serialized_end=1981
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1984
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2206
-  _globals['_INDEXSERVICE']._serialized_start=2296
-  _globals['_INDEXSERVICE']._serialized_end=3162
+  _globals['_RESTOREINSTANCESREQUEST']._serialized_start=1654
+  _globals['_RESTOREINSTANCESREQUEST']._serialized_end=1692
+  _globals['_RESTOREINSTANCESRESPONSE']._serialized_start=1694
+  _globals['_RESTOREINSTANCESRESPONSE']._serialized_end=1766
+  _globals['_LISTDUEREQUEST']._serialized_start=1768
+  _globals['_LISTDUEREQUEST']._serialized_end=1839
+  _globals['_LISTDUERESPONSE']._serialized_start=1841
+  _globals['_LISTDUERESPONSE']._serialized_end=1903
+  _globals['_DUEUPLOAD']._serialized_start=1905
+  _globals['_DUEUPLOAD']._serialized_end=1972
+  _globals['_DESCRIBEUPLOADSREQUEST']._serialized_start=1974
+  _globals['_DESCRIBEUPLOADSREQUEST']._serialized_end=2044
+  _globals['_UPLOADNAME']._serialized_start=2046
+  _globals['_UPLOADNAME']._serialized_end=2128
+  _globals['_DESCRIBEUPLOADSRESPONSE']._serialized_start=2130
+  _globals['_DESCRIBEUPLOADSRESPONSE']._serialized_end=2202
+  _globals['_UPLOADSTATE']._serialized_start=2205
+  _globals['_UPLOADSTATE']._serialized_end=2417
+  _globals['_UPLOADSTATE_CONDITION']._serialized_start=2295
+  _globals['_UPLOADSTATE_CONDITION']._serialized_end=2417
+  _globals['_REINDEXREQUEST']._serialized_start=2419
+  _globals['_REINDEXREQUEST']._serialized_end=2435
+  _globals['_REINDEXRESPONSE']._serialized_start=2437
+  _globals['_REINDEXRESPONSE']._serialized_end=2528
+  _globals['_FILTERUNKNOWNPACKSREQUEST']._serialized_start=2530
+  _globals['_FILTERUNKNOWNPACKSREQUEST']._serialized_end=2574
+  _globals['_FILTERUNKNOWNPACKSRESPONSE']._serialized_start=2576
+  _globals['_FILTERUNKNOWNPACKSRESPONSE']._serialized_end=2621
+  _globals['_GETAPPLIEDSEQUENCEREQUEST']._serialized_start=2623
+  _globals['_GETAPPLIEDSEQUENCEREQUEST']._serialized_end=2678
+  _globals['_GETAPPLIEDSEQUENCERESPONSE']._serialized_start=2680
+  _globals['_GETAPPLIEDSEQUENCERESPONSE']._serialized_end=2726
+  _globals['_GETSTATUSREQUEST']._serialized_start=2728
+  _globals['_GETSTATUSREQUEST']._serialized_end=2746
+  _globals['_GETSTATUSRESPONSE']._serialized_start=2749
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2971
+  _globals['_INDEXSERVICE']._serialized_start=3061
+  _globals['_INDEXSERVICE']._serialized_end=4212
 # @@protoc_insertion_point(module_scope)

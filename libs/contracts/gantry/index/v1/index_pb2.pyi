@@ -460,6 +460,244 @@ class DeleteInstancesResponse(_message.Message):
 Global___DeleteInstancesResponse: _TypeAlias = DeleteInstancesResponse  # noqa: Y015
 
 @_typing.final
+class RestoreInstancesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    """Of a study, a series or an instance."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreInstancesRequest: _TypeAlias = RestoreInstancesRequest  # noqa: Y015
+
+@_typing.final
+class RestoreInstancesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTORED_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    restored: _builtins.int
+    here: _builtins.int
+    """Not deleted, or stored anew since: they stay as they are."""
+    gone: _builtins.int
+    """Deleted, and their bytes are given up."""
+    def __init__(
+        self,
+        *,
+        restored: _builtins.int = ...,
+        here: _builtins.int = ...,
+        gone: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gone", b"gone", "here", b"here", "restored", b"restored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreInstancesResponse: _TypeAlias = RestoreInstancesResponse  # noqa: Y015
+
+@_typing.final
+class ListDueRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_S_FIELD_NUMBER: _builtins.int
+    AFTER_OBJECT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    before_s: _builtins.int
+    """Seconds since 1970: decided before."""
+    after_object: _builtins.str
+    """Only objects above this one."""
+    limit: _builtins.int
+    """At most 10,000."""
+    def __init__(
+        self,
+        *,
+        before_s: _builtins.int = ...,
+        after_object: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_object", b"after_object", "before_s", b"before_s", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDueRequest: _TypeAlias = ListDueRequest  # noqa: Y015
+
+@_typing.final
+class ListDueResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___DueUpload]: ...
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[Global___DueUpload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDueResponse: _TypeAlias = ListDueResponse  # noqa: Y015
+
+@_typing.final
+class DueUpload(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """Where it lies."""
+    @_builtins.property
+    def name(self) -> _blob_pb2.Location:
+        """Its name."""
+
+    def __init__(
+        self,
+        *,
+        name: _blob_pb2.Location | None = ...,
+        object: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DueUpload: _TypeAlias = DueUpload  # noqa: Y015
+
+@_typing.final
+class DescribeUploadsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadName]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[Global___UploadName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeUploadsRequest: _TypeAlias = DescribeUploadsRequest  # noqa: Y015
+
+@_typing.final
+class UploadName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    LOCATION_FIELD_NUMBER: _builtins.int
+    sop_instance_uid: _builtins.str
+    @_builtins.property
+    def location(self) -> _blob_pb2.Location: ...
+    def __init__(
+        self,
+        *,
+        sop_instance_uid: _builtins.str = ...,
+        location: _blob_pb2.Location | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["location", b"location"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["location", b"location", "sop_instance_uid", b"sop_instance_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadName: _TypeAlias = UploadName  # noqa: Y015
+
+@_typing.final
+class DescribeUploadsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadState]:
+        """In the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[Global___UploadState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeUploadsResponse: _TypeAlias = DescribeUploadsResponse  # noqa: Y015
+
+@_typing.final
+class UploadState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Condition:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[UploadState._Condition.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CONDITION_UNSPECIFIED: UploadState._Condition.ValueType  # 0
+        CONDITION_LIVE: UploadState._Condition.ValueType  # 1
+        """It is the instance."""
+        CONDITION_DEAD: UploadState._Condition.ValueType  # 2
+        """Deleted, replaced, redundant or refused."""
+        CONDITION_SWEPT: UploadState._Condition.ValueType  # 3
+        """Its bytes are given up."""
+        CONDITION_UNKNOWN: UploadState._Condition.ValueType  # 4
+        """Index knows nothing of it."""
+
+    class Condition(_Condition, metaclass=_ConditionEnumTypeWrapper): ...
+    CONDITION_UNSPECIFIED: UploadState.Condition.ValueType  # 0
+    CONDITION_LIVE: UploadState.Condition.ValueType  # 1
+    """It is the instance."""
+    CONDITION_DEAD: UploadState.Condition.ValueType  # 2
+    """Deleted, replaced, redundant or refused."""
+    CONDITION_SWEPT: UploadState.Condition.ValueType  # 3
+    """Its bytes are given up."""
+    CONDITION_UNKNOWN: UploadState.Condition.ValueType  # 4
+    """Index knows nothing of it."""
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    condition: Global___UploadState.Condition.ValueType
+    object: _builtins.str
+    """Where index believes that it lies; empty where unknown."""
+    def __init__(
+        self,
+        *,
+        condition: Global___UploadState.Condition.ValueType = ...,
+        object: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadState: _TypeAlias = UploadState  # noqa: Y015
+
+@_typing.final
 class ReindexRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

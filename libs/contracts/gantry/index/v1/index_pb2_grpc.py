@@ -60,6 +60,21 @@ class IndexServiceStub:
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesRequest.SerializeToString,
                 response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesResponse.FromString,
                 _registered_method=True)
+        self.RestoreInstances = channel.unary_unary(
+                '/gantry.index.v1.IndexService/RestoreInstances',
+                request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesRequest.SerializeToString,
+                response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesResponse.FromString,
+                _registered_method=True)
+        self.ListDue = channel.unary_unary(
+                '/gantry.index.v1.IndexService/ListDue',
+                request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.ListDueRequest.SerializeToString,
+                response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.ListDueResponse.FromString,
+                _registered_method=True)
+        self.DescribeUploads = channel.unary_unary(
+                '/gantry.index.v1.IndexService/DescribeUploads',
+                request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsRequest.SerializeToString,
+                response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsResponse.FromString,
+                _registered_method=True)
         self.Reindex = channel.unary_stream(
                 '/gantry.index.v1.IndexService/Reindex',
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.ReindexRequest.SerializeToString,
@@ -114,7 +129,30 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInstances(self, request, context):
-        """Writes the decision, announces it, waits until it is applied.
+        """Announces the deletion, waits until it is applied and the decision is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreInstances(self, request, context):
+        """Brings back what was deleted and not swept yet; waits until it is applied.
+        NOT_FOUND where nothing of this UID is known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDue(self, request, context):
+        """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
+        end of the stream when asked; UNAVAILABLE where index has not come so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribeUploads(self, request, context):
+        """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +212,21 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.DeleteInstances,
                     request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesRequest.FromString,
                     response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesResponse.SerializeToString,
+            ),
+            'RestoreInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreInstances,
+                    request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesRequest.FromString,
+                    response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesResponse.SerializeToString,
+            ),
+            'ListDue': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDue,
+                    request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.ListDueRequest.FromString,
+                    response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.ListDueResponse.SerializeToString,
+            ),
+            'DescribeUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeUploads,
+                    request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsRequest.FromString,
+                    response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsResponse.SerializeToString,
             ),
             'Reindex': grpc.unary_stream_rpc_method_handler(
                     servicer.Reindex,
@@ -332,6 +385,87 @@ class IndexService:
             '/gantry.index.v1.IndexService/DeleteInstances',
             gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesRequest.SerializeToString,
             gantry_dot_index_dot_v1_dot_index__pb2.DeleteInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.index.v1.IndexService/RestoreInstances',
+            gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesRequest.SerializeToString,
+            gantry_dot_index_dot_v1_dot_index__pb2.RestoreInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.index.v1.IndexService/ListDue',
+            gantry_dot_index_dot_v1_dot_index__pb2.ListDueRequest.SerializeToString,
+            gantry_dot_index_dot_v1_dot_index__pb2.ListDueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.index.v1.IndexService/DescribeUploads',
+            gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsRequest.SerializeToString,
+            gantry_dot_index_dot_v1_dot_index__pb2.DescribeUploadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

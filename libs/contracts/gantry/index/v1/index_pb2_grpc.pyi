@@ -42,7 +42,17 @@ class IndexServiceStub:
     GetMetadata: _grpc.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]
     """DICOM JSON fragments of everything in scope, same order and errors."""
     DeleteInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]
-    """Writes the decision, announces it, waits until it is applied."""
+    """Announces the deletion, waits until it is applied and the decision is durable."""
+    RestoreInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]
+    """Brings back what was deleted and not swept yet; waits until it is applied.
+    NOT_FOUND where nothing of this UID is known.
+    """
+    ListDue: _grpc.UnaryUnaryMultiCallable[_index_pb2.ListDueRequest, _index_pb2.ListDueResponse]
+    """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
+    end of the stream when asked; UNAVAILABLE where index has not come so far.
+    """
+    DescribeUploads: _grpc.UnaryUnaryMultiCallable[_index_pb2.DescribeUploadsRequest, _index_pb2.DescribeUploadsResponse]
+    """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
     Reindex: _grpc.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]
     """Builds a new generation from the object store alone and swaps it in."""
     FilterUnknownPacks: _grpc.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]
@@ -65,7 +75,17 @@ class IndexServiceAsyncStub(IndexServiceStub):
     GetMetadata: _aio.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]  # type: ignore[assignment]
     """DICOM JSON fragments of everything in scope, same order and errors."""
     DeleteInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]  # type: ignore[assignment]
-    """Writes the decision, announces it, waits until it is applied."""
+    """Announces the deletion, waits until it is applied and the decision is durable."""
+    RestoreInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]  # type: ignore[assignment]
+    """Brings back what was deleted and not swept yet; waits until it is applied.
+    NOT_FOUND where nothing of this UID is known.
+    """
+    ListDue: _aio.UnaryUnaryMultiCallable[_index_pb2.ListDueRequest, _index_pb2.ListDueResponse]  # type: ignore[assignment]
+    """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
+    end of the stream when asked; UNAVAILABLE where index has not come so far.
+    """
+    DescribeUploads: _aio.UnaryUnaryMultiCallable[_index_pb2.DescribeUploadsRequest, _index_pb2.DescribeUploadsResponse]  # type: ignore[assignment]
+    """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
     Reindex: _aio.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]  # type: ignore[assignment]
     """Builds a new generation from the object store alone and swaps it in."""
     FilterUnknownPacks: _aio.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]  # type: ignore[assignment]
@@ -115,7 +135,35 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.DeleteInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.DeleteInstancesResponse, _abc.Awaitable[_index_pb2.DeleteInstancesResponse]]:
-        """Writes the decision, announces it, waits until it is applied."""
+        """Announces the deletion, waits until it is applied and the decision is durable."""
+
+    @_abc_1.abstractmethod
+    def RestoreInstances(
+        self,
+        request: _index_pb2.RestoreInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.RestoreInstancesResponse, _abc.Awaitable[_index_pb2.RestoreInstancesResponse]]:
+        """Brings back what was deleted and not swept yet; waits until it is applied.
+        NOT_FOUND where nothing of this UID is known.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDue(
+        self,
+        request: _index_pb2.ListDueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.ListDueResponse, _abc.Awaitable[_index_pb2.ListDueResponse]]:
+        """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
+        end of the stream when asked; UNAVAILABLE where index has not come so far.
+        """
+
+    @_abc_1.abstractmethod
+    def DescribeUploads(
+        self,
+        request: _index_pb2.DescribeUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.DescribeUploadsResponse, _abc.Awaitable[_index_pb2.DescribeUploadsResponse]]:
+        """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
 
     @_abc_1.abstractmethod
     def Reindex(

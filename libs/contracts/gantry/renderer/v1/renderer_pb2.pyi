@@ -286,6 +286,57 @@ class TranscodeInstanceResponse(_message.Message):
 Global___TranscodeInstanceResponse: _TypeAlias = TranscodeInstanceResponse  # noqa: Y015
 
 @_typing.final
+class DecodeImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    media_type: _builtins.str
+    """image/png or image/gif; only in the first message."""
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        media_type: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "media_type", b"media_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecodeImageRequest: _TypeAlias = DecodeImageRequest  # noqa: Y015
+
+@_typing.final
+class DecodeImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIXEL_FIELD_NUMBER: _builtins.int
+    NUMBER_OF_FRAMES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    number_of_frames: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def pixel(self) -> _blob_pb2.PixelDescription:
+        """Only in the first message."""
+
+    def __init__(
+        self,
+        *,
+        pixel: _blob_pb2.PixelDescription | None = ...,
+        number_of_frames: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pixel", b"pixel"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "number_of_frames", b"number_of_frames", "pixel", b"pixel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecodeImageResponse: _TypeAlias = DecodeImageResponse  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

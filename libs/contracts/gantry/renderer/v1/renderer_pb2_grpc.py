@@ -50,6 +50,11 @@ class RendererServiceStub:
                 request_serializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceRequest.SerializeToString,
                 response_deserializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceResponse.FromString,
                 _registered_method=True)
+        self.DecodeImage = channel.stream_stream(
+                '/gantry.renderer.v1.RendererService/DecodeImage',
+                request_serializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageRequest.SerializeToString,
+                response_deserializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/gantry.renderer.v1.RendererService/GetStatus',
                 request_serializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.GetStatusRequest.SerializeToString,
@@ -82,6 +87,15 @@ class RendererServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecodeImage(self, request_iterator, context):
+        """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
+        The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
+        the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -105,6 +119,11 @@ def add_RendererServiceServicer_to_server(servicer, server):
                     servicer.TranscodeInstance,
                     request_deserializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceRequest.FromString,
                     response_serializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceResponse.SerializeToString,
+            ),
+            'DecodeImage': grpc.stream_stream_rpc_method_handler(
+                    servicer.DecodeImage,
+                    request_deserializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageRequest.FromString,
+                    response_serializer=gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -194,6 +213,33 @@ class RendererService:
             '/gantry.renderer.v1.RendererService/TranscodeInstance',
             gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceRequest.SerializeToString,
             gantry_dot_renderer_dot_v1_dot_renderer__pb2.TranscodeInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecodeImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/gantry.renderer.v1.RendererService/DecodeImage',
+            gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageRequest.SerializeToString,
+            gantry_dot_renderer_dot_v1_dot_renderer__pb2.DecodeImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class RendererServiceStub:
     """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
     TranscodeInstance: _grpc.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]
     """A whole PS3.10 file in another transfer syntax, frame by frame, as chunks of at most 1 MiB."""
+    DecodeImage: _grpc.StreamStreamMultiCallable[_renderer_pb2.DecodeImageRequest, _renderer_pb2.DecodeImageResponse]
+    """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
+    The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
+    the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+    """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_renderer_pb2.GetStatusRequest, _renderer_pb2.GetStatusResponse]
 
 @_typing.type_check_only
@@ -52,6 +57,11 @@ class RendererServiceAsyncStub(RendererServiceStub):
     """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
     TranscodeInstance: _aio.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]  # type: ignore[assignment]
     """A whole PS3.10 file in another transfer syntax, frame by frame, as chunks of at most 1 MiB."""
+    DecodeImage: _aio.StreamStreamMultiCallable[_renderer_pb2.DecodeImageRequest, _renderer_pb2.DecodeImageResponse]  # type: ignore[assignment]
+    """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
+    The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
+    the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+    """
     GetStatus: _aio.UnaryUnaryMultiCallable[_renderer_pb2.GetStatusRequest, _renderer_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +90,17 @@ class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_renderer_pb2.TranscodeInstanceResponse], _abc.AsyncIterator[_renderer_pb2.TranscodeInstanceResponse]]:
         """A whole PS3.10 file in another transfer syntax, frame by frame, as chunks of at most 1 MiB."""
+
+    @_abc_1.abstractmethod
+    def DecodeImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_renderer_pb2.DecodeImageRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_renderer_pb2.DecodeImageResponse], _abc.AsyncIterator[_renderer_pb2.DecodeImageResponse]]:
+        """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
+        The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
+        the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+        """
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -1,0 +1,174 @@
+"""Metadata and bulkdata parts of one store request, until its end says that all of them are there.
+
+Metadata is parsed when its part ends and waits as one JSON text per data set; bulkdata waits as it came. Both lie in the request's
+spool, so that memory depends on the largest metadata part only. Parts may come in any order.
+
+Source: PS3.18 §8.6.1.2 and §10.5.1.4.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin
+
+from gantry.blob.v1 import blob_pb2
+from gantry_blob.spool import Spool, SpooledBytes
+from gantry_standard import errors, native_xml, reasons
+from gantry_standard.json_to_explicit import parse_data_sets, serialise
+from gantry_standard.limits import Limits, ScanFailure
+from gantry_standard.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
+from gantry_standard.multipart import parse_content_type
+
+METADATA = frozenset((DICOM_JSON, DICOM_XML, "application/json"))
+
+
+@dataclass(frozen=True, slots=True)
+class PartType:
+    """Content-Type of a part: media type in lower case, transfer-syntax parameter or ""."""
+
+    media_type: str
+    transfer_syntax_uid: str = ""
+
+
+def part_type(content_type: str) -> PartType:
+    """Read the Content-Type of a part; a missing one is application/dicom, an unreadable one application/octet-stream."""
+    if not content_type:
+        return PartType(DICOM)
+    try:
+        media_type, parameters = parse_content_type(content_type)
+    except errors.BadRequest:
+        return PartType(OCTET_STREAM)
+    return PartType(ALIASES.get(media_type, media_type), parameters.get("transfer-syntax", "").strip())
+
+
+@dataclass(frozen=True, slots=True)
+class BulkPart:
+    """One part of bulkdata.
+
+    Attributes:
+        pixel: set where the bytes are native frames that a picture was transformed into.
+        number_of_frames: of `pixel`.
+        failure: why the bytes cannot be used, with no UIDs in it.
+    """
+
+    number: int
+    type: PartType
+    content: SpooledBytes
+    pixel: blob_pb2.PixelDescription | None = None
+    number_of_frames: int = 0
+    failure: ScanFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDataSet:
+    """A data set that was sent as metadata: its DICOM JSON object, and the transfer-syntax parameter of its part."""
+
+    json: SpooledBytes
+    transfer_syntax_uid: str
+
+    def load(self) -> dict[str, Any]:
+        """Return the object; keys at its root are in upper case."""
+        (found,) = parse_data_sets(self.json.read(0, self.json.length))
+        return {key.upper(): element for key, element in found.items()}
+
+
+class PayloadParts:
+    """The parts of one request. Methods block.
+
+    Args:
+        request_uri: what relative URIs are resolved against.
+        limits: of one metadata part, its length included.
+    """
+
+    def __init__(self, spool: Spool, request_uri: str, limits: Limits) -> None:
+        self.data_sets: list[PendingDataSet] = []
+        self.bulk: list[BulkPart] = []
+        self._spool = spool
+        self._request_uri = request_uri
+        self._limits = limits
+        self._by_uri: dict[str, list[BulkPart]] = {}
+        self._used: set[int] = set()
+        self._start = blob_pb2.PartStart()
+        self._begin = 0
+        self._metadata = bytearray()
+        self._size = 0
+
+    def begin(self, start: blob_pb2.PartStart) -> None:
+        """A part begins that is not a PS3.10 file."""
+        self._start, self._begin = start, self._spool.length
+        self._metadata, self._size = bytearray(), 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the part.
+
+        Raises:
+            errors.OutOfResources: too little room is left.
+        """
+        self._size += len(chunk)
+        if part_type(self._start.content_type).media_type not in METADATA:
+            self._spool.write(chunk)
+        elif self._size <= self._limits.value_bytes:
+            self._metadata += chunk
+
+    def end(self) -> None:
+        """Conclude the part.
+
+        Raises:
+            ScanFailure: it holds metadata that cannot be read.
+        """
+        found = part_type(self._start.content_type)
+        if found.media_type in METADATA:
+            self._end_metadata(found)
+        else:
+            self._end_bulk(found)
+
+    def _end_metadata(self, found: PartType) -> None:
+        if self._size > self._limits.value_bytes:
+            raise ScanFailure(f"metadata has more than {self._limits.value_bytes} bytes", reasons.PROCESSING_FAILURE)
+        data, self._metadata = bytes(self._metadata), bytearray()
+        data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else parse_data_sets(data)
+        for data_set in data_sets:
+            begin = self._spool.length
+            self._spool.write(serialise(data_set))
+            self.data_sets.append(PendingDataSet(self._spool.since(begin), found.transfer_syntax_uid))
+
+    def _end_bulk(self, found: PartType) -> None:
+        start = self._start
+        part = BulkPart(
+            start.part_number,
+            found,
+            self._spool.since(self._begin),
+            start.pixel if start.HasField("pixel") else None,
+            start.number_of_frames,
+            ScanFailure(start.explanation, start.failure_reason) if start.failure_reason else None,
+        )
+        self.bulk.append(part)
+        if start.content_location:
+            for uri in dict.fromkeys((start.content_location, self._resolved(start.content_location))):
+                self._by_uri.setdefault(uri, []).append(part)
+
+    def find(self, uri: str) -> list[BulkPart]:
+        """Return the parts whose Content-Location is a BulkDataURI, in their order; [] where there is none."""
+        found = self._by_uri.get(self._resolved(uri)) or self._by_uri.get(uri) or []
+        self._used.update(part.number for part in found)
+        return found
+
+    def find_frames(self, uri: str) -> list[BulkPart]:
+        """Return the parts of an element, or those of its frames 1, 2, 3 … at `uri`/frames/n; [] where there are none."""
+        return self.find(uri) or list(self._numbered(uri.rstrip("/") + "/frames/"))
+
+    def _numbered(self, prefix: str) -> Iterator[BulkPart]:
+        number = 1
+        while found := self.find(f"{prefix}{number}"):
+            yield found[0]
+            number += 1
+
+    def unused(self) -> list[BulkPart]:
+        """Return the parts that no data set has asked for."""
+        return [part for part in self.bulk if part.number not in self._used]
+
+    def _resolved(self, uri: str) -> str:
+        try:
+            return urljoin(self._request_uri, uri)
+        except ValueError:
+            return uri
