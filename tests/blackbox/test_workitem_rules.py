@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from gantry.index.v1 import index_pb2
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry_standard import native_xml
 from tests.support import instances
 from tests.support.dicomweb import OCTETS, DicomWeb, Object, items, value
@@ -292,3 +295,15 @@ def wrong_start(suite: Suite) -> str:
     done = suite.run("up", "--port", str(suite.port), "--data", str(suite.data), "--no-samples", check=False)
     assert done.returncode == 2, done.stdout
     return done.stdout + done.stderr
+
+
+def test_index_says_up_to_where_a_study_is_applied(suite: Suite, dicomweb: DicomWeb) -> None:
+    ports = json.loads((suite.data / "run" / "ports.json").read_text(encoding="utf-8"))
+    with grpc.insecure_channel(f"127.0.0.1:{ports['index']}") as channel:
+        index = IndexServiceStub(channel)
+        for _ in range(3):
+            data_set = instances.ct(8, 8)
+            before = index.GetStatus(index_pb2.GetStatusRequest(), timeout=20).stream_sequence
+            dicomweb.store(instances.encoded(data_set))
+            request = index_pb2.GetAppliedSequenceRequest(study_instance_uid=data_set.StudyInstanceUID)
+            assert before < index.GetAppliedSequence(request, timeout=20).sequence
