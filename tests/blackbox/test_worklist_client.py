@@ -210,7 +210,6 @@ def test_scheduled_workitems_are_those_that_are_there_and_those_that_come(suite:
                 await worklist.claim(comes)
                 await worklist.update(unready, element("InputReadinessState", "READY"))
                 assert value(await anext(workitems), "SOPInstanceUID") == unready
-            await worklist.unsubscribe(ae_title)
 
     run(story())
 

@@ -447,27 +447,27 @@ class WorklistClient:
             errors.NotFound: there is no such workitem.
             errors.Forbidden: the server does not offer this.
         """
-        target = FILTERED_SUBSCRIPTION if filter else workitem_uid
-        parameters = {"deletionlock": "true"} if deletion_lock else {}
-        if filter:
-            # A comma or an equals sign in a value is encoded twice: once for the filter, once for the query.
-            parameters["filter"] = ",".join(f"{quote(key, safe='')}={quote(wanted, safe='*?')}" for key, wanted in filter.items())
-        response = self._check(await self._request("POST", _subscriber(target, ae_title), str(httpx.QueryParams(parameters))))
+        path, query = _subscriber(workitem_uid, ae_title, filter, {"deletionlock": "true"} if deletion_lock else {})
+        response = self._check(await self._request("POST", path, query))
         return str(response.headers.get("content-location", ""))
 
-    async def unsubscribe(self, ae_title: str, workitem_uid: str = GLOBAL_SUBSCRIPTION) -> None:
+    async def unsubscribe(self, ae_title: str, workitem_uid: str = GLOBAL_SUBSCRIPTION, *, filter: Mapping[str, str] | None = None) -> None:
         """End a subscription (§11.11); that to the worklist ends those to its workitems too.
+
+        Args:
+            filter: the one that was subscribed with. The standard knows one filtered subscription of an AE title; Gantry several.
 
         Raises:
             errors.NotFound: there is none.
         """
-        answer = await self._request("DELETE", _subscriber(workitem_uid, ae_title))
+        answer = await self._request("DELETE", *_subscriber(workitem_uid, ae_title, filter))
         if answer.response.status_code != 404 or not answer.was_repeated:
             self._check(answer)
 
     async def suspend(self, ae_title: str, workitem_uid: str = GLOBAL_SUBSCRIPTION) -> None:
         """Subscribe to no further workitems of the worklist; subscriptions to those there are stay (§11.12)."""
-        answer = await self._request("POST", f"{_subscriber(workitem_uid, ae_title)}/suspend")
+        path, _ = _subscriber(workitem_uid, ae_title)
+        answer = await self._request("POST", f"{path}/suspend")
         if answer.response.status_code != 404 or not answer.was_repeated:
             self._check(answer)
 
@@ -493,9 +493,10 @@ class WorklistClient:
                     yield event
 
     async def scheduled(self, ae_title: str, keys: Mapping[str, str] | None = None) -> AsyncGenerator[DataSet, None]:
-        """Subscribe to the worklist and yield each workitem that can be claimed: those that are there, then those that come, for ever.
+        """Subscribe and yield each workitem that can be claimed: those that are there, then those that come, for ever.
 
-        A workitem may be yielded more than once while nobody claims it; `claim` decides who has it. After each loss of the connection,
+        A workitem may be yielded more than once while nobody claims it; `claim` decides who has it. The subscription stays when the loop
+        is left: the server goes on keeping reports for it until `unsubscribe`. After each loss of the connection,
         and each SCP Status Change, the worklist is searched again, so that none is missed whatever the server keeps for its subscribers.
 
         Args:
@@ -505,7 +506,11 @@ class WorklistClient:
             errors.GantryError: the server refuses the subscription, the connection or the search.
         """
         wanted = {"ProcedureStepState": SCHEDULED, "InputReadinessState": "READY", **(keys or {})}
-        await self.subscribe(ae_title)
+        try:
+            await self.subscribe(ae_title, filter=keys)
+        except (errors.Forbidden, errors.BadRequest, errors.Unsupported):
+            # Filtered subscriptions may be refused, and some keys can be searched for only: then to the whole worklist.
+            await self.subscribe(ae_title)
         async with aclosing(self._reports(ae_title, None, log.info)) as reports:
             async for event in reports:
                 if event is None or event.event_type == EventType.SCP_STATUS_CHANGE:
@@ -689,8 +694,16 @@ def _event(message: str | bytes, seen: _Seen) -> Event | None:
     return event if seen.is_new(encoded) else None
 
 
-def _subscriber(workitem_uid: str, ae_title: str) -> str:
-    return f"/workitems/{quote(workitem_uid)}/subscribers/{quote(ae_title, safe='')}"
+def _subscriber(
+    workitem_uid: str, ae_title: str, filter: Mapping[str, str] | None = None, parameters: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Return path and query of a subscription."""
+    query = dict(parameters or {})
+    if filter:
+        # A comma or an equals sign in a value is encoded twice: for the list, and for the query (§11.10.1.2).
+        query["filter"] = ",".join(f"{quote(key, safe='')}={quote(wanted, safe='*?')}" for key, wanted in filter.items())
+    target = FILTERED_SUBSCRIPTION if filter else workitem_uid
+    return f"/workitems/{quote(target)}/subscribers/{quote(ae_title, safe='')}", str(httpx.QueryParams(query))
 
 
 def _sentence(response: httpx.Response) -> str:

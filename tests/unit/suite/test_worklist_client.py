@@ -12,6 +12,7 @@ from gantry_standard import errors
 from gantry_suite.worklist_client import WorklistClient, _Seen, element, value
 
 ANSWERS = {
+    "200": "200 OK",
     "201": "201 Created",
     "409": "409 Conflict",
     "418": "418 Teapot\nhello",
@@ -67,6 +68,20 @@ def test_a_claim_that_was_done_without_an_answer_is_ours() -> None:
         for request in came[:2]:
             (sent,) = orjson.loads(request.split(b"\r\n\r\n", 1)[1])
             assert value(sent, "TransactionUID") == transaction_uid
+
+    asyncio.run(story())
+
+
+def test_a_filter_is_encoded_as_the_standard_has_it() -> None:
+    async def story() -> None:
+        async with server("201", "200") as (url, came), WorklistClient(url) as worklist:
+            await worklist.subscribe("A B/C", filter={"WorklistLabel": "A,B=*", "PatientID": "1"}, deletion_lock=True)
+            await worklist.unsubscribe("A B/C", filter={"PatientID": "1"})
+        subscribed, ended = (request.split()[1].decode() for request in came)
+        path, _, query = subscribed.partition("?")
+        assert path == "/dicom-web/workitems/1.2.840.10008.5.1.4.34.5.1/subscribers/A%20B%2FC"
+        assert query == "deletionlock=true&filter=WorklistLabel%3DA%252CB%253D%2A%2CPatientID%3D1"
+        assert ended == f"{path}?filter=PatientID%3D1"
 
     asyncio.run(story())
 
