@@ -3,6 +3,7 @@
 
     python benchmarks/run.py                          one suite on this machine, all scenarios of the slice
     python benchmarks/run.py --peer orthanc           side by side with Debian's Orthanc, interleaved, with the estimate against 1.13
+    python benchmarks/run.py --peer orthanc --distributed   and a suite on S3 and Elasticsearch in the same run
     python benchmarks/run.py --scenario S4 --quick    a check that it runs
 
 The suite and the peer live in a directory of their own below --work and are ended afterwards. Settings of the suite (GANTRY_INDEX_STORE, …)
@@ -24,7 +25,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-FIRST = "S1,S2,S3,S4,S5,S6,S11"
+FIRST = "S1,S2,S3,S4,S5,S6,S8,S10,S11"
 MEMBERS = ("nats", "blob", "index", "renderer", "workflow", "gateway")
 
 
@@ -34,15 +35,31 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def distributed(work: Path, stack: contextlib.ExitStack) -> dict[str, str]:
+    """Return settings of a suite on S3 and Elasticsearch: the servers that GANTRY_TEST_* names, else ones that are started and ended here."""
+    names = {"GANTRY_S3_ENDPOINT": "GANTRY_TEST_S3_ENDPOINT", "GANTRY_S3_ACCESS_KEY": "GANTRY_TEST_S3_ACCESS_KEY",
+             "GANTRY_S3_SECRET_KEY": "GANTRY_TEST_S3_SECRET_KEY", "GANTRY_ELASTICSEARCH_URL": "GANTRY_TEST_ELASTICSEARCH_URL"}
+    given = dict(os.environ)
+    if not all(given.get(name) for name in names.values()):
+        servers = ROOT / "tests" / "servers"
+        printed = subprocess.run([servers / "up.sh", work / "servers"], check=True, capture_output=True, text=True).stdout
+        stack.callback(subprocess.run, [servers / "down.sh", work / "servers"], check=False)
+        given |= dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines() if "=" in line)
+    name = f"bench-{os.getpid()}"
+    return {"GANTRY_OBJECT_STORE": "s3", "GANTRY_INDEX_STORE": "elasticsearch", "GANTRY_S3_BUCKET": name, "GANTRY_ELASTICSEARCH_PREFIX": name,
+            **{setting: given[name] for setting, name in names.items()}}
+
+
 @contextlib.contextmanager
-def gantry(work: Path):
+def gantry(work: Path, name: str = "gantry", settings: dict[str, str] | None = None):
     """Run a suite; yields (base, wado, pids)."""
-    port, data = free_port(), work / "gantry"
+    port, data = free_port(), work / name
     command = [str(Path(sys.executable).parent / "gantry"), "up", "--port", str(port), "--data", str(data), "--no-samples"]
-    process = subprocess.Popen(command, stdout=(work / "gantry.log").open("wb"), stderr=subprocess.STDOUT)
+    environment = os.environ | (settings or {})
+    process = subprocess.Popen(command, stdout=(work / f"{name}.log").open("wb"), stderr=subprocess.STDOUT, env=environment)
     try:
-        _wait(f"http://127.0.0.1:{port}/healthz/suite", process, work / "gantry.log")
-        pids = [int((data / "run" / f"{name}.pid").read_text()) for name in MEMBERS if (data / "run" / f"{name}.pid").exists()]
+        _wait(f"http://127.0.0.1:{port}/healthz/suite", process, work / f"{name}.log")
+        pids = [int((data / "run" / f"{member}.pid").read_text()) for member in MEMBERS if (data / "run" / f"{member}.pid").exists()]
         yield f"http://127.0.0.1:{port}/dicom-web", f"http://127.0.0.1:{port}/wado", pids
     finally:
         process.send_signal(signal.SIGINT)
@@ -76,6 +93,7 @@ def _wait(url, process, log, seconds=60):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", choices=["", "orthanc"], default="")
+    p.add_argument("--distributed", action="store_true", help="also measure a suite on S3 and Elasticsearch; with --peer only")
     p.add_argument("--scenario", default=FIRST)
     p.add_argument("--work", help="directory to work in (default: a temporary one)")
     p.add_argument("--json", default=str(ROOT / "build" / "bench.json"))
@@ -92,12 +110,15 @@ def main():
             peer_base, peer_wado, peer_pids = stack.enter_context(orthanc(work))
             command += ["--base", peer_base, "--wado", peer_wado, "--label", "orthanc", "--pids", ",".join(map(str, peer_pids))]
             command += ["--compare", base, "--wado2", wado, "--label2", "gantry", "--pids2", ",".join(map(str, pids))]
+            if args.distributed:
+                base, wado, pids = stack.enter_context(gantry(work, "distributed", distributed(work, stack)))
+                command += ["--third", base, "--wado3", wado, "--label3", "distributed", "--pids3", ",".join(map(str, pids))]
         else:
             command += ["--base", base, "--wado", wado, "--label", "gantry", "--pids", ",".join(map(str, pids))]
         command += ["--quick", "--scale", "0.05"] if args.quick else ["--settle", "8"]
         subprocess.run([*command, *args.more], check=True)
         subprocess.run([sys.executable, str(HERE / "table.py"), args.json, *(["--against-1.13"] if args.peer and not args.quick and "--scale" not in args.more else [])], check=True)
-        wrong = {name: {label: s["reason"] for label, s in case["servers"].items() if s["answer"] in ("wrong", "errors") and label == "gantry"}
+        wrong = {name: {label: s["reason"] for label, s in case["servers"].items() if s["answer"] in ("wrong", "errors") and label != "orthanc"}
                  for name, case in json.loads(Path(args.json).read_text())["cases"].items()}
         if any(wrong.values()):
             sys.exit(f"wrong answers of ours: {json.dumps({k: v for k, v in wrong.items() if v})}")

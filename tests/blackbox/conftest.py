@@ -18,8 +18,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let one worker of pytest-xdist have all tests of a suite: changing the set of stores means to start it anew."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and "suite" in callspec.params:
-            item.add_marker(pytest.mark.xdist_group(callspec.params["suite"]))
+        for fixture, store_set in callspec.params.items() if callspec is not None else ():
+            if store_set in STORE_SETS and fixture not in ("own_suite", "shared_breakable_suite"):
+                # A module with a suite of its own starts it once for each set of stores.
+                module = "" if fixture == "suite" else f"{item.path.stem} "
+                item.add_marker(pytest.mark.xdist_group(f"{module}{store_set}"))
 
 
 def settings_of(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:

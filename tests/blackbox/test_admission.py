@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from tests.blackbox.conftest import _forget, _marked, _settings
+from tests.blackbox.conftest import STORES, forget, settings_of
 from tests.support import broken, instances
 from tests.support import hand_made as h
 from tests.support.dicomweb import AS_STORED, DICOM, JSON, DicomWeb, items, related, value, walk
@@ -50,13 +50,13 @@ replacement = "A"
 """
 
 
-@pytest.fixture(scope="module", params=_marked)
+@pytest.fixture(scope="module", params=STORES)
 def strict_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite with RULES, without private SOP classes, and with small payloads only."""
     directory = tmp_path_factory.mktemp(f"admission-{request.param}")
     rules = directory / "rules.toml"
     rules.write_text(RULES)
-    settings = _settings(request.param, request) | {
+    settings = settings_of(request.param, request) | {
         "GANTRY_COERCION_RULES": str(rules),
         "GANTRY_MODIFYING_SYSTEM": "ARCHIVE",
         "GANTRY_ACCEPT_PRIVATE_SOP_CLASSES": "false",
@@ -66,7 +66,7 @@ def strict_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     running.start()
     yield running
     running.close()
-    _forget(settings)
+    forget(settings)
 
 
 @pytest.fixture

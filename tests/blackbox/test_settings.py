@@ -17,6 +17,9 @@ SETTINGS = {
 }
 
 
+pytestmark = pytest.mark.xdist_group("settings")
+
+
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite with SETTINGS."""

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -39,7 +39,14 @@ OPTIONS = [
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL, logged."""
+    """Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL, logged.
+
+    Args:
+        as_bytes: methods of one request and one answer whose handlers take the request as the bytes that came.
+    """
+
+    def __init__(self, as_bytes: frozenset[str] = frozenset()) -> None:
+        self._as_bytes = as_bytes
 
     async def intercept_service(
         self,
@@ -57,7 +64,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
         inner = handler.stream_unary or handler.unary_unary
         make_unary: Any = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        return make_unary(_unary(inner, method), handler.request_deserializer, handler.response_serializer)
+        deserializer = None if method in self._as_bytes else handler.request_deserializer
+        return make_unary(_unary(inner, method), deserializer, handler.response_serializer)
 
 
 def _unary(inner: Any, method: str) -> Any:
@@ -103,18 +111,21 @@ async def _internal(context: Any, method: str, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def serving(register: Callable[[grpc.aio.Server], None], listen: str, drain_s: float = 5) -> AsyncIterator[int]:
+async def serving(
+    register: Callable[[grpc.aio.Server], None], listen: str, drain_s: float = 5, as_bytes: frozenset[str] = frozenset()
+) -> AsyncIterator[int]:
     """Serve gRPC while the context is open.
 
     Args:
         register: adds the servicers.
         listen: HOST:PORT; port 0 takes a free one.
         drain_s: seconds that running calls have to end when the context closes.
+        as_bytes: see ErrorInterceptor.
 
     Yields:
         The port.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=OPTIONS)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(as_bytes)], options=OPTIONS)
     register(server)
     port = server.add_insecure_port(listen)
     await server.start()
@@ -124,11 +135,30 @@ async def serving(register: Callable[[grpc.aio.Server], None], listen: str, drai
         await server.stop(drain_s)
 
 
+class _SendsBytes:
+    """A channel for a stub: some methods take bytes."""
+
+    def __init__(self, opened: grpc.aio.Channel, methods: frozenset[str]) -> None:
+        self._opened = opened
+        self._methods = methods
+
+    def unary_unary(self, method: str, request_serializer: Any = None, **others: Any) -> Any:
+        serializer = None if method.rsplit("/", 1)[-1] in self._methods else request_serializer
+        return self._opened.unary_unary(method, request_serializer=serializer, **others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+
 @asynccontextmanager
-async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel to HOST:PORT. Nothing connects before the first call; it reconnects by itself."""
+async def channel(address: str, as_bytes: frozenset[str] = frozenset()) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to HOST:PORT. Nothing connects before the first call; it reconnects by itself.
+
+    Args:
+        as_bytes: methods of one request and one answer that are called with a request that is serialised already.
+    """
     opened = grpc.aio.insecure_channel(address, options=OPTIONS)
     try:
-        yield opened
+        yield cast(grpc.aio.Channel, _SendsBytes(opened, as_bytes)) if as_bytes else opened
     finally:
         await opened.close()

@@ -299,14 +299,17 @@ class Scanner:
     ) -> tuple[Span | None, Span | None]:
         """Lay out the wire form; return the spans of the pixel element's header, if it lies apart, and of the pixel element."""
         head = self._head
-        meta = encode_file_meta(sop_class_uid, sop_instance_uid, wire_syntax)
+
+        def write_meta() -> None:
+            wire.write(encode_file_meta(sop_class_uid, sop_instance_uid, wire_syntax))
+
         if is_amended or self._encoding is not EXPLICIT_LITTLE or (reader.is_mixed and self._inflator is None):
-            wire.write(meta)
+            write_meta()
             encoder = ExplicitEncoder(wire, is_swapped=self._encoding is EXPLICIT_BIG)
             encoder.encode(reader.root)
             return encoder.pixel_header, encoder.pixel_element
         if self._inflator is not None:
-            wire.write(meta)
+            write_meta()
             wire.refer(Origin.RENDITION, 0, reader.at)
             return None, _whole_element(reader.root)
         if head.agrees(sop_class_uid, sop_instance_uid, wire_syntax):
@@ -316,7 +319,7 @@ class Scanner:
                 wire.write(PREAMBLE)
             wire.refer(Origin.ORIGINAL, len(PREAMBLE), head.length - len(PREAMBLE))
         else:
-            wire.write(meta)
+            write_meta()
         wire.refer(Origin.ORIGINAL, head.length, reader.at - head.length)
         return None, _whole_element(reader.root)
 
@@ -354,14 +357,15 @@ class Scanner:
 
 def _count_kept(elements: Elements) -> int:
     """Count elements, items and fragments that are in DICOM JSON; group lengths, which nobody needs, count as if they were."""
-    count = 0
-    for tag, (_, value, _) in elements.items():
-        if tag < _FIRST_DATA_SET_TAG and tag & 0xFFFF:
-            continue  # group 2 and below do not belong into a data set
-        count += 1
+    count = len(elements)
+    if count and min(elements) < _FIRST_DATA_SET_TAG:
+        # Group 2 and below do not belong into a data set.
+        elements = {tag: element for tag, element in elements.items() if tag >= _FIRST_DATA_SET_TAG or not tag & 0xFFFF}
+        count = len(elements)
+    for _, value, _ in elements.values():
         if type(value) is list:
             count += len(value) + sum(map(_count_kept, value))
-        elif isinstance(value, Fragments):
+        elif type(value) is Fragments:
             count += len(value.offsets)
     return count
 

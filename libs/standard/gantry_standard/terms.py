@@ -12,11 +12,11 @@ Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from gantry_standard.query_attributes import COMPUTED, DATE_TIME_PAIRS, is_private_creator
@@ -50,6 +50,10 @@ class Term(NamedTuple):
     value: str
     item: int = 0
     root: int = 0
+
+
+_TERM: Callable[[tuple[str, str, int, int]], Term] = partial(tuple.__new__, Term)
+"""Term without the Python function that gives its fields their defaults: there are some 75 of them in an instance."""
 
 
 @dataclass(slots=True)
@@ -214,8 +218,12 @@ class _Deriving:
                 if depth < MAXIMUM_DEPTH:
                     self._sequence(tag, values, path + ".", root, depth)
             elif vr not in NOT_INDEXED:
-                for value in self._values(vr, values):
-                    self._add(path, value, item, root)
+                if len(values) == 1 and not isinstance(values[0], dict):
+                    if normal := self._normal(vr, values[0]):
+                        self._add(path, normal, item, root)
+                else:
+                    for value in self._values(vr, values):
+                        self._add(path, value, item, root)
                 if tag in DATE_TIME_PAIRS and (both := _combined(dataset, tag)):
                     self._add(prefix + combined(tag), both, item, root)
 
@@ -234,16 +242,14 @@ class _Deriving:
                 return
             self._seen.add((path, value))
             item = root = 0
-        if len(self.found.terms) >= MAXIMUM_TERMS:
+        found = self.found.terms
+        if len(found) >= MAXIMUM_TERMS:
             self.found.left_out["terms"] += 1
         else:
-            self.found.terms.append(Term(path, value, item, root))
+            found.append(_TERM((path, value, item, root)))
 
     def _values(self, vr: str, values: list[Any]) -> Iterable[str]:
         """Return the distinct values of an attribute as they are compared."""
-        if len(values) == 1 and not isinstance(values[0], dict):
-            normal = self._normal(vr, values[0])
-            return (normal,) if normal else ()
         flat = (text for value in values for text in (value.values() if isinstance(value, dict) else (value,)))
         return dict.fromkeys(normal for text in flat if (normal := self._normal(vr, text)))
 
@@ -253,7 +259,9 @@ class _Deriving:
             return ""
         text = str(value)
         try:
-            normal = _remembered(vr, text) if len(text) <= CACHED_CHARACTERS else normalise(vr, text)
+            if len(text) <= CACHED_CHARACTERS:
+                return _remembered(vr, text)
+            normal = normalise(vr, text)
         except ValueError:
             self.found.left_out["invalid"] += 1
             return ""

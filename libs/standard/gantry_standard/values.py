@@ -10,6 +10,7 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 import orjson
 
@@ -185,6 +186,40 @@ def _key(tag: int) -> bytes:
 
 _KEYS = {tag: _key(tag) for tag in STANDARD_VRS}
 
+REMEMBERED_VALUE_BYTES = 64
+"""Elements up to this are remembered: most of an instance is what was in the one before, of the same series or patient."""
+
+REMEMBERED_ELEMENTS = 16384
+"""About 5 MB at most."""
+
+
+@lru_cache(REMEMBERED_ELEMENTS)
+def _short_element(tag: int, vr: bytes, value: bytes) -> bytes | None:
+    """Encode an element whose JSON depends on nothing else; None where it might: on the character set, or where its value lies.
+
+    All character sets read ASCII without escape sequences alike.
+
+    Args:
+        vr: US or SS where it is one of them.
+        value: any bytes, not more than REMEMBERED_VALUE_BYTES.
+    """
+    head = (_KEYS.get(tag) or _key(tag)) + vr
+    if not value:
+        return head + b'"}'
+    encoder = _ENCODERS.get(vr)
+    if encoder is None:
+        return head + b'","InlineBinary":"' + b2a_base64(value, newline=False) + b'"}'
+    size = _NUMBER_SIZES.get(vr)
+    if size is None:
+        if vr in _IN_CHARACTER_SET and (not value.isascii() or b"\x1b" in value):
+            return None
+    elif len(value) % size:
+        return None
+    values = encoder(value, DEFAULT_CHARACTER_SET)
+    if size is not None and b"n" in values:
+        return None
+    return head + (b'","Value":' + values + b"}" if values else b'"}')
+
 
 @dataclass(slots=True)
 class DicomJson:
@@ -219,6 +254,9 @@ class DicomJson:
                 charset_at = len(out)
             if vr == US_OR_SS:
                 vr = us_or_ss
+            if type(value) is bytes and len(value) <= REMEMBERED_VALUE_BYTES and (short := _short_element(tag, vr, value)) is not None:
+                out.append(short)
+                continue
             head = (_KEYS.get(tag) or _key(tag)) + vr
             if type(value) is bytes:
                 out.append(head + (self._value(tag, vr, value, offset, charset, path) if value else b'"}'))

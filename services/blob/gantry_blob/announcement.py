@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
+from gantry_runtime import protobuf_wire
 from gantry_runtime.events import SUBJECTS, partition_of
 
 EVENT_BYTES = 256 << 10
+_INSTANCES = events_pb2.InstancesStored.DESCRIPTOR.fields_by_name["instances"].number
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,24 @@ class Event:
 
 @dataclass
 class _Study:
-    """The instances of one study. Facts are kept while all of them fit into one event."""
+    """The instances of one study, serialised. Facts are kept while all of them fit into one event."""
 
-    facts: list[blob_pb2.StoredInstance] = field(default_factory=list)
+    facts: list[bytes] = field(default_factory=list)
     facts_bytes: int = 0
-    places: list[blob_pb2.StoredInstance] = field(default_factory=list)
+    places: list[bytes] = field(default_factory=list)
 
-    def add(self, instance: blob_pb2.StoredInstance) -> None:
-        self.places.append(blob_pb2.StoredInstance(part_number=instance.part_number, location=instance.location))
-        self.facts_bytes += instance.ByteSize() + 8
+    def add(self, instance: blob_pb2.StoredInstance, serialised: bytes) -> None:
+        self.places.append(blob_pb2.StoredInstance(part_number=instance.part_number, location=instance.location).SerializeToString())
+        self.facts_bytes += len(serialised) + 8
         if self.facts_bytes <= EVENT_BYTES:
-            self.facts.append(instance)
+            self.facts.append(serialised)
         else:
             self.facts.clear()
 
-    def pieces(self) -> Iterable[list[blob_pb2.StoredInstance]]:
+    def pieces(self) -> Iterable[list[bytes]]:
         if self.facts:
             return [self.facts]
-        each = max(1, EVENT_BYTES // max(place.ByteSize() + 8 for place in self.places))
+        each = max(1, EVENT_BYTES // max(len(place) + 8 for place in self.places))
         return [self.places[begin : begin + each] for begin in range(0, len(self.places), each)]
 
 
@@ -52,32 +54,27 @@ class PackEvents:
         self.key = key
         self._studies: dict[str, _Study] = {}
 
-    def add(self, instance: blob_pb2.StoredInstance) -> None:
-        """Take the next instance."""
-        self._studies.setdefault(instance.study_instance_uid, _Study()).add(instance)
+    def add(self, instance: blob_pb2.StoredInstance, serialised: bytes) -> None:
+        """Take the next instance, as it is and serialised."""
+        self._studies.setdefault(instance.study_instance_uid, _Study()).add(instance, serialised)
 
     def events(self, request_id: str, reply_subject: str = "") -> list[Event]:
         """Return the events. The last one may be published only when the others are acknowledged (`last_of_pack`)."""
-        messages = [
-            events_pb2.InstancesStored(
-                object=self.key,
-                study_instance_uid=uid,
-                request_id=request_id,
-                reply_subject=reply_subject,
-                piece=piece,
-                instances=instances,
-                facts_in_pack=not study.facts,
-            )
-            for uid, study in self._studies.items()
-            for piece, instances in enumerate(study.pieces())
-        ]
-        if messages:
-            messages[-1].last_of_pack = True
+        pieces = [(uid, study, piece) for uid, study in self._studies.items() for piece in enumerate(study.pieces())]
         return [
             Event(
-                SUBJECTS["InstancesStored"].format(partition=partition_of(message.study_instance_uid)),
-                f"{self.key} {message.study_instance_uid} {message.piece}",
-                message.SerializeToString(),
+                SUBJECTS["InstancesStored"].format(partition=partition_of(uid)),
+                f"{self.key} {uid} {number}",
+                events_pb2.InstancesStored(
+                    object=self.key,
+                    study_instance_uid=uid,
+                    request_id=request_id,
+                    reply_subject=reply_subject,
+                    piece=number,
+                    facts_in_pack=not study.facts,
+                    last_of_pack=position == len(pieces),
+                ).SerializeToString()
+                + b"".join(part for one in instances for part in (protobuf_wire.header(_INSTANCES, len(one)), one)),
             )
-            for message in messages
+            for position, (uid, study, (number, instances)) in enumerate(pieces, 1)
         ]

@@ -183,5 +183,5 @@ def _events_from_trailer(store: ObjectStore, key: str) -> tuple[PackEvents, str]
     trailer = pack.read_trailer(store, key)
     events = PackEvents(key)
     for instance in trailer.instances:
-        events.add(instance)
+        events.add(instance, instance.SerializeToString())
     return events, trailer.request_id

@@ -143,11 +143,11 @@ def _open_file(path: Path) -> int:
 class DirectoryWriter:
     """A new file under a temporary name, made when the first bytes are written."""
 
-    def __init__(self, store: "DirectoryStore", key: str) -> None:
+    def __init__(self, store: "DirectoryStore", key: str, final: Path) -> None:
         self.key = key
         self.size = 0
         self._store = store
-        self._final = object_path(store.directory, key)
+        self._final = final
         self._checked = 0
         self._temporary = f"{store.directory}/{INCOMING}/{_PROCESS}-{next(_NUMBERS)}"
         self._descriptor = -1
@@ -263,7 +263,7 @@ class DirectoryStore:
         self.check_room(key)
         with _wrapped(key):
             self._make_durable(final.parent)
-            return DirectoryWriter(self, key)
+            return DirectoryWriter(self, key, final)
 
     def _make_durable(self, directory: Path) -> None:
         """Make a directory and those above it, and be sure that their names are on disk."""
@@ -341,7 +341,7 @@ class DirectoryStore:
         final = object_path(self.directory, key)
         with _wrapped(key):
             self._make_durable(final.parent)
-            writer = DirectoryWriter(self, key)
+            writer = DirectoryWriter(self, key, final)
         try:
             writer.write(data)
             if replace:

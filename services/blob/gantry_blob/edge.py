@@ -15,9 +15,10 @@ from gantry_blob import pack
 from gantry_blob.announcement import PackEvents
 from gantry_blob.announcer import Announcer
 from gantry_blob.object_store import ObjectEntry, ObjectStore
-from gantry_blob.store import StoreRules, Upload
+from gantry_blob.store import StoreRules, Upload, UploadMessage
 from gantry_blob.threads import in_thread, pieces_in_threads
 from gantry_blob.verify import verify_pack
+from gantry_runtime.store_messages import taken_apart
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -121,17 +122,22 @@ class BlobEdge(BlobServiceServicer):
             for begin in range(0, len(upload.results), PAGE_RESULTS):
                 yield blob_pb2.StoreInstancesResponse(parts=upload.results[begin : begin + PAGE_RESULTS])
 
-    async def StoreWhole(self, request: blob_pb2.StoreWholeRequest, context: Any) -> blob_pb2.StoreWholeResponse:
-        """Store the instances of one small request: one visit to a thread takes its messages and makes the pack durable."""
+    async def StoreWhole(self, request: Any, context: Any) -> blob_pb2.StoreWholeResponse:
+        """Store the instances of one small request: one visit to a thread takes its messages and makes the pack durable.
+
+        Args:
+            request: bytes of a StoreWholeRequest (`store_messages`).
+        """
         with self._uploads.entered():
             if not self._is_announcing_possible():
                 raise errors.Unavailable("NATS is not connected: nothing could be announced")
-            if not request.messages or not request.messages[0].HasField("start"):
+            first, *rest = taken_apart(request) or [memoryview(b"")]
+            if isinstance(first, memoryview) or not first.HasField("start"):
                 raise errors.BadRequest("a store request begins with its start")
-            start = request.messages[0].start
+            start = first.start
             upload = Upload(self._store, start, self._rules)
             try:
-                await self._finish(upload, start, request.messages[1:])
+                await self._finish(upload, start, rest)
             except BaseException:
                 self._pools.uploads.submit(upload.abort)
                 raise
@@ -145,7 +151,7 @@ class BlobEdge(BlobServiceServicer):
         try:
             async for message in requests:
                 batch.append(message)
-                size += len(message.chunk)
+                size += message.ByteSize()  # as good as len(message.chunk), which copies it
                 if message.HasField("end"):
                     break
                 is_worth_it = size >= APPLY_BYTES and (working is None or working.done())
@@ -161,7 +167,7 @@ class BlobEdge(BlobServiceServicer):
             if working is not None:
                 working.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _finish(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[blob_pb2.StoreInstancesRequest] = ()) -> None:
+    async def _finish(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage] = ()) -> None:
         """Take the rest of the messages, commit and announce, to the end even when the caller has gone: it is all here."""
         task = asyncio.create_task(self._commit(upload, start, rest))
         self._finishing.add(task)
@@ -173,7 +179,7 @@ class BlobEdge(BlobServiceServicer):
         if not task.cancelled() and (error := task.exception()):
             log.warning("upload failed after its end", extra={"reason": getattr(error, "message", type(error).__name__)})
 
-    async def _commit(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[blob_pb2.StoreInstancesRequest]) -> None:
+    async def _commit(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage]) -> None:
         def work() -> list[tuple[str, PackEvents | None]]:
             if rest:
                 upload.apply(rest)

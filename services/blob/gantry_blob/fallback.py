@@ -76,10 +76,10 @@ class Held:
         self.size = 0
         self._most_bytes = most_bytes
         self._directory = directory
-        self._chunks: list[bytes] | None = [] if most_bytes else None
+        self._chunks: list[bytes | memoryview] | None = [] if most_bytes else None
         self._file: IO[bytes] | None = None
 
-    def take(self, chunk: bytes, *, is_needed: bool) -> None:
+    def take(self, chunk: bytes | memoryview, *, is_needed: bool) -> None:
         """Take the next bytes; `is_needed` from the failure on."""
         if self._chunks is None and self._file is None:
             return

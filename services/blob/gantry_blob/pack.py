@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.object_store import ObjectStore, ObjectWriter
+from gantry_runtime import protobuf_wire
 from gantry_standard import errors
 
 PREFIX = "packs/"
@@ -33,6 +34,8 @@ FOOTER = struct.Struct("<Q32s8s")
 TAIL_BYTES = 64 << 10
 INLINE_JSON_BYTES = 64 << 10
 """DICOM JSON up to this rides in the trailer."""
+
+_INSTANCES = blob_pb2.PackTrailer.DESCRIPTOR.fields_by_name["instances"].number
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,15 @@ class PackWriter:
         """Append bytes of an instance."""
         self._writer.write(data)
 
-    def add(self, instance: blob_pb2.StoredInstance) -> None:
-        """Name an instance in the trailer."""
+    def add(self, instance: blob_pb2.StoredInstance) -> bytes:
+        """Name an instance in the trailer; return it serialised."""
+        serialised = instance.SerializeToString()
         # Messages put one after another are one message with all their repeated fields: no need to build it as a whole.
-        entry = blob_pb2.PackTrailer(instances=[instance]).SerializeToString()
-        self._trailer.append(entry)
-        self._trailer_bytes += len(entry)
+        entry = protobuf_wire.header(_INSTANCES, len(serialised))
+        self._trailer += (entry, serialised)
+        self._trailer_bytes += len(entry) + len(serialised)
         self.instances += 1
+        return serialised
 
     def is_full(self, limits: PackLimits) -> bool:
         """Whether the next instance belongs into the next pack."""
@@ -103,11 +108,9 @@ class PackWriter:
 
     def seal(self) -> None:
         """Write trailer and footer. The pack can then be committed."""
-        digest = hashlib.sha256()
-        for entry in self._trailer:
-            digest.update(entry)
-            self._writer.write(entry)
-        self._writer.write(FOOTER.pack(self._trailer_bytes, digest.digest(), MAGIC))
+        trailer = b"".join(self._trailer)
+        self._writer.write(trailer)
+        self._writer.write(FOOTER.pack(len(trailer), hashlib.sha256(trailer).digest(), MAGIC))
         self._trailer.clear()
 
     def flush(self) -> None:

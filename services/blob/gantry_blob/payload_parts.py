@@ -8,6 +8,7 @@ Source: PS3.18 §8.6.1.2 and §10.5.1.4.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin
 
@@ -30,6 +31,7 @@ class PartType:
     transfer_syntax_uid: str = ""
 
 
+@lru_cache(256)
 def part_type(content_type: str) -> PartType:
     """Read the Content-Type of a part; a missing one is application/dicom, an unreadable one application/octet-stream."""
     if not content_type:
@@ -98,7 +100,7 @@ class PayloadParts:
         self._start, self._begin = start, self._spool.length
         self._metadata, self._size = bytearray(), 0
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Take the next bytes of the part.
 
         Raises:

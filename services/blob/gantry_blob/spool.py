@@ -55,7 +55,7 @@ class Spool:
         self._unchecked_until = IN_MEMORY_BYTES
         self._file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=self._directory)  # noqa: SIM115 closed by `close`
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append bytes.
 
         Raises:

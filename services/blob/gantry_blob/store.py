@@ -40,6 +40,10 @@ SPOOL_BYTES = 1 << 20
 """A rendition above this waits in a temporary file until its instance has ended."""
 
 
+UploadMessage = blob_pb2.StoreInstancesRequest | memoryview
+"""A message of a store request; a memoryview is a chunk."""
+
+
 @dataclass(frozen=True)
 class StoreRules:
     """What a store request may do.
@@ -80,18 +84,22 @@ class Part:
         self.scanned: ScannedInstance | None = None
         self.rewritten: IO[bytes] | None = None
         self._rules = rules
-        self._rendition = self._temporary()
+        self._rendition: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce)
         self._held = fallback.Held(rules.fallback_bytes, rules.spool_directory)
 
-    def _temporary(self) -> "tempfile.SpooledTemporaryFile[bytes]":
-        directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
-        return tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)
-
     def _write_rendition(self, data: bytes | memoryview) -> None:
+        if self._rendition is None:
+            directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
+            self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)  # noqa: SIM115 close() closes it
         self._rendition.write(data)
 
-    def feed(self, chunk: bytes) -> None:
+    def _forget_rendition(self) -> None:
+        if self._rendition is not None:
+            self._rendition.close()
+            self._rendition = None
+
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Scan the next bytes."""
         self._guarded(lambda: self._scanner.feed(chunk))
         if self.failure is None or isinstance(self.failure, BrokenStructure):
@@ -136,8 +144,7 @@ class Part:
         self.rewritten = fallback.named_temporary(self._rules.spool_directory)
         if not fallback.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
             raise failure
-        self._rendition.close()
-        self._rendition = self._temporary()
+        self._forget_rendition()
         scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
         try:
             for piece in self.rewritten_file():
@@ -190,12 +197,14 @@ class Part:
 
     def rendition(self) -> Iterator[bytes]:
         """Yield the bytes that the scan made."""
+        if self._rendition is None:
+            return iter(())
         self._rendition.seek(0)
         return _pieces(self._rendition)
 
     def close(self) -> None:
         """Forget all temporary bytes."""
-        self._rendition.close()
+        self._forget_rendition()
         self._held.forget()
         if self.rewritten is not None:
             self.rewritten.close()
@@ -228,7 +237,7 @@ class Upload:
         self._is_aborted = False
         self._is_unwanted = False
 
-    def apply(self, messages: Iterable[blob_pb2.StoreInstancesRequest]) -> None:
+    def apply(self, messages: Iterable[UploadMessage]) -> None:
         """Take the next messages of the stream.
 
         Raises:
@@ -242,7 +251,12 @@ class Upload:
                     return
                 self._take(message)
 
-    def _take(self, message: blob_pb2.StoreInstancesRequest) -> None:
+    def _take(self, message: UploadMessage) -> None:
+        if isinstance(message, memoryview):
+            if self.is_ended:
+                raise errors.BadRequest("a store request had a chunk after its end")
+            self._feed(message)
+            return
         kind = message.WhichOneof("message")
         if self.is_ended or kind == "start" or kind is None:
             raise errors.BadRequest(f"a store request had {kind} where it may not be")
@@ -314,7 +328,7 @@ class Upload:
             self._events = PackEvents(self._pack.key)
         self._part = Part(number, self._pack.position, self._rules)
 
-    def _feed(self, chunk: bytes) -> None:
+    def _feed(self, chunk: bytes | memoryview) -> None:
         if self._is_in_payload:
             self._payload_parts().feed(chunk)
             return
@@ -358,8 +372,7 @@ class Upload:
             location = blob_pb2.Location(object=pack.key, offset=pack.position, length=len(scanned.dicom_json))
             instance.dicom_json_location.CopyFrom(location)
             pack.write(scanned.dicom_json)
-        pack.add(instance)
-        events.add(instance)
+        events.add(instance, pack.add(instance))
         return blob_pb2.PartResult(
             part_number=part.number,
             study_instance_uid=instance.study_instance_uid,

@@ -43,5 +43,5 @@ class GatewaySettings(ProcessSettings):
     drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
     record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")
     rendition_cache_bytes: int = setting(
-        64 << 20, "Bytes of transcoded frames and instances kept for the next request, an eighth of it at most for one; 0: none."
+        32 << 20, "Bytes of transcoded frames and instances kept for the next request, an eighth of it at most for one; 0: none."
     )

@@ -5,8 +5,8 @@ Source: PS3.18 §10.5.
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
@@ -16,10 +16,12 @@ from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_gateway.request import Request
 from gantry_runtime import rpc_errors
+from gantry_runtime.store_messages import Chunk, Message, serialised, whole
 from gantry_standard import errors
 from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
 
 if TYPE_CHECKING:
+    StoreWhole = Callable[..., grpc.aio.UnaryUnaryCall[bytes, blob_pb2.StoreWholeResponse]]
     Call = grpc.aio.StreamStreamCall[blob_pb2.StoreInstancesRequest, blob_pb2.StoreInstancesResponse]
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class Upload:
         self._part_type = part_type
         self._call: Call | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._held = [blob_pb2.StoreInstancesRequest(start=start)]
+        self._held: list[Message] = [blob_pb2.StoreInstancesRequest(start=start)]
         self._held_bytes = 0
         self._pieces: list[memoryview] = []
         self._size = 0
@@ -79,10 +81,11 @@ class Upload:
         return list(await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end)))
 
     async def _finish_whole(self, end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
-        request = blob_pb2.StoreWholeRequest(messages=[*self._held, end])
+        request = whole([*self._held, end])
         self._held.clear()
         with rpc_errors.translated("blob"):
-            return (await self._gateway.blob.StoreWhole(request, timeout=self._gateway.settings.store_max_s)).parts
+            call = cast("StoreWhole", self._gateway.blob.StoreWhole)
+            return (await call(request, timeout=self._gateway.settings.store_max_s)).parts
 
     async def _finish_call(self, call: "Call", end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
         await self._write(end)
@@ -115,14 +118,14 @@ class Upload:
 
     async def _flush(self) -> None:
         if self._pieces:
-            chunk = b"".join(self._pieces)
+            chunk = Chunk(self._pieces, sum(map(len, self._pieces)))
             self._pieces, self._size = [], 0
-            await self._write(blob_pb2.StoreInstancesRequest(chunk=chunk))
+            await self._write(chunk)
 
-    async def _write(self, message: blob_pb2.StoreInstancesRequest) -> None:
+    async def _write(self, message: Message) -> None:
         if self._call is None:
             self._held.append(message)
-            self._held_bytes += len(message.chunk)
+            self._held_bytes += message.size if isinstance(message, Chunk) else 0
             if self._held_bytes <= WHOLE_BYTES and len(self._held) < WHOLE_MESSAGES:
                 return
             self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
@@ -138,14 +141,14 @@ class Upload:
         if self._writing is not None:
             await self._writing
 
-    async def _send(self, message: blob_pb2.StoreInstancesRequest) -> None:
+    async def _send(self, message: Message) -> None:
         assert self._call is not None
         with rpc_errors.translated("blob"):
             await self._call.wait_for_connection()
         try:
             # What write() does, but for one thing: where a message meets blob's refusal on the way, write() puts INTERNAL of its own
             # in the place of the status that says why, for good (grpc.aio, _StreamRequestMixin._write).
-            await self._call._cython_call.send_serialized_message(message.SerializeToString())  # type: ignore[attr-defined]
+            await self._call._cython_call.send_serialized_message(serialised(message))  # type: ignore[attr-defined]
         except (cygrpc.InternalError, cygrpc.UsageError, asyncio.InvalidStateError):
             raise await _failure(self._call) from None
 

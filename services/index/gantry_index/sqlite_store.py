@@ -236,7 +236,8 @@ class _Database:
 
     def add_terms(self, owner: int, found: Iterable[Term]) -> None:
         """Write terms; in a transaction only."""
-        rows = [(self.path_id(path), value, owner, item, root) for path, value, item, root in found]
+        known = self.path_ids
+        rows = [(known.get(path) or self.path_id(path), value, owner, item, root) for path, value, item, root in found]
         self.writer.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", rows)
 
     def remove_terms(self, owner: int, found: Iterable[Term]) -> None:
@@ -620,10 +621,11 @@ class _Writing:
         """Return how many terms are recent now."""
         connection = self._connection
         for sop, change in batch.changes.items():
-            if (seen := batch.seen.get(sop)) is not None and self._version(sop) not in (seen, change.version):
+            before = self._before(sop)
+            if (seen := batch.seen.get(sop)) is not None and before[2] not in (seen, change.version):
                 raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
             if isinstance(change, Put):
-                self._put(sop, change)
+                self._put(sop, change, before)
             elif isinstance(change, Remove):
                 self._remove(sop, change)
             else:
@@ -634,30 +636,46 @@ class _Writing:
                 self._add_to_study(study, added)
         for study in self._recount:
             self._recount_study(study)
-        dead = [(*place, int(one.kind), one.decided_s, one.object) for place, one in batch.dead.items() if one is not None]
-        connection.executemany("INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)", dead)
-        alive = [place for place, one in batch.dead.items() if one is None]
-        connection.executemany("DELETE FROM dead WHERE object = ? AND offset = ?", alive)
+        if batch.dead:
+            dead = [(*place, int(one.kind), one.decided_s, one.object) for place, one in batch.dead.items() if one is not None]
+            connection.executemany("INSERT OR REPLACE INTO dead VALUES (?, ?, ?, ?, ?)", dead)
+            alive = [place for place, one in batch.dead.items() if one is None]
+            connection.executemany("DELETE FROM dead WHERE object = ? AND offset = ?", alive)
         connection.executemany("INSERT OR IGNORE INTO packs VALUES (?)", [(key,) for key in batch.packs])
-        connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
+        if batch.poison:
+            connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
         if batch.reader:
             _set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
         return int(connection.execute("SELECT coalesce(sum(terms), 0) FROM recent").fetchone()[0])
 
     def _write_terms(self) -> None:
         """Write the terms of new instances, in the order of the table that takes them."""
-        path_id = self._database.path_id
+        known, path_id = self._database.path_ids, self._database.path_id
         if sum(len(found) for _, found in self._terms) >= RECENT_TERMS:
-            merged = sorted((path_id(path), value, owner, item, root) for owner, found in self._terms for path, value, item, root in found)
-            self._connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", merged)
+            merged = [
+                (known.get(path) or path_id(path), value, owner, item, root)
+                for owner, found in self._terms
+                for path, value, item, root in found
+            ]
+            self._connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", sorted(merged))
             return
-        recent = sorted((owner, path_id(path), value, item, root) for owner, found in self._terms for path, value, item, root in found)
+        recent = [
+            (owner, known.get(path) or path_id(path), value, item, root)
+            for owner, found in self._terms
+            for path, value, item, root in found
+        ]
+        recent.sort()
         self._connection.executemany("INSERT OR IGNORE INTO recent_terms VALUES (?, ?, ?, ?, ?)", recent)
         self._connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(found)) for owner, found in self._terms])
 
-    def _put(self, sop: str, put: Put) -> None:
-        before = self._connection.execute("SELECT id, study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
-        if before:
+    def _before(self, sop: str) -> tuple[int, str, int, int]:
+        """Return row id, study, version and whether it is a tombstone of what is there; zeros where nothing is."""
+        statement = "SELECT id, study, version, deleted FROM instances WHERE sop = ?"
+        found: tuple[int, str, int, int] | None = self._connection.execute(statement, (sop,)).fetchone()
+        return found or (0, "", 0, 0)
+
+    def _put(self, sop: str, put: Put, before: tuple[int, str, int, int]) -> None:
+        if before[0]:
             if before[2] >= put.version:
                 return
             if not before[3]:
@@ -702,10 +720,6 @@ class _Writing:
             " version = excluded.version, deleted = 1, record = excluded.record, fragment = x'', attributes = x''",
             (sop, stored.study_instance_uid, stored.series_instance_uid, remove.version, record),
         )
-
-    def _version(self, sop: str) -> int:
-        found = self._connection.execute("SELECT version FROM instances WHERE sop = ?", (sop,)).fetchone()
-        return int(found[0]) if found else 0
 
     def _move(self, sop: str, move: Move) -> None:
         record = InstanceRecord(stored=move.stored, version=move.version).SerializeToString()
@@ -770,10 +784,13 @@ class _Writing:
             names = ", ".join((*KEY_COLUMNS[level], order_column, "summary", "attributes"))
             cursor = self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({_marks((*key, *values))})", (*key, *values))
             row_id = int(cursor.lastrowid or 0)
+        owner = row_id * 4 + level.value
+        if not kept.row_id:
+            self._database.add_terms(owner, level_terms(attributes))
+            return
         # Where only counts changed, and that is nearly always, the gathered attributes need not be derived.
         terms_of = computed_terms if gathered_of(kept.before) == gathered_of(attributes) else level_terms
         old, new = set(terms_of(kept.before)), set(terms_of(attributes))
-        owner = row_id * 4 + level.value
         self._database.remove_terms(owner, old - new)
         self._database.add_terms(owner, new - old)
 

@@ -49,11 +49,18 @@ class Instance:
 
 
 async def read(reader: BlobReader, object_key: str, ranges: Sequence[tuple[int, int]]) -> bytes:
-    """Return ranges of an object, one after another."""
-    ready = reader.ready(object_key, ranges)
-    if ready is not None:
-        return b"".join(ready)
-    return b"".join([piece async for piece in reader.read(object_key, ranges)])
+    """Return ranges of an object, one after another.
+
+    Raises:
+        Unavailable: the object is no more: it was moved or swept since index was asked. The next request finds its new place.
+    """
+    try:
+        ready = reader.ready(object_key, ranges)
+        if ready is not None:
+            return b"".join(ready)
+        return b"".join([piece async for piece in reader.read(object_key, ranges)])
+    except errors.NotFound as error:
+        raise errors.Unavailable("the bytes of the instance were moved a moment ago") from error
 
 
 async def read_frame(reader: BlobReader, instance: Instance, frame_number: int) -> bytes:

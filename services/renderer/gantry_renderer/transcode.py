@@ -179,9 +179,13 @@ class Transcoding:
         return changed
 
     async def _ranges(self, instance: Instance, ranges: list[tuple[int, int]]) -> AsyncGenerator[bytes, None]:
-        if ranges:
+        if not ranges:
+            return
+        try:
             async for piece in self._reader.read(instance.object_key, ranges):
                 yield bytes(piece)
+        except errors.NotFound as error:
+            raise errors.Unavailable("the bytes of the instance were moved a moment ago") from error
 
     def _in_order(self, instance: Instance, numbers: Iterable[int], planned: Plan) -> AsyncGenerator[tuple[int, bytes], None]:
         # One frame more than there are workers is read while they decode

@@ -18,7 +18,7 @@ def instance(study: str, number: int, json_bytes: int = 5000) -> blob_pb2.Stored
 def events_of(instances: list[blob_pb2.StoredInstance], reply_subject: str = "") -> list[events_pb2.InstancesStored]:
     collected = PackEvents(KEY)
     for one in instances:
-        collected.add(one)
+        collected.add(one, one.SerializeToString())
     events = collected.events("request-1", reply_subject)
     messages = [events_pb2.InstancesStored.FromString(event.data) for event in events]
     for event, message in zip(events, messages, strict=True):

@@ -11,7 +11,7 @@ import pytest
 from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer import pool as pools
 from gantry_renderer.frames import FramePlace
-from gantry_renderer.instances import Instance, run_with_frame
+from gantry_renderer.instances import Instance, read_frame, run_with_frame
 from gantry_renderer.stored_frames import MOST_FILES, FrameFiles, StoredFrame
 from gantry_standard import errors
 from tests.support import stored_instances
@@ -81,6 +81,20 @@ async def test_what_a_worker_does_not_find_is_read_for_it() -> None:
     async with pools.opened(1, 30) as pool:
         found = await run_with_frame(MovedObject(stored.data), pool, "transcode", Instance(stored.source), 1, NATIVE)
     assert found == pixels.tobytes()
+
+
+class GoneObject(MovedObject):
+    """A reader whose object was swept."""
+
+    async def read(self, object_key: str, ranges: Any) -> AsyncIterator[bytes]:
+        raise errors.NotFound(f"there is no object {object_key}")
+        yield b""
+
+
+async def test_an_object_that_was_swept_meanwhile_is_worth_another_try() -> None:
+    stored = stored_instances.store(file_of(image_dataset(np.arange(48, dtype="<u2").reshape(1, 6, 8))))
+    with pytest.raises(errors.Unavailable, match="moved"):
+        await read_frame(GoneObject(stored.data), Instance(stored.source), 1)
 
 
 async def test_a_client_that_goes_away_leaves_no_work_behind(served: Any) -> None:
