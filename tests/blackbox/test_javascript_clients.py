@@ -1,4 +1,4 @@
-"""The clients that viewers in a browser are built on: the npm package dicomweb-client, against the running suite."""
+"""The clients that viewers in a browser are built on, against the running suite: the npm packages dicomweb-client and ws."""
 
 import hashlib
 import json
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import instances
+from tests.support.dicomweb import DicomWeb, value
 from tests.support.suite import Suite
+from tests.support.workitems import PROGRESS, STATE, Worklist, new_ae_title, performed
 
 CLIENTS = Path(__file__).parents[1] / "clients" / "javascript"
 
@@ -52,3 +54,35 @@ def test_dicomweb_client_stores_and_gets_back_every_byte(suite: Suite, clients: 
         assert one["frames"] == [pixels]
         assert one["bulkdata"] == [pixels]
         assert one["png"] == "PNG"
+
+
+@pytest.mark.requirement("D-002", "W-079", "W-082")
+def test_ws_hears_the_life_of_a_workitem(suite: Suite, dicomweb: DicomWeb, clients: Path) -> None:
+    worklist, ae_title = Worklist(dicomweb), new_ae_title()
+    uid, transaction = worklist.created(), instances.new_uid()
+    command = ["node", "notifications.mjs", suite.url, ae_title, uid]
+    with subprocess.Popen(command, cwd=clients, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            opened = json.loads(process.stdout.readline())
+            assert opened == {"channel": f"ws{suite.url.removeprefix('http')}/subscribers/{ae_title}", "protocol": "", "extensions": ""}
+            first = json.loads(process.stdout.readline())
+            worklist.change_state(uid, "IN PROGRESS", transaction)
+            worklist.update(uid, {PROGRESS: {"vr": "SQ", "Value": [{"00741004": {"vr": "DS", "Value": ["40"]}}]}}, transaction)
+            worklist.update(uid, performed(), transaction)
+            worklist.change_state(uid, "COMPLETED", transaction)
+            out, err = process.communicate(timeout=30)
+            assert process.returncode == 0, err
+        finally:
+            process.kill()
+    *heard, closed = [first, *(json.loads(line) for line in out.splitlines())]
+    reports = [one["report"] for one in heard if value(one["report"], "00001000") == uid]
+    assert not any(one["isBinary"] for one in heard)
+    assert [value(report, STATE) or value(report[PROGRESS]["Value"][0], "00741004") for report in reports] == [
+        "SCHEDULED",
+        "IN PROGRESS",
+        "40",
+        "COMPLETED",
+    ]
+    assert closed["code"] == 1000
+    assert closed["pings"] > 0

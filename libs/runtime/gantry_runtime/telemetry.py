@@ -25,6 +25,7 @@ TERMS_LEFT_OUT = Counter("gantry_index_terms_left_out_total", "Values not indexe
 RENDER_SECONDS = Histogram("gantry_render_seconds", "Time of one job in the renderer's pool", ["kind"])
 RENDER_QUEUE = Gauge("gantry_render_queue_jobs", "Jobs that wait for a worker")
 WORKITEM_CHANGES = Counter("gantry_workitem_changes_total", "Changes of workitems", ["kind"])
+RULE_WORKITEMS = Counter("gantry_rule_workitems_total", "What rules made of what arrived: created, updated, kept, failed", ["outcome"])
 REPORTS_WRITTEN = Counter("gantry_reports_written_total", "Event reports written")
 WEBSOCKETS = Gauge("gantry_websockets", "Open notification connections of this gateway")
 

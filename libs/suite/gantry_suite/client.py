@@ -1,4 +1,4 @@
-"""The client commands of `gantry`: store, search, metadata, rendered, retrieve, watch, status, over HTTP.
+"""The client commands of `gantry`: store, search, metadata, rendered, retrieve, status, over HTTP.
 
 They know the server by its DICOMweb root alone, so they work with any suite that can be reached.
 """
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
-from websockets.sync.client import connect
 
 from gantry_suite import multipart
 
@@ -188,7 +186,8 @@ def _first(data_set: dict[str, Any], tag: str) -> Any:
     return values[0] if values else ""
 
 
-def _shown(data_set: dict[str, Any], tag: str) -> str:
+def shown(data_set: dict[str, Any], tag: str) -> str:
+    """Return the values of an attribute as a person reads them."""
     values = data_set.get(tag, {}).get("Value", [])
     return "\\".join(value.get("Alphabetic", "") if isinstance(value, dict) else str(value) for value in values)
 
@@ -240,13 +239,14 @@ def search(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        _print_table([[HEADINGS[tag] for tag in COLUMNS[level]]] + [[_shown(row, tag) for tag in COLUMNS[level]] for row in rows])
+        print_table([[HEADINGS[tag] for tag in COLUMNS[level]]] + [[shown(row, tag) for tag in COLUMNS[level]] for row in rows])
     for warning in response.headers.get_list("warning"):
         print(warning, file=sys.stderr)
     return 0
 
 
-def _print_table(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows as columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
@@ -318,27 +318,6 @@ def _write_parts(response: httpx.Response, folder: Path) -> int:
             file.close()
         temporary.unlink(missing_ok=True)
     return number
-
-
-def watch(arguments: argparse.Namespace) -> int:
-    """Print the event reports of an AE title as they come, one JSON object per line, until Ctrl-C."""
-    url = server_url(arguments.url)
-    if arguments.subscribe:
-        with session() as client:
-            checked(client.post(f"{url}/workitems/{arguments.subscribe}/subscribers/{arguments.ae}", headers=DICOM_JSON))
-    channel = f"ws{url.removeprefix('http')}/subscribers/{arguments.ae}"
-    try:
-        with connect(channel, open_timeout=10, proxy=None) as socket:
-            print(f"connected to {channel}", file=sys.stderr)
-            for report in socket:
-                print(report if isinstance(report, str) else report.decode(), flush=True)
-    except ConnectionClosed as error:
-        raise Failed(f"{channel} was closed: {error}") from error
-    except (OSError, InvalidHandshake) as error:
-        raise Failed(f"{channel} cannot be opened: {error}") from error
-    except KeyboardInterrupt:
-        return 0
-    return 0
 
 
 def status(arguments: argparse.Namespace) -> int:

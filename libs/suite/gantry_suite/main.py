@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gantry_suite import admin, client, up
-
-GLOBAL_WORKLIST = "1.2.840.10008.5.1.4.34.5"
+from gantry_suite import admin, client, up, worklist_commands
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,6 @@ def _retrieve(parser: argparse.ArgumentParser) -> None:
     _url(parser)
 
 
-def _watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ae", metavar="AE", help="AE title whose subscriptions are heard")
-    parser.add_argument(
-        "--subscribe", nargs="?", const=GLOBAL_WORKLIST, metavar="WORKITEM", help="subscribe first (to the global worklist)"
-    )
-    _url(parser)
-
-
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uid", metavar="UID", help="SOP Instance UID")
     parser.add_argument("file", type=Path, metavar="FILE", help="file to write")
@@ -129,7 +119,24 @@ COMMANDS = (
         _rendered,
     ),
     Command("retrieve", "write instances into a folder", ("gantry retrieve 1.2.3 -o ./study",), client.retrieve, _retrieve),
-    Command("watch", "print event reports as they come", ("gantry watch VIEWER --subscribe",), client.watch, _watch),
+    Command(
+        "watch",
+        "print event reports as they come",
+        ("gantry watch VIEWER --subscribe",),
+        worklist_commands.watch,
+        worklist_commands.add_watch_arguments,
+    ),
+    Command(
+        "worklist",
+        "list, create, claim, complete and cancel workitems",
+        (
+            "gantry worklist list ProcedureStepState=SCHEDULED",
+            "gantry worklist claim 1.2.3 --transaction-file claim",
+            "gantry worklist complete 1.2.3 --transaction-file claim",
+        ),
+        worklist_commands.worklist,
+        worklist_commands.add_worklist_arguments,
+    ),
     Command("status", "print how the services and their stores are", ("gantry status",), client.status, _url),
     Command("reindex", "rebuild the index from the object store alone", ("gantry reindex --data .gantry",), admin.reindex, _data),
     Command("verify", "read every stored byte and compare digests", ("gantry verify --data .gantry",), admin.verify, _data),

@@ -174,6 +174,8 @@ def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: st
         **{f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in LISTENERS},
         **{f"GANTRY_{name.upper()}_ADMIN_LISTEN": f"127.0.0.1:{ports[f'{name}_admin']}" for name in SERVICES},
     }
+    root = environment.get("GANTRY_PUBLIC_URL") or f"http://{_reachable(host)}:{port}"
+    environment.setdefault("GANTRY_WORKITEM_RULES_URL", root.rstrip("/") + environment["GANTRY_BASE_PATH"])
     if environment.get("GANTRY_OBJECT_STORE", "directory") == "directory":
         environment.setdefault("GANTRY_BLOB_DIRECTORY", str(directory / "objects"))
     else:

@@ -191,6 +191,12 @@ class IndexEdge(IndexServiceServicer):
             yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances)
         yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances, done=True)
 
+    async def GetAppliedSequence(self, request: index_pb2.GetAppliedSequenceRequest, context: Any) -> index_pb2.GetAppliedSequenceResponse:
+        """Return the cursor of the reader that has the study's partition, whichever process that runs in."""
+        readers = self._following.readers
+        reader = readers[events.partition_of(request.study_instance_uid) % len(readers)]
+        return index_pb2.GetAppliedSequenceResponse(sequence=await self._store.cursor(reader))
+
     async def GetStatus(self, request: index_pb2.GetStatusRequest, context: Any) -> index_pb2.GetStatusResponse:
         """Return how far index is, and what is wrong."""
         status = index_pb2.GetStatusResponse(index_store=self._store.name, applied_sequence=self._following.reader.applied)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import add_WorkflowServiceServicer_to_server
 from gantry_runtime import events, process, rpc, telemetry
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
-from gantry_workflow import backup, leader
+from gantry_workflow import arrivals, backup, leader
 from gantry_workflow.edge import WorkflowEdge
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.stream import Workitems
+from gantry_workflow.workitem_rules import load_rules
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -47,8 +49,13 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
 
     await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
     await open_streams(js, blob)
+    await arrivals.begin(js, settings.workitem_rules is not None)
     await stack.enter_async_context(rpc.serving(register, settings.workflow_listen))
     running.watch(leader.lead(js, blob, reports, settings), "leader")
+    if settings.workitem_rules is not None:
+        index = IndexServiceStub(await stack.enter_async_context(rpc.channel(settings.index_address)))
+        arrived = arrivals.Arrivals(js, index, blob, load_rules(settings.workitem_rules), settings)
+        running.watch(arrived.lead(leader.holder(settings)), "arrivals")
 
 
 async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:

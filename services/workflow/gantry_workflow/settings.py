@@ -1,10 +1,12 @@
 """What workflow can be told."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from gantry_runtime.process import ProcessSettings
 from gantry_runtime.settings import setting
+from gantry_workflow.workitem_rules import load_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +27,31 @@ class WorkflowSettings(ProcessSettings):
         30 * 86_400.0, "Seconds that a deleted workitem answers 410, then 404; longer than index may be away."
     )
     workitem_history_s: float = setting(3600.0, "Seconds that superseded states of workitems are kept on the stream.")
+    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index.")
+    workitem_rules: Path | None = setting(
+        None, "TOML file of rules that make workitems of what arrives (see workitem_rules.py); without it nothing does."
+    )
+    workitem_rules_url: str = setting(
+        "", "DICOMweb root at which the input of these workitems is retrieved, such as https://host/dicom-web; `gantry up` fills it in."
+    )
+    workitem_rules_quiet_s: float = setting(30.0, "Seconds without a new instance after which a study has arrived; 0.1 to 86400.")
+
+    def __post_init__(self) -> None:
+        """Check what belongs together.
+
+        Raises:
+            ValueError: naming each setting that is wrong.
+        """
+        if self.workitem_rules is None:
+            return
+        problems = []
+        if not self.workitem_rules_url.startswith(("http://", "https://")):
+            problems.append("GANTRY_WORKITEM_RULES: GANTRY_WORKITEM_RULES_URL is missing, or does not begin with http:// or https://")
+        if not 0.1 <= self.workitem_rules_quiet_s <= 86_400:
+            problems.append(f"GANTRY_WORKITEM_RULES_QUIET_S={self.workitem_rules_quiet_s}: expected 0.1 to 86400")
+        try:
+            load_rules(self.workitem_rules)
+        except ValueError as error:
+            problems += [f"GANTRY_WORKITEM_RULES: {line}" for line in str(error).splitlines()]
+        if problems:
+            raise ValueError("\n".join(problems))

@@ -85,6 +85,11 @@ class IndexServiceStub:
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.SerializeToString,
                 response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.FromString,
                 _registered_method=True)
+        self.GetAppliedSequence = channel.unary_unary(
+                '/gantry.index.v1.IndexService/GetAppliedSequence',
+                request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceRequest.SerializeToString,
+                response_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/gantry.index.v1.IndexService/GetStatus',
                 request_serializer=gantry_dot_index_dot_v1_dot_index__pb2.GetStatusRequest.SerializeToString,
@@ -167,6 +172,13 @@ class IndexServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAppliedSequence(self, request, context):
+        """Up to where the stream STORE is applied for a study: what it says of the study up to there is what the other calls return.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -225,6 +237,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.FilterUnknownPacks,
                     request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.FromString,
                     response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.SerializeToString,
+            ),
+            'GetAppliedSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAppliedSequence,
+                    request_deserializer=gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceRequest.FromString,
+                    response_serializer=gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -503,6 +520,33 @@ class IndexService:
             '/gantry.index.v1.IndexService/FilterUnknownPacks',
             gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksRequest.SerializeToString,
             gantry_dot_index_dot_v1_dot_index__pb2.FilterUnknownPacksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAppliedSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.index.v1.IndexService/GetAppliedSequence',
+            gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceRequest.SerializeToString,
+            gantry_dot_index_dot_v1_dot_index__pb2.GetAppliedSequenceResponse.FromString,
             options,
             channel_credentials,
             insecure,
