@@ -4,9 +4,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support import instances
-from tests.support.dicomweb import JSON, DicomWeb, value
-from tests.support.workitems import PROGRESS, READINESS, STATE, TRANSACTION_UID, UPS_PUSH, Worklist, code, performed, workitem
+from tests.support import instances, native_xml
+from tests.support.dicomweb import JSON, XML, DicomWeb, parts_of, related, value
+from tests.support.workitems import (
+    PERFORMED,
+    PROGRESS,
+    READINESS,
+    STATE,
+    TRANSACTION_UID,
+    UPS_PUSH,
+    Worklist,
+    code,
+    document,
+    new_ae_title,
+    performed,
+    workitem,
+)
 
 INCONSISTENT = "The submitted request is inconsistent with the state of the UPS Instance."
 
@@ -349,3 +362,204 @@ def test_a_search_without_matches_is_204_and_a_bad_one_400(worklist: Worklist) -
 
 def test_readiness_is_kept_as_it_was_sent(worklist: Worklist) -> None:
     assert value(worklist.get(worklist.created()), READINESS) == "READY"
+
+
+XML_PART = "application/dicom+xml"
+
+
+@pytest.mark.requirement("W-010")
+@pytest.mark.parametrize(
+    "content_type", [XML_PART, f"{XML_PART}; charset=utf-8", f"{XML}; boundary=bb"], ids=["single", "charset", "related"]
+)
+def test_a_workitem_comes_in_as_xml(worklist: Worklist, content_type: str) -> None:
+    uid = instances.new_uid()
+    body = document(workitem(x00100010={"vr": "PN", "Value": [{"Alphabetic": "Müller^Anna"}]}, x00404018=code("Segmentation")))
+    if "boundary" in content_type:
+        body = related([body], "bb", XML_PART)
+    response = worklist.dicomweb.request("POST", f"/workitems?{uid}", JSON, {"Content-Type": content_type}, content=body)
+    assert response.status_code == 201, response.text
+    found = worklist.get(uid)
+    assert value(found, "00100010") == {"Alphabetic": "Müller^Anna"}
+    assert value(value(found, "00404018"), "00080104") == "Segmentation"
+    assert value(found, "00404005") == "20260101120000"
+
+
+@pytest.mark.requirement("W-010")
+def test_every_transaction_takes_xml_and_a_workitem_leaves_as_xml(worklist: Worklist) -> None:
+    uid, transaction = worklist.created(x00404018=code("Segmentation")), instances.new_uid()
+
+    def send(method: str, path: str, data_set: dict[str, object]) -> int:
+        return worklist.dicomweb.request(method, path, JSON, {"Content-Type": XML_PART}, content=document(data_set)).status_code
+
+    claim = {TRANSACTION_UID: {"vr": "UI", "Value": [transaction]}, STATE: {"vr": "CS", "Value": ["IN PROGRESS"]}}
+    assert send("PUT", f"/workitems/{uid}/state", claim) == 200
+    assert send("POST", f"/workitems/{uid}?{transaction}", performed()) == 200
+    assert worklist.subscribe(uid, new_ae_title()).status_code == 201
+    assert send("POST", f"/workitems/{uid}/cancelrequest", {"00741238": {"vr": "LT", "Value": ["no reason"]}}) == 202
+    for accept, is_related in ((XML, True), (XML_PART, False)):
+        response = worklist.dicomweb.get(f"/workitems/{uid}", accept)
+        assert response.status_code == 200
+        content = response.content
+        if is_related:
+            (part,) = parts_of(response)
+            assert part.header("Content-Type") == XML_PART
+            assert part.header("Content-Location") == f"{worklist.dicomweb.url}/workitems/{uid}"
+            content = part.content
+        else:
+            assert response.headers["content-type"] == XML_PART
+        found = native_xml.read(native_xml.checked(content))
+        assert TRANSACTION_UID not in found
+        assert found["00741204"]["Value"] == ["Segment liver"]
+        assert found["00404018"]["Value"][0]["00080104"]["Value"] == ["Segmentation"]
+    other = worklist.created(x00404018=code("Segmentation"))
+    response = worklist.dicomweb.get(f"/workitems?SOPInstanceUID={uid},{other}", XML, {"Cache-Control": "no-cache"})
+    rows = [native_xml.read(native_xml.checked(part.content)) for part in parts_of(response)]
+    assert {row["00080018"]["Value"][0] for row in rows} == {uid, other}
+
+
+@pytest.mark.requirement("W-010")
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (XML_PART, b"<NativeDicomModel>"),
+        (XML_PART, b"{}"),
+        (XML_PART, b"<!DOCTYPE x [<!ENTITY y 'z'>]><NativeDicomModel/>"),
+        (f"{XML}; boundary=bb", related([document(workitem()), document(workitem())], "bb", XML_PART)),
+        (f"{XML}; boundary=bb", b"--bb--\r\n"),
+        (XML, b"--bb--\r\n"),
+    ],
+    ids=["not whole", "JSON", "a document type", "two parts", "no part", "no boundary"],
+)
+def test_xml_that_is_no_workitem_is_refused(worklist: Worklist, content_type: str, body: bytes) -> None:
+    uid = instances.new_uid()
+    response = worklist.dicomweb.request("POST", f"/workitems?{uid}", JSON, {"Content-Type": content_type}, content=body)
+    assert response.status_code == 400
+    assert len(response.json()["message"]) > 10
+    assert worklist.dicomweb.get(f"/workitems/{uid}", JSON).status_code == 404
+
+
+@pytest.mark.requirement("W-023")
+def test_an_update_tells_what_it_did_not_take(worklist: Worklist) -> None:
+    uid = worklist.created()
+    label = {"00741204": {"vr": "LO", "Value": ["changed"]}}
+    response = worklist.update(uid, {**label, "00404010": {"vr": "DT", "Value": ["20000101"]}})
+    assert response.status_code == 200
+    assert warning(response) == "The Workitem was updated with modifications."
+    assert not value(worklist.get(uid), "00404010").startswith("2000")
+    response = worklist.update(uid, {**label, "7FE00010": {"vr": "OW", "InlineBinary": "AAAA"}})
+    assert response.status_code == 200
+    assert warning(response) == "Requested optional Attributes are not supported."
+    found = worklist.get(uid)
+    assert "7FE00010" not in found
+    assert value(found, "00741204") == "changed"
+
+
+@pytest.mark.requirement("W-024")
+def test_refused_updates_say_why_in_the_words_of_the_standard(worklist: Worklist) -> None:
+    change = {"00741204": {"vr": "LO", "Value": ["changed"]}}
+    uid, transaction = worklist.claimed()
+    for wrong in ("", instances.new_uid()):
+        assert warning(worklist.update(uid, change, wrong)) == "The target URI did not reference a claimed Workitem."
+    assert worklist.change_state(uid, "CANCELED", transaction).status_code == 200
+    response = worklist.update(uid, change, transaction)
+    assert warning(response) == "The submitted request is inconsistent with the current state of the Workitem."
+    response = worklist.update(worklist.created(), change, transaction)
+    assert (response.status_code, warning(response)) == (409, INCONSISTENT)
+
+
+@pytest.mark.requirement("W-031")
+def test_a_refused_completion_has_a_sentence_for_each_missing_attribute(worklist: Worklist) -> None:
+    uid, transaction = worklist.claimed()
+    change = performed()
+    for tag in ("00404028", "00404050", "00404033"):
+        present = dict(change[PERFORMED]["Value"][0])
+        del present[tag]
+        if tag == "00404033":
+            assert worklist.update(uid, {PERFORMED: {"vr": "SQ", "Value": [present]}}, transaction).status_code == 400
+            continue
+        assert worklist.update(uid, {PERFORMED: {"vr": "SQ", "Value": [present]}}, transaction).status_code == 200
+        response = worklist.change_state(uid, "COMPLETED", transaction)
+        assert (response.status_code, warning(response)) == (409, INCONSISTENT)
+        assert f"({tag[:4]},{tag[4:]}) of an item of " in response.json()["message"]
+
+
+@pytest.mark.requirement("W-039", "W-043")
+def test_a_cancel_request_for_a_scheduled_workitem_cancels_it(worklist: Worklist) -> None:
+    uid = worklist.created()
+    response = worklist.dicomweb.request("POST", f"/workitems/{uid}/cancelrequest", JSON)
+    assert (response.status_code, response.content) == (202, b"")
+    found = worklist.get(uid)
+    assert value(found, STATE) == "CANCELED"
+    item = value(found, PROGRESS)
+    assert len(value(item, "00404052")) >= 14
+    assert value(value(item, "0074100E"), "00080100") == "110513"
+    other = worklist.created()
+    reasons = {"00741238": {"vr": "LT", "Value": ["Patient left"]}, "0074100E": code("Patient refused")}
+    assert worklist.request_cancellation(other, reasons).status_code == 202
+    item = value(worklist.get(other), PROGRESS)
+    assert value(item, "00741238") == "Patient left"
+    assert value(value(item, "0074100E"), "00080104") == "Patient refused"
+
+
+@pytest.mark.requirement("W-040", "W-041", "W-045")
+def test_a_cancel_request_for_a_final_or_an_unknown_workitem(worklist: Worklist) -> None:
+    completed, _ = worklist.completed()
+    response = worklist.request_cancellation(completed)
+    assert (response.status_code, warning(response)) == (409, "The UPS is already COMPLETED.")
+    canceled, transaction = worklist.claimed()
+    assert worklist.change_state(canceled, "CANCELED", transaction).status_code == 200
+    response = worklist.request_cancellation(canceled)
+    assert (response.status_code, warning(response)) == (202, "The UPS is already in the requested state of CANCELED.")
+    assert worklist.request_cancellation(instances.new_uid()).status_code == 404
+
+
+@pytest.mark.requirement("W-042", "W-044")
+def test_a_cancel_request_for_a_workitem_in_progress_goes_to_whoever_subscribes(worklist: Worklist) -> None:
+    uid, _ = worklist.claimed()
+    response = worklist.request_cancellation(uid)
+    assert (response.status_code, warning(response)) == (409, "The performer cannot be contacted.")
+    worklist.subscribe(uid, new_ae_title())
+    assert worklist.request_cancellation(uid).status_code == 202
+    assert value(worklist.get(uid), STATE) == "IN PROGRESS"
+
+
+@pytest.mark.requirement("W-088")
+def test_accept_and_charset_are_parameters_of_every_transaction(worklist: Worklist) -> None:
+    uid = instances.new_uid()
+    response = worklist.send("POST", f"/workitems?{uid}&accept=application/dicom%2Bjson&charset=utf-8", workitem())
+    assert response.status_code == 201
+    assert response.headers["location"].endswith(f"/workitems/{uid}")
+    response = worklist.dicomweb.get(f"/workitems/{uid}?accept=application/dicom%2Bxml", "*/*")
+    assert response.headers["content-type"] == XML_PART
+    response = worklist.dicomweb.get(f"/workitems/{uid}?accept=application/dicom%2Bjson&charset=utf-8", f"{XML}, {JSON}")
+    assert response.headers["content-type"] == JSON
+    assert worklist.dicomweb.get(f"/workitems/{uid}", "image/png").status_code == 406
+    response = worklist.dicomweb.get(f"/workitems?SOPInstanceUID={uid}&accept=application/dicom%2Bjson&charset=utf-8", "*/*")
+    assert response.status_code in (200, 204)
+
+
+@pytest.mark.requirement("W-090")
+def test_an_update_in_another_character_set_keeps_all_text(worklist: Worklist) -> None:
+    japanese = {"Alphabetic": "Yamada^Tarou", "Ideographic": "山田^太郎"}
+    uid = worklist.created(x00100010={"vr": "PN", "Value": [japanese]}, x00741202={"vr": "LO", "Value": ["Ωμέγα"]})
+    change = {"00080005": {"vr": "CS", "Value": ["ISO_IR 100"]}, "00741204": {"vr": "LO", "Value": ["Größe prüfen"]}}
+    for encoding, content_type in (("ISO-8859-1", XML_PART), ("ISO-8859-1", f"{XML_PART}; charset=iso-8859-1")):
+        body = document(change, encoding)
+        assert "Größe".encode("latin-1") in body
+        response = worklist.dicomweb.request("POST", f"/workitems/{uid}", JSON, {"Content-Type": content_type}, content=body)
+        assert response.status_code == 200, response.text
+        found = worklist.get(uid)
+        assert value(found, "00741204") == "Größe prüfen"
+        assert value(found, "00100010") == japanese
+        assert value(found, "00741202") == "Ωμέγα"
+        assert value(found, "00080005") == "ISO_IR 192"
+    assert worklist.found("ProcedureStepLabel=Gr%C3%B6%C3%9Fe%20pr%C3%BCfen&WorklistLabel=%CE%A9%CE%BC%CE%AD%CE%B3%CE%B1") == [uid]
+
+
+@pytest.mark.requirement("W-045", "W-038")
+def test_every_transaction_on_an_unknown_workitem_is_not_found(worklist: Worklist) -> None:
+    nobody = instances.new_uid()
+    assert worklist.request_cancellation(nobody).status_code == 404
+    assert worklist.change_state(nobody, "IN PROGRESS", instances.new_uid()).status_code == 404
+    assert worklist.update(nobody, {"00741204": {"vr": "LO", "Value": ["x"]}}).status_code == 404
+    assert worklist.unsubscribe(nobody, new_ae_title()).status_code == 404

@@ -17,9 +17,10 @@ from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
 from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
 from gantry_index.store import Batch, Dead, IndexStore, Move, PoisonEvent, Put, Remove, Scope, WorkitemDocument, WorkitemStore
+from gantry_index.summary import workitem_terms
 from gantry_standard import errors
 from gantry_standard.levels import Level
-from gantry_standard.matching import Query, parse_query, parse_workitem_query
+from gantry_standard.matching import Query, by_path, matches, parse_filter, parse_query, parse_workitem_query
 from gantry_standard.pydicom_tables import tag_of
 from gantry_standard.query_attributes import vr_of
 
@@ -575,6 +576,70 @@ async def test_workitem_keys_of_one_sequence_meet_in_one_item(workitems: Workite
     name = "ScheduledStationNameCodeSequence"
     assert len(await found_workitems(workitems, **{f"{name}__CodeValue": "A", f"{name}__CodingSchemeDesignator": "X"})) == 1
     assert await found_workitems(workitems, **{f"{name}__CodeValue": "A", f"{name}__CodingSchemeDesignator": "Y"}) == []
+
+
+FILTERS = (
+    "WorklistLabel=AI",
+    "WorklistLabel=A*",
+    "WorklistLabel=?I",
+    "WorklistLabel=ai",
+    "WorklistLabel=[A]*",
+    "PatientName=m*LLER",
+    "PatientName=zoe",
+    "ScheduledProcedureStepStartDateTime=20240101-20240101",
+    "ScheduledProcedureStepStartDateTime=20240101120000",
+    "ScheduledProcedureStepStartDateTime=-20240101",
+    "ScheduledProcedureStepStartDateTime=20240102-",
+    "SOPInstanceUID=2.1,2.3",
+    "ScheduledStationNameCodeSequence.CodeValue=A",
+    "ScheduledStationNameCodeSequence.CodeValue=A&ScheduledStationNameCodeSequence.CodingSchemeDesignator=X",
+    "ScheduledStationNameCodeSequence.CodeValue=A&ScheduledStationNameCodeSequence.CodingSchemeDesignator=Y",
+    "ScheduledStationNameCodeSequence.CodeValue=A&WorklistLabel=AI",
+    'WorklistLabel=""&emptyvaluematching=true',
+    'ScheduledStationNameCodeSequence.CodeValue=""&emptyvaluematching=true',
+    'ScheduledStationNameCodeSequence.CodeValue=""&ScheduledStationNameCodeSequence.CodingSchemeDesignator=X&emptyvaluematching=true',
+    "ImageType=B,A&multiplevaluematching=true",
+    "ImageType=A,C&multiplevaluematching=true",
+    "PatientWeight=70.0",
+    "CommentsOnTheScheduledProcedureStep=two lines*",
+    "CommentsOnTheScheduledProcedureStep=*second?line",
+    'CommentsOnTheScheduledProcedureStep=""&emptyvaluematching=true',
+)
+NOT_FOUND = [
+    "WorklistLabel=ai",
+    "WorklistLabel=[A]*",
+    "ScheduledStationNameCodeSequence.CodeValue=A&ScheduledStationNameCodeSequence.CodingSchemeDesignator=Y",
+    "ImageType=A,C&multiplevaluematching=true",
+]
+
+
+async def test_a_filter_in_memory_matches_what_the_store_finds(workitems: WorkitemStore) -> None:
+    def station(**values: str) -> dict[str, Any]:
+        return {tag_of(name): {"vr": "SH", "Value": [given]} for name, given in values.items()}
+
+    codes = [station(CodeValue="A", CodingSchemeDesignator="X"), station(CodeValue="B", CodingSchemeDesignator="Y")]
+    attributes: list[dict[str, Any]] = [
+        {"ScheduledProcedureStepStartDateTime": "20240102", "PatientName": "Zoe", "WorklistLabel": "AI", "PatientWeight": "70"},
+        {
+            "ScheduledProcedureStepStartDateTime": "20240101120000",
+            "PatientName": "Möller",
+            "CommentsOnTheScheduledProcedureStep": "two lines\nsecond line",
+        },
+        {"ScheduledStationNameCodeSequence": codes, "WorklistLabel": "AI"},
+        {"ScheduledStationNameCodeSequence": [station(CodingSchemeDesignator="X")], "WorklistLabel": "XAI"},
+    ]
+    documents = [workitem(f"2.{n}", n, SOPInstanceUID=f"2.{n}", **given) for n, given in enumerate(attributes, 1)]
+    documents[1] = replace(documents[1], dicom_json=orjson.dumps(orjson.loads(documents[1].dicom_json) | element("ImageType", "A", "B")))
+    await workitems.apply(documents, 4)
+    by_store, in_memory = {}, {}
+    for text in FILTERS:
+        pairs = [(name, given) for name, _, given in (piece.partition("=") for piece in text.split("&"))]
+        query, _ = parse_workitem_query(pairs, 100)
+        by_store[text] = sorted(value(orjson.loads(row), "SOPInstanceUID") for row in (await workitems.search(query)).rows)
+        keys = parse_filter(pairs).keys
+        in_memory[text] = [d.workitem_uid for d in documents if matches(keys, by_path(workitem_terms(d, orjson.loads(d.dicom_json))))]
+    assert in_memory == by_store
+    assert [text for text, found in by_store.items() if not found] == NOT_FOUND
 
 
 async def test_an_older_workitem_does_not_undo_a_newer_and_a_deleted_one_is_not_found(workitems: WorkitemStore) -> None:

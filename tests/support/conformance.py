@@ -14,7 +14,7 @@ from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_renderer import codecs
 from gantry_runtime.settings import describe
-from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes
+from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes, workitems
 from gantry_standard.bit_streams import STILL_MEDIA_TYPES
 from gantry_standard.video_streams import VIDEO_MEDIA_TYPES
 from tests.support.requirements import Row
@@ -144,6 +144,37 @@ def _taken(codec: codecs.Codec) -> str:
     return "; ".join(map(one, codec.takes))
 
 
+def workitem_attributes() -> str:
+    """What each attribute of a workitem must be, and whether it is matched and returned."""
+    rows = ((f"{'>' * (len(a.path) - 1)}{a.keyword}", a.tag, a.create, a.set, a.final, a.match, a.returned) for a in workitems.ATTRIBUTES)
+    return table(("attribute", "tag", "create", "set", "final state", "matching key", "return key"), rows)
+
+
+WORKLIST = (
+    "SOP classes: UPS Push, Pull, Watch, Event and Query. The table is PS3.4 Table CC.2.5-3 (types requester/server; `NA` not allowed; "
+    "final: R both, P COMPLETED, p may be empty, X CANCELED; match: U unique, R required, O optional); any other attribute may be set, "
+    "matched and returned, but for bulk data (groups 50xx, 54xx, 60xx, 7FE0, and values by BulkDataURI), which is left out "
+    "with a Warning.\n\n"
+    "*Create*: missing attributes of type 2 are added empty with a Warning, or refused (`GANTRY_WORKITEM_CREATE=strict`); Worklist Label, "
+    "where it is missing, is `Worklist`. *Update*: an attribute that may not be set refuses the whole update. *State*: the Transaction UID "
+    "of the claim is the only lock; it never leaves the server. CANCELED gets the time of cancellation and, without a reason, "
+    "(110513, DCM). *Request cancellation*: what is SCHEDULED becomes CANCELED by way of IN PROGRESS; of what is IN PROGRESS the "
+    "subscribers hear, and without any it is 409; the server is no performer and never refuses for one. Requesting AE is "
+    "`GANTRY_REQUESTING_AE`.\n\n"
+    "*Search*: keys as in the Studies search; a sequence's keys meet in one item; DT without an offset is UTC; order is Scheduled "
+    "Procedure Step Start DateTime, then UID. Transaction UID as a key is 400. LT, ST and UT are matched too, by "
+    "their first 1,024 characters.\n\n"
+    "*Subscriptions*: any AE title may subscribe. Deletion locks are granted, unless `GANTRY_DELETION_LOCKS=false` (Warning). One AE title "
+    "may have one subscription to the whole worklist and up to 64 filtered ones (1,000 of all; more is 403). A filter is compared as a "
+    "search does it; a key that cannot be matched is 400. A filtered subscription covers a workitem while it matches: its subscriber hears "
+    "of the change by which it begins to match, of all while it does, and of that by which it ceases; its lock holds while it matches. "
+    "DELETE and suspend concern all filters of the AE title, or the one in the query. Unsubscribing from the whole worklist ends the "
+    "subscriptions to workitems too, not the filtered ones. A refused or lost delivery changes no subscription.\n\n"
+    "*Deletion*: a final workitem that nobody holds a lock on is deleted `GANTRY_WORKITEM_KEEP_S` after its last change, or "
+    "after the end of "
+    "the subscription that held the lock; it answers 410 for `GANTRY_WORKITEM_TOMBSTONE_S`, then 404. Until then its UID is taken."
+)
+
 SECTIONS = (
     ("Transactions", transactions, "Role: origin server, native (no DIMSE behind it). Every resource below `GANTRY_BASE_PATH`."),
     ("Configuration", configuration, "Base URI, port and policies of the gateway; all services: [operations](operations.md)."),
@@ -154,6 +185,7 @@ SECTIONS = (
         "to case and accents, wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning. "
         "Any other attribute of the instance can be a matching key too, at any depth.",
     ),
+    ("Worklist", workitem_attributes, WORKLIST),
     (
         "Transfer syntaxes",
         syntaxes,
@@ -250,8 +282,15 @@ STORE_PAYLOADS = (
 )
 NOTIFICATIONS = (
     "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "
-    "One text frame holds one DICOM JSON object. A report that was not seen to arrive (ping and pong) may come again after a broken "
-    "connection, with the same Message ID."
+    "`/ws/subscribers/{aetitle}` and the base itself with `?requester=` are the same. The AE title of the URL says whose reports come; any "
+    "number of connections, on any gateway, each get all of them. One text frame holds one DICOM JSON object; what a subscriber sends is "
+    "not read, and above 64 KiB closes the connection (1009). A ping goes out every 20 s and soon after a report; a peer that does not "
+    "answer within 20 s is cut (1011); a gateway that stops says 1012. A report that was not seen to arrive (ping and pong) may come again "
+    "after a broken connection, with the same Message ID. Whoever was away gets what it missed, of the last 7 days and 1,000,000 reports; "
+    "of older ones an SCP Status Change tells (Unified Procedure Step List Status COLD START: look at the worklist again). "
+    "Every restart is "
+    "told by one to all who are connected or come back, `GANTRY_FALLBACK_AE_TITLES` included: WARM START, or COLD START where nothing of "
+    "an earlier run was found."
 )
 SECURITY = (
     "The server has no access control of its own: it listens on the loopback address unless told otherwise, lets browser pages of local "

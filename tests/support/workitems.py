@@ -4,26 +4,29 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support import instances
 from tests.support.dicomweb import JSON, DicomWeb, Object
+from tests.support.native_xml import NAMESPACE
 
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
+FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 UPS_PUSH = "1.2.840.10008.5.1.4.34.6.1"
 
 STATE, READINESS, TRANSACTION_UID, PROGRESS, PERFORMED = "00741000", "00404041", "00081195", "00741002", "00741216"
 
 
-def code(meaning: str) -> Object:
+def code(meaning: str, value: str = "C1") -> Object:
     """Return a sequence with one code item."""
     return {
         "vr": "SQ",
         "Value": [
             {
-                "00080100": {"vr": "SH", "Value": ["C1"]},
+                "00080100": {"vr": "SH", "Value": [value]},
                 "00080102": {"vr": "SH", "Value": ["99TEST"]},
                 "00080104": {"vr": "LO", "Value": [meaning]},
             }
@@ -68,6 +71,30 @@ def performed() -> Object:
         "00404051": {"vr": "DT", "Value": ["20260101123000"]},
     }
     return {PERFORMED: {"vr": "SQ", "Value": [item]}}
+
+
+def document(data_set: Object, encoding: str = "UTF-8") -> bytes:
+    """Return a data set as a document of the Native DICOM Model (PS3.19 §A.1), written with ElementTree."""
+    root = ElementTree.Element("NativeDicomModel", xmlns=NAMESPACE)
+    _write(root, data_set)
+    found: bytes = ElementTree.tostring(root, encoding=encoding, xml_declaration=True)
+    return found
+
+
+def _write(parent: ElementTree.Element, data_set: Object) -> None:
+    for tag, element in data_set.items():
+        attribute = ElementTree.SubElement(parent, "DicomAttribute", tag=tag, vr=element["vr"])
+        for number, value in enumerate(element.get("Value", []), 1):
+            if element["vr"] == "SQ":
+                _write(ElementTree.SubElement(attribute, "Item", number=str(number)), value)
+            elif element["vr"] == "PN":
+                name = ElementTree.SubElement(attribute, "PersonName", number=str(number))
+                for group, text in value.items():
+                    components = ElementTree.SubElement(name, group)
+                    for part, component in zip(("FamilyName", "GivenName", "MiddleName"), text.split("^"), strict=False):
+                        ElementTree.SubElement(components, part).text = component
+            else:
+                ElementTree.SubElement(attribute, "Value", number=str(number)).text = str(value)
 
 
 class Worklist:
@@ -117,6 +144,26 @@ class Worklist:
             data_set[TRANSACTION_UID] = {"vr": "UI", "Value": [transaction]}
         return self.send("PUT", f"/workitems/{uid}/state", data_set)
 
+    def completed(self, **changes: Any) -> tuple[str, str]:
+        """Create, claim and complete a workitem; return its UID and the Transaction UID."""
+        uid, transaction = self.claimed(**changes)
+        assert self.update(uid, performed(), transaction).status_code == 200
+        assert self.change_state(uid, "COMPLETED", transaction).status_code == 200
+        return uid, transaction
+
+    def request_cancellation(self, uid: str, reasons: Object | None = None) -> httpx.Response:
+        """Ask for cancellation, without a payload where no reasons are given."""
+        return self.send("POST", f"/workitems/{uid}/cancelrequest", reasons)
+
+    def found(self, query: str) -> list[str]:
+        """Return the UIDs that a search finds as of now."""
+        rows = self.dicomweb.search(f"/workitems?{query}", headers={"Cache-Control": "no-cache"})
+        return [row["00080018"]["Value"][0] for row in rows]
+
+    def suspend(self, uid: str, ae_title: str) -> httpx.Response:
+        """Suspend a subscription to the worklist."""
+        return self.send("POST", f"/workitems/{uid}/subscribers/{ae_title}/suspend")
+
     def subscribe(self, uid: str, ae_title: str, query: str = "") -> httpx.Response:
         """Subscribe an AE title to a workitem or the global worklist."""
         return self.send("POST", f"/workitems/{uid}/subscribers/{ae_title}{query}")
@@ -147,6 +194,13 @@ class Reports:
             if report["00001000"]["Value"] == [uid] and event_type in (0, report["00001002"]["Value"][0]):
                 return report
 
+    def next_of_type(self, event_type: int, timeout_s: float = 10) -> Object:
+        """Return the next report of a type, passing others."""
+        while True:
+            report = self.next(timeout_s)
+            if report["00001002"]["Value"] == [event_type]:
+                return report
+
     def none_of(self, uid: str, wait_s: float = 1) -> bool:
         """Say whether no report about a workitem comes for a while."""
         try:
@@ -157,9 +211,9 @@ class Reports:
 
 
 @contextmanager
-def listening(dicomweb: DicomWeb, ae_title: str) -> Iterator[Reports]:
+def listening(dicomweb: DicomWeb, ae_title: str, path: str = "/subscribers/{}") -> Iterator[Reports]:
     """Open the notification connection of an AE title."""
-    url = f"ws{dicomweb.url.removeprefix('http')}/subscribers/{ae_title}"
+    url = f"ws{dicomweb.url.removeprefix('http')}{path.format(ae_title)}"
     with connect(url, proxy=None, open_timeout=10, close_timeout=2) as connection:
         yield Reports(connection)
 

@@ -29,6 +29,7 @@ from tests.support.nats_server import NatsServer, free_port
 
 JSON = {"Content-Type": "application/dicom+json", "Accept": "application/dicom+json"}
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
+FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 
 
 def uid() -> str:
@@ -116,6 +117,10 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
     async def PutObject(self, request, context):
         self.objects[request.object] = request.data
         return blob_pb2.PutObjectResponse()
+
+    async def RemoveObject(self, request, context):
+        self.objects.pop(request.object, None)
+        return blob_pb2.RemoveObjectResponse()
 
     async def ListObjects(self, request, context):
         found = sorted(key for key in self.objects if key.startswith(request.prefix))

@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from gantry_gateway.server import MOST_MESSAGE_BYTES
+from gantry_gateway.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
+from gantry_runtime.events import DAY_S, REPORTS
+from gantry_workflow.settings import WorkflowSettings
+from gantry_workflow.subscriptions import MAX_FILTERS, MAX_FILTERS_OF_ONE
+from gantry_workflow.workitem import DEFAULT_WORKLIST_LABEL
 from tests.support import conformance, operations, requirements
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
@@ -15,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
         pytest.param(title, make, id=title, marks=pytest.mark.requirement(*ids))
         for (title, make, _), ids in zip(
             conformance.SECTIONS,
-            [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-006",), ("D-006",), ("R-051",), ("S-043",), ("S-043",)],
+            [("D-004",), ("D-008", "D-005"), ("Q-059",), ("D-010",), ("D-006",), ("D-006",), ("R-051",), ("S-043",), ("S-043",)],
             strict=True,
         )
     ],
@@ -37,6 +43,17 @@ def test_notifications_are_described_as_the_routes_have_them() -> None:
     section = PAGE.read_text().split("\n## Notifications\n")[1].split("\n## ")[0]
     assert conformance.NOTIFICATIONS in section
     assert any(route.path == "/subscribers/{aetitle}" and route.handler for route in conformance.ROUTES)
+    assert (REPORTS.max_age_s, REPORTS.max_messages) == (7 * DAY_S, 1_000_000)
+    assert (PING_INTERVAL_S, PING_TIMEOUT_S, MOST_MESSAGE_BYTES) == (20, 20, 64 << 10)
+
+
+@pytest.mark.requirement("D-010")
+def test_the_policies_of_the_worklist_are_described_with_the_numbers_of_the_code() -> None:
+    section = PAGE.read_text().split("\n## Worklist\n")[1].split("\n## ")[0]
+    assert conformance.WORKLIST in section
+    assert f"up to {MAX_FILTERS_OF_ONE} filtered ones ({MAX_FILTERS:,} of all" in section
+    assert WorkflowSettings().deletion_locks
+    assert f"Worklist Label, where it is missing, is `{DEFAULT_WORKLIST_LABEL}`" in section
 
 
 @pytest.mark.requirement("A-068")

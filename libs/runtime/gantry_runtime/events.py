@@ -524,6 +524,7 @@ async def last_messages(js: JetStreamContext, stream: Stream, subjects: Sequence
     finally:
         with suppress(Exception):
             await subscription.unsubscribe()
+            await js.delete_consumer(stream.name, consumer.name)
 
 
 async def purge_before(js: JetStreamContext, stream: Stream, subject: str, sequence: int) -> None:

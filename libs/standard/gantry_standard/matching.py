@@ -7,18 +7,20 @@ Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
+from urllib.parse import quote, unquote
 
-from gantry_standard import errors, terms
+from gantry_standard import errors, terms, workitems
 from gantry_standard.levels import Level
 from gantry_standard.pydicom_tables import tag_of
 from gantry_standard.query_attributes import (
     DATE_TIME_PAIRS,
     ENTITY,
-    WORKITEM,
     Entity,
     is_multi_valued,
     is_private,
@@ -28,7 +30,20 @@ from gantry_standard.query_attributes import (
     vr_of,
 )
 
-__all__ = ["Level", "MatchKey", "Operation", "Query", "group_keys", "parse_query", "parse_workitem_query"]
+__all__ = [
+    "Filter",
+    "Level",
+    "MatchKey",
+    "Operation",
+    "Query",
+    "by_path",
+    "group_keys",
+    "matches",
+    "parse_filter",
+    "parse_query",
+    "parse_workitem_query",
+    "read_filter",
+]
 
 
 class Operation(Enum):
@@ -96,17 +111,17 @@ class Query:
 
 MAXIMUM_OFFSET = 100_000
 FUZZY_WARNING = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-WILDCARDS = frozenset(["AE", "CS", "LO", "PN", "SH", "UC", "UR"])
-"""VRs with * and ?; LT, ST and UT have them too but are not indexed."""
-EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "PN", "SH", "TM", "UC", "UR"])
+WILDCARDS = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"])
+"""VRs with * and ?; LT, ST and UT are indexed of workitems only."""
+EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"])
 MULTIPLE_VALUES = frozenset(["AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"])
 SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")
 TRANSACTION_UID = tag_of("TransactionUID")
 UID = re.compile(r"[0-9.]{1,64}")
 INTEGER = re.compile(r"[0-9]{1,18}")
 
-Place = Callable[[str], tuple[bool, Level | None, str]]
-"""Of the first tag of a path: whether it is matched at the resource, its level, and why not."""
+Place = Callable[[tuple[str, ...]], tuple[bool, Level | None, str]]
+"""Of a path: whether it is matched at the resource, its level, and why not."""
 
 
 def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
@@ -130,6 +145,7 @@ class _Parameters:
     include_fields: list[str] = field(default_factory=list)
     include_all: bool = False
     named: dict[str, str] = field(default_factory=dict)
+    not_indexed: frozenset[str] = terms.NOT_INDEXED
     warnings: list[str] = field(default_factory=list)
 
     def flag(self, name: str) -> bool:
@@ -168,7 +184,8 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
     found = _sorted(parameters)
     allowed = _allowed(level, study_uid, series_uid)
 
-    def place(tag: str) -> tuple[bool, Level | None, str]:
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        tag = path[0]
         entity = ENTITY.get(tag, Entity.INSTANCE)
         if entity in allowed or tag not in ENTITY:
             return True, entity.level, ""
@@ -190,7 +207,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
 
 
 def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
-    """Return a search of workitems, as `parse_query` does; its level is INSTANCE and its keys have none.
+    """Return a search of workitems, as `parse_query` does; its level is INSTANCE, its keys have none, and LT, ST and UT are matched.
 
     Raises:
         errors.BadRequest: as in `parse_query`; also where Transaction UID is a key, which never leaves the server.
@@ -198,14 +215,14 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
     Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
     """
     found = _sorted(parameters)
+    found.not_indexed = terms.NOT_INDEXED - terms.TEXTS
     if any(TRANSACTION_UID in path for path in found.attributes) or any(TRANSACTION_UID in path for path in found.include_fields):
         raise errors.BadRequest("TransactionUID (0008,1195) is neither a matching nor a return key")
 
-    def place(tag: str) -> tuple[bool, Level | None, str]:
-        row = WORKITEM.get(tag)
-        if row is None or row.match != "-":
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        if workitems.is_matched(path):
             return True, None, ""
-        return False, None, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
+        return False, None, f"The attribute {'.'.join(map(keyword_of, path))} is not matched at this resource. It has been ignored."
 
     keys, included = _keys(found, place)
     query = Query(
@@ -217,6 +234,128 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
         limit=_limit(found, maximum),
     )
     return query, found.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The filter of a filtered worklist subscription.
+
+    Attributes:
+        text: normalised: the same for everybody who means the same keys; `read_filter` reads it.
+        keys: what must match.
+    """
+
+    text: str
+    keys: tuple[MatchKey, ...]
+
+
+def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
+    """Return the filter that the query of a Subscribe request gives.
+
+    The standard's form is `filter=attribute=value,attribute=value` with "=" and "," of the value percent-encoded; older clients send
+    each pair as a parameter of its own. A piece without "=" goes on with the value before it, as a list of UIDs does. The flags
+    emptyvaluematching and multiplevaluematching may stand in either place; other parameters are ignored.
+
+    Args:
+        parameters: of the query, percent-decoded once, in order.
+
+    Raises:
+        errors.BadRequest: there is no filter, or a key that cannot be matched: it would let through what the subscriber does not want.
+
+    Source: PS3.18 §11.10.1.2; PS3.4 §CC.2.3.3.
+    """
+    pairs: list[list[str]] = []
+    for name, value in parameters:
+        if name != "filter":
+            # What looks like a keyword and is none would let through more than was meant.
+            if name in FLAGS or _path(name) or name[:1].isupper():
+                pairs.append([name, value])
+            continue
+        for piece in value.split(","):
+            key, equals, given = (unquote(part) for part in piece.partition("="))
+            if equals:
+                pairs.append([key, given])
+            elif pairs and piece:
+                pairs[-1][1] += f",{key}"
+            elif piece:
+                pairs.append([key, ""])
+    return _filter([(name, value) for name, value in pairs])
+
+
+def _filter(pairs: list[tuple[str, str]]) -> Filter:
+    for name, _ in pairs:
+        if name not in FLAGS and not _path(name):
+            raise errors.BadRequest(f"the filter names {name[:64]!r}, expected a tag or a keyword")
+    normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
+    query, warnings = parse_workitem_query(normal, 1)
+    if warnings:
+        raise errors.BadRequest(f"the filter cannot be matched: {warnings[0]}")
+    if not any(name not in FLAGS for name, _ in pairs):
+        raise errors.BadRequest("a filtered worklist subscription needs a filter: filter=attribute=value,attribute=value")
+    return Filter("&".join(f"{name}={quote(value, safe='')}" for name, value in normal), query.keys)
+
+
+@lru_cache(4096)
+def read_filter(text: str) -> Filter:
+    """Return the filter of a normalised text.
+
+    Raises:
+        errors.BadRequest: it is none.
+    """
+    pieces = (piece.partition("=") for piece in text.split("&"))
+    return _filter([(name, unquote(value)) for name, _, value in pieces])
+
+
+def by_path(found: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
+    """Return the terms of one data set as `matches` looks at them."""
+    sorted_terms: dict[str, list[terms.Term]] = defaultdict(list)
+    for term in found:
+        sorted_terms[term.path].append(term)
+    return dict(sorted_terms)
+
+
+def matches(keys: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    """Say whether a data set matches all keys, as the stores of the index do it.
+
+    Args:
+        found: its terms, by `by_path`.
+    """
+    return all(_group_matches(group, found) for group in group_keys(keys))
+
+
+def _group_matches(group: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    if any(key.operation is Operation.ABSENT and found.get(key.term_path) for key in group):
+        return False
+    wanted = [key for key in group if key.operation is not Operation.ABSENT]
+    is_same_path = len({key.path[:-1] for key in wanted}) == 1
+    common: set[int] | None = None
+    for key in wanted:
+        for is_match in _comparisons(key):
+            items = {term.item if is_same_path else term.root for term in found.get(key.term_path, ()) if is_match(term.value)}
+            if len(key.path) == 1:
+                # Attributes at the root stand in no item: each value may be matched by another.
+                items = {0} if items else set()
+            common = items if common is None else common & items
+            if not common:
+                return False
+    return True
+
+
+def _comparisons(key: MatchKey) -> list[Callable[[str], bool]]:
+    if key.operation is Operation.EQUAL:
+        return [frozenset(key.values).__contains__]
+    if key.operation is Operation.ALL:
+        return [frozenset([value]).__contains__ for value in key.values]
+    if key.operation is Operation.PATTERN:
+        pattern = _compiled(key.values[0])
+        return [lambda value: pattern.fullmatch(value) is not None]
+    return [lambda value: value >= key.low and (not key.high or value <= key.high)]
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(character) or re.escape(character) for character in pattern), re.DOTALL)
 
 
 def _allowed(level: Level, study_uid: str, series_uid: str) -> set[Entity]:
@@ -304,7 +443,7 @@ def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple
         included[_with_creator(".".join(path), creators)] = None
         if (key := _key(path, value, creator, found)) is None:
             continue
-        matched, level, warning = place(path[0])
+        matched, level, warning = place(path)
         if not matched:
             found.warnings.append(warning)
             continue
@@ -334,9 +473,10 @@ def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) ->
         raise errors.BadRequest(f"{name} is a sequence: give values for attributes of its items")
     if is_private(path[-1]):
         return _private_key(path, value, creator, found)
-    if value == '""' and vr in EMPTY_VALUES and found.flag("emptyvaluematching"):
+    is_indexed = vr not in found.not_indexed
+    if value == '""' and vr in EMPTY_VALUES and is_indexed and found.flag("emptyvaluematching"):
         return MatchKey(path, Operation.ABSENT)
-    if vr in terms.NOT_INDEXED:
+    if not is_indexed:
         found.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
         return None
     try:

@@ -104,7 +104,7 @@ class Resource(Enum):
     METADATA = "metadata"
     SEARCH = "search results"
     STORE = "a store response"
-    WORKITEMS = "workitems"
+    WORKITEM = "a workitem"
     FRAME = "one frame"
     FRAMES = "frames"
     BULKDATA = "bulkdata"
@@ -122,7 +122,6 @@ def _both(media_types: tuple[str, ...], multipart_first: bool) -> tuple[Offer, .
 
 
 _COMPRESSED = tuple(media_type for media_type in BULKDATA if media_type != OCTET_STREAM)
-_JSON = (Offer(DICOM_JSON),)
 _JSON_OR_XML = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
 # In our order of preference; the first is what */* selects (Table 10.4.4-1, 00 §7.4 and 02 §3 for its decisions).
@@ -137,7 +136,7 @@ OFFERS: dict[Resource, tuple[Offer, ...]] = {
     Resource.METADATA: _JSON_OR_XML,
     Resource.SEARCH: _JSON_OR_XML,
     Resource.STORE: (*_JSON_OR_XML, Offer(DICOM_XML)),
-    Resource.WORKITEMS: _JSON,
+    Resource.WORKITEM: (*_JSON_OR_XML, Offer(DICOM_XML)),
     Resource.FRAME: _both((OCTET_STREAM, *_COMPRESSED), multipart_first=True),
     Resource.FRAMES: tuple(Offer(media_type, multipart=True) for media_type in (OCTET_STREAM, *_COMPRESSED)),
     Resource.BULKDATA: _both((OCTET_STREAM,), multipart_first=False),
@@ -157,6 +156,6 @@ NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA, Resource.BULKDATA_ITEMS})
 
 # application/json is what tools send that do not know application/dicom+json.
 JSON_NAMES = frozenset({DICOM_JSON, "application/json"})
-JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE, Resource.WORKITEMS})
+JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE, Resource.WORKITEM})
 
 RENDERED_RESOURCES = frozenset({Resource.RENDERED, Resource.RENDERED_FRAMES, Resource.RENDERED_INSTANCE_FRAMES})

@@ -156,66 +156,6 @@ DATE_TIME_PAIRS: dict[str, str] = {
 """Date and time that make one range together (PS3.18 §8.3.4.1.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkitemAttribute:
-    """One row of PS3.4 Table CC.2.5-3: matching key type (U, R, O or -) and return key type."""
-
-    keyword: str
-    match: str
-    returned: str
-
-    @property
-    def tag(self) -> str:
-        """8 upper-case hex digits."""
-        return tag_of(self.keyword)
-
-
-WORKITEM_ATTRIBUTES: tuple[WorkitemAttribute, ...] = tuple(
-    WorkitemAttribute(*line.split())
-    for line in """SpecificCharacterSet - 1C
-        SOPClassUID O 1
-        SOPInstanceUID U 1
-        ScheduledProcedureStepPriority R 1
-        ScheduledProcedureStepModificationDateTime O 3
-        ProcedureStepLabel R 1
-        WorklistLabel R 1
-        ScheduledProcessingParametersSequence - 2
-        ScheduledStationNameCodeSequence R 2
-        ScheduledStationClassCodeSequence R 2
-        ScheduledStationGeographicLocationCodeSequence R 2
-        ScheduledHumanPerformersSequence R 2
-        ScheduledProcedureStepStartDateTime R 1
-        ExpectedCompletionDateTime R 3
-        ScheduledProcedureStepExpirationDateTime O 3
-        ScheduledWorkitemCodeSequence R 2
-        CommentsOnTheScheduledProcedureStep O 3
-        InputReadinessState R 1
-        InputInformationSequence O 2
-        StudyInstanceUID O 2
-        OutputDestinationSequence O 3
-        PatientName R 2
-        PatientID R 2
-        IssuerOfPatientID R 2
-        IssuerOfPatientIDQualifiersSequence O 2
-        OtherPatientIDsSequence O 2
-        PatientBirthDate R 2
-        PatientSex R 2
-        ReferencedPatientPhotoSequence - 3
-        AdmissionID R 2
-        IssuerOfAdmissionIDSequence R 2
-        AdmittingDiagnosesDescription O 2
-        AdmittingDiagnosesCodeSequence O 2
-        ReferencedRequestSequence R 2
-        ReplacedProcedureStepSequence R 3
-        MedicalAlerts O 2C
-        PregnancyStatus O 2C
-        SpecialNeeds O 2C
-        ProcedureStepState R 1
-        ProcedureStepProgressInformationSequence - 2
-        UnifiedProcedureStepPerformedProcedureSequence O 3""".splitlines()
-)
-WORKITEM: dict[str, WorkitemAttribute] = {row.tag: row for row in WORKITEM_ATTRIBUTES}
-
 TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 

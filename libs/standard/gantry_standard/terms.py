@@ -3,8 +3,8 @@
 A term is a path, a value and the item it stands in. Values are normalised per VR so that equality is string equality and a range is a
 range of strings: PN folded (no case, no accents), numbers as canonical decimals, DA, TM and DT padded, DT in UTC.
 
-Not indexed: OB OD OF OL OV OW UN LT ST UT. Values are cut at 1,024 characters; of the Per-Frame Functional Groups distinct values are
-kept without the identity of their items; a data set has at most 20,000 terms.
+Not indexed: OB OD OF OL OV OW UN, and but for workitems LT ST UT. Values are cut at 1,024 characters; of the Per-Frame Functional
+Groups distinct values are kept without the identity of their items; a data set has at most 20,000 terms.
 
 Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 """
@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 from gantry_standard.query_attributes import COMPUTED, DATE_TIME_PAIRS, is_private_creator
 
 NOT_INDEXED = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN", "LT", "ST", "UT"])
+TEXTS = frozenset(["LT", "ST", "UT"])
+"""Of these, VRs of long text; workitems have them indexed."""
 NUMBERS = frozenset(["DS", "IS", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"])
 MAXIMUM_CHARACTERS = 1024
 MAXIMUM_TERMS = 20_000
@@ -187,13 +189,14 @@ def _remembered(vr: str, text: str) -> str:
     return normalise(vr, text)
 
 
-def derive(dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) -> Terms:
+def derive(dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset(), *, with_texts: bool = False) -> Terms:
     """Return the terms of a data set in the DICOM JSON model.
 
     Args:
         leave_out: tags at the root that are indexed elsewhere.
+        with_texts: LT, ST and UT too, as for workitems: issuers are named in UT.
     """
-    deriving = _Deriving()
+    deriving = _Deriving(NOT_INDEXED - TEXTS if with_texts else NOT_INDEXED)
     deriving.dataset(dataset, "", 0, 0, leave_out | COMPUTED, 0)
     return deriving.found
 
@@ -201,8 +204,9 @@ def derive(dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset()) 
 class _Deriving:
     """Gathers the terms of one data set; `seen` are those of per-frame functional groups while it is inside them."""
 
-    def __init__(self) -> None:
+    def __init__(self, not_indexed: frozenset[str]) -> None:
         self.found = Terms()
+        self._not_indexed = not_indexed
         self._items = 0
         self._seen: set[tuple[str, str]] | None = None
 
@@ -217,7 +221,7 @@ class _Deriving:
             if vr == "SQ":
                 if depth < MAXIMUM_DEPTH:
                     self._sequence(tag, values, path + ".", root, depth)
-            elif vr not in NOT_INDEXED:
+            elif vr not in self._not_indexed:
                 if len(values) == 1 and not isinstance(values[0], dict):
                     if normal := self._normal(vr, values[0]):
                         self._add(path, normal, item, root)

@@ -12,6 +12,7 @@ X a value for CANCELED (which the server fills in), RC conditional, O nothing.
 `match`: U unique key, R required, O optional, - none. `returned`: type of the return key of a search.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -103,6 +104,9 @@ ProcedureStepProgressInformationSequence             2/2     3/2    X      3/2  
 >ProcedureStepDiscontinuationReasonCodeSequence      NA      3/1    X      -/1   -      -
 UnifiedProcedureStepPerformedProcedureSequence       2/2     3/2    P      3/2   -      2
 >ActualHumanPerformersSequence                       NA      3/1    RC     -/1   O      1C
+>>HumanPerformerCodeSequence                         NA      3/1    RC     -/1   O      1C
+>>HumanPerformerName                                 NA      3/1    RC     -/1   O      1C
+>>HumanPerformerOrganization                         NA      3/1    O      -/1   O      1C
 >PerformedStationNameCodeSequence                    NA      3/2    P      -/2   O      3
 >PerformedStationClassCodeSequence                   NA      3/2    O      -/2   -      -
 >PerformedStationGeographicLocationCodeSequence      NA      3/2    O      -/2   -      -
@@ -154,6 +158,34 @@ def _read(table: str) -> tuple[Attribute, ...]:
 
 
 ATTRIBUTES = _read(_TABLE)
+
+
+BY_PATH: dict[tuple[str, ...], Attribute] = {row.path: row for row in ATTRIBUTES}
+
+
+def is_matched(path: tuple[str, ...]) -> bool:
+    """Say whether a search matches an attribute: as the nearest row above it or its own says; yes where no row does.
+
+    Args:
+        path: tags from the root.
+    """
+    for length in range(len(path), 0, -1):
+        if row := BY_PATH.get(path[:length]):
+            return row.match != "-"
+    return True
+
+
+UNMATCHED = {row.tag for row in ATTRIBUTES if len(row.path) == 1} - {row.path[0] for row in ATTRIBUTES if row.match != "-"}
+"""Tags at the root that no search looks at, nor at anything inside them."""
+
+BULK_GROUPS = ("50", "54", "60", "7FE0")
+"""How the groups of curves, waveforms, overlays and pixel data begin: none of them is an attribute of a workitem."""
+
+
+def is_supported(tag: str, element: Mapping[str, object]) -> bool:
+    """Say whether a workitem of ours can have an attribute: it is no bulk data, and its value is at hand."""
+    is_bulk = tag.startswith(BULK_GROUPS) and tag[3] not in "13579BDF"
+    return not is_bulk and "BulkDataURI" not in element
 
 
 def is_valid_ae_title(text: str) -> bool:

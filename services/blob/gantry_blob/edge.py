@@ -32,6 +32,8 @@ HELD_BYTES = 4 << 20
 HELD_MESSAGES = 256
 DISCARD_S = 2.0
 PUT_BYTES = 4 << 20
+REMOVABLE = "workitems/"
+"""Prefix of the objects that others may remove; packs and decisions go by the sweeper only."""
 PAGE_OBJECTS = 1000
 PAGE_RESULTS = 1000
 PAGE_TRAILER_BYTES = 1 << 20
@@ -226,6 +228,13 @@ class BlobEdge(BlobServiceServicer):
             raise errors.Forbidden(f"{request.object}: packs are written by StoreInstances only")
         await in_thread(self._pools.others, self._store.put, request.object, request.data, request.replace)
         return blob_pb2.PutObjectResponse()
+
+    async def RemoveObject(self, request: blob_pb2.RemoveObjectRequest, context: Any) -> blob_pb2.RemoveObjectResponse:
+        """Take the copy of a workitem away."""
+        if not request.object.startswith(REMOVABLE):
+            raise errors.Forbidden(f"{request.object}: only copies of workitems are removed on request")
+        await in_thread(self._pools.others, self._store.remove, request.object)
+        return blob_pb2.RemoveObjectResponse()
 
     async def Verify(self, request: blob_pb2.VerifyRequest, context: Any) -> AsyncIterator[blob_pb2.VerifyResponse]:
         """Read packs again and compare."""

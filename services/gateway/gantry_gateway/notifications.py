@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -91,6 +91,17 @@ class Hub:
         """
         _, end = await self._state()
         await self._cursors.begin(ae_title, end)
+
+    async def begin_fallbacks(self, ae_titles: Sequence[str]) -> None:
+        """Let the cursors of the fallback AE titles begin, as soon as there is a stream (PS3.4 CC.2.4.3)."""
+        waiting = list(ae_titles)
+        while waiting:
+            try:
+                await self.begin(waiting[-1])
+                waiting.pop()
+            except errors.Unavailable as error:
+                log.debug("no stream of reports yet", extra={"reason": error.message})
+                await asyncio.sleep(RETRY_S)
 
     @asynccontextmanager
     async def connected(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
@@ -259,7 +270,11 @@ def _dropped(position: int) -> bytes:
 async def running(gateway: Gateway) -> AsyncIterator[Hub]:
     """Fan reports out while the context is open. Opened once per gateway, by main.py."""
     hub = gateway.parts[PART] = Hub(gateway)
-    tasks = [asyncio.create_task(hub.follow(), name="follow reports"), asyncio.create_task(hub.note(), name="note cursors")]
+    tasks = [
+        asyncio.create_task(hub.follow(), name="follow reports"),
+        asyncio.create_task(hub.note(), name="note cursors"),
+        asyncio.create_task(hub.begin_fallbacks(gateway.settings.fallback_ae_titles), name="begin fallback AE titles"),
+    ]
     try:
         yield hub
     finally:

@@ -18,6 +18,9 @@ MOST_HEAD_BYTES = 256 << 10
 MOST_TARGET_BYTES = 65_535
 """Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
 
+MOST_MESSAGE_BYTES = 64 << 10
+"""Longest WebSocket message that is taken; a longer one closes the connection with 1009. Nothing that a subscriber says has a meaning."""
+
 TICK_S = 0.1
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -127,6 +130,7 @@ async def serving(app: ASGIApp, host: str, port: int, drain_s: float, ws_protoco
         proxy_headers=False,
         server_header=False,
         ws_per_message_deflate=False,
+        ws_max_size=MOST_MESSAGE_BYTES,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(drain_s)),
         backlog=BACKLOG,

@@ -36,6 +36,10 @@ class GatewaySettings(ProcessSettings):
     store_max_bytes: int = setting(1 << 40, "Largest payload of one store request in bytes; more is 413, and nothing of it is stored.")
     store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
     workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
+    requesting_ae: str = setting("GANTRY", "Requesting AE (0074,1236) of a cancel request: a web request names none.")
+    fallback_ae_titles: tuple[str, ...] = setting(
+        (), "AE titles, separated by commas, that hear of restarts (SCP Status Change) without any subscription, also of those while away."
+    )
     websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
     search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
     retrieve_max_bytes: int = setting(0, "Most bytes, as stored, that one retrieve may answer with; more is 413; 0: no limit.")

@@ -56,15 +56,19 @@ async def payload(boundary: str, objects: list[bytes]) -> bytes:
     return b"".join(blocks) + multipart_writer.closing(boundary, empty=not objects)
 
 
-def one_object(choice: Choice, model: native_xml.Object) -> tuple[bytes, str]:
-    """Return a small DICOM JSON object that represents no resource in a representation of it, and the Content-Type of the payload."""
+def one_object(choice: Choice, model: native_xml.Object, location: str = "") -> tuple[bytes, str]:
+    """Return a small DICOM JSON object in a representation of it, and the Content-Type of the payload.
+
+    Args:
+        location: URL of the resource that it represents, if any.
+    """
     if choice.media_type != DICOM_XML:
         return orjson.dumps(model), choice.media_type
     document = native_xml.write(model)
     if not choice.multipart:
         return document, DICOM_XML
     boundary = multipart_writer.new_boundary()
-    head = multipart_writer.part_head(boundary, DICOM_XML, "", len(document), first=True)
+    head = multipart_writer.part_head(boundary, DICOM_XML, location, len(document), first=True)
     return head + document + multipart_writer.closing(boundary), multipart_writer.content_type(DICOM_XML, boundary)
 
 

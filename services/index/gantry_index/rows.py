@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gantry_index.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
+from gantry_standard import workitems
 from gantry_standard.levels import Level
 from gantry_standard.matching import Query
 from gantry_standard.pydicom_tables import tag_of
-from gantry_standard.query_attributes import ENTITY, RETURNED, WORKITEM, WORKITEM_ATTRIBUTES, Entity, Returned, is_private, vr_of
+from gantry_standard.query_attributes import ENTITY, RETURNED, Entity, Returned, is_private, vr_of
 
 RETRIEVE_URL = tag_of("RetrieveURL")
 AVAILABILITY = tag_of("InstanceAvailability")
@@ -132,7 +133,8 @@ def _finished(answer: dict[str, Element]) -> bytes:
     return encoded(answer)
 
 
-WORKITEM_EMPTY = tuple((row.tag, {"vr": vr_of(row.tag)}) for row in WORKITEM_ATTRIBUTES if row.returned in ("1", "2"))
+WORKITEM = {row.tag: row for row in workitems.below(())}
+WORKITEM_EMPTY = tuple((tag, {"vr": vr_of(tag)}) for tag, row in WORKITEM.items() if row.returned in ("1", "2"))
 
 
 def workitem_row(query: Query, workitem: Mapping[str, Any]) -> bytes:
@@ -140,7 +142,7 @@ def workitem_row(query: Query, workitem: Mapping[str, Any]) -> bytes:
     answer: dict[str, Element] = {tag: workitem.get(tag, empty) for tag, empty in WORKITEM_EMPTY}
     for tag, element in workitem.items():
         known = WORKITEM.get(tag)
-        if known is not None and (known.returned in ("1C", "2C") or query.include_all):
+        if query.include_all or (known is not None and known.returned in ("1C", "2C")):
             answer[tag] = element
     for path in query.include_fields:
         _add(answer, path, workitem.get(path[:8]))

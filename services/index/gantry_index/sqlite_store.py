@@ -14,7 +14,6 @@ reads both (docs/decisions/0004-recent-terms.md).
 """
 
 import asyncio
-import itertools
 import logging
 import os
 import sqlite3
@@ -953,12 +952,13 @@ class SqliteWorkitemStore:
             condition = _Condition(self._database.path_ids)
             condition.add("x.deleted = 0")
             for group in group_keys(query.keys):
-                for negated, keys in itertools.groupby(
-                    sorted(group, key=lambda key: key.operation is Operation.ABSENT), lambda key: key.operation is Operation.ABSENT
-                ):
-                    wanted = [MatchKey(key.path, Operation.RANGE) if negated else key for key in keys]
+                absent = [key for key in group if key.operation is Operation.ABSENT]
+                for key in absent:
+                    present, parameters = condition.owners([MatchKey(key.path, Operation.RANGE)], Level.INSTANCE.value)
+                    condition.add(f"x.id NOT IN ({present})", *parameters)
+                if wanted := [key for key in group if key not in absent]:
                     owners, parameters = condition.owners(wanted, Level.INSTANCE.value)
-                    condition.add(f"x.id {'NOT IN' if negated else 'IN'} ({owners})", *parameters)
+                    condition.add(f"x.id IN ({owners})", *parameters)
             source = f"FROM workitems x WHERE {condition.text}"
             found = connection.execute(
                 f"SELECT x.dicom_json {source} ORDER BY x.sort_key, x.uid LIMIT ? OFFSET ?",

@@ -211,4 +211,4 @@ def workitem_terms(document: WorkitemDocument, dataset: Attributes) -> list[Term
     """Return what of a workitem can be matched, its UID included."""
     if document.deleted:
         return []
-    return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID})).terms]
+    return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID}), with_texts=True).terms]

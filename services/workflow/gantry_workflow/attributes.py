@@ -83,6 +83,15 @@ def _complete(dataset: Dataset, path: tuple[str, ...], strict: bool) -> bool:
     return added
 
 
+def leave_out_unsupported(dataset: Dataset) -> bool:
+    """Remove in place what a workitem of ours cannot have, at every depth; return whether there was any."""
+    unsupported = [tag for tag, element in dataset.items() if not workitems.is_supported(tag, element)]
+    for tag in unsupported:
+        del dataset[tag]
+    nested = [leave_out_unsupported(item) for element in dataset.values() if element["vr"] == "SQ" for item in element.get("Value", [])]
+    return bool(unsupported) or any(nested)
+
+
 def check_update(dataset: Dataset) -> None:
     """Check what is to be changed in a workitem.
 

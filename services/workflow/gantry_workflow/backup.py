@@ -1,6 +1,7 @@
 """Copies of all workitems and subscriptions in the object store, so that the loss of NATS's whole volume costs at most a second.
 
-One object per subject, `workitems/{uid}` and `subscriptions/{AE title in hex}`, holds its last message. Written behind the stream,
+One object per subject, `workitems/{uid}`, `subscriptions/{AE title in hex}` and `subscriptions/{AE title in hex}.{filter id}`, holds its
+last message. Written behind the stream,
 restored at start when the stream is not there.
 """
 
@@ -40,7 +41,7 @@ PREFIXES = ("workitems/", "subscriptions/")
 def object_of(subject: str) -> str:
     """Return the key of the object that holds the last message of a subject."""
     kind, _, rest = subject.partition(".")
-    return f"workitems/{rest}" if kind == "workitem" else f"subscriptions/{rest.split('.')[0]}"
+    return f"workitems/{rest}" if kind == "workitem" else f"subscriptions/{rest.removesuffix('.global')}"
 
 
 async def copy(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:

@@ -68,6 +68,14 @@ def read(data: bytes) -> Dataset:
     return found
 
 
+def copied(dataset: Dataset) -> Dataset:
+    """Return a data set whose elements can be added, replaced and removed at every depth without the other noticing."""
+    return {
+        tag: {"vr": "SQ", "Value": [copied(item) for item in element["Value"]]} if element["vr"] == "SQ" and "Value" in element else element
+        for tag, element in dataset.items()
+    }
+
+
 def values(dataset: Dataset, tag: str) -> list[Any]:
     """Return the values of an element; [] where it is empty or missing."""
     found: list[Any] = dataset.get(tag, {}).get("Value", [])

@@ -1,17 +1,19 @@
 """gRPC edge: parse, decide on the stream, answer."""
 
+from collections.abc import Callable
 from typing import Any
 
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceServicer
-from gantry_standard import errors
+from gantry_standard import errors, matching
 from gantry_standard.uids import is_valid_uid
 from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
 from gantry_workflow import dataset, subscriptions, workitem
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.stream import Workitems
+from gantry_workflow.subscriptions import WorklistSubscription
 from gantry_workflow.workitem import Decision
 
 
@@ -51,7 +53,7 @@ class WorkflowEdge(WorkflowServiceServicer):
             raise errors.BadRequest("SOP Instance UID (0008,0018) of the payload is not the workitem of the URL")
         uid = uid or inside
         check_uid(uid)
-        if uid in (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION):
+        if uid in WORKLISTS:
             raise errors.BadRequest(f"{uid} is a well-known UID and no workitem")
         strict = self._settings.workitem_create == "strict"
         decision = await self._workitems.change(uid, lambda state, _: workitem.create(state, uid, sent, strict), "create", is_new=True)
@@ -90,10 +92,10 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid = request.workitem_uid
         check_uid(uid)
         reasons = dataset.parse(request.dicom_json) if request.dicom_json else {}
-        worldwide = await self._workitems.global_subscriptions()
+        worldwide = await self._workitems.subscriptions()
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, LATEST))
+            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, subscriptions.LATEST))
             return workitem.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
 
         decision = await self._workitems.change(uid, decide, "cancelrequest")
@@ -104,20 +106,17 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid, ae_title = request.workitem_uid, request.ae_title
         check_uid(uid)
         check_ae_title(ae_title)
-        if uid == FILTERED_SUBSCRIPTION:
-            raise errors.Forbidden(
-                "filtered worklist subscriptions are not supported", warning="Filtered Worklist Subscriptions are not supported."
-            )
         granted = self._settings.deletion_locks
-        if uid != GLOBAL_SUBSCRIPTION:
+        if uid not in WORKLISTS:
             lock = request.deletion_lock
             decision = await self._workitems.change(
                 uid, lambda state, _: workitem.subscribe(state, uid, ae_title, lock, granted), "subscribe"
             )
             return pb.SubscribeResponse(warnings=decision.warnings)
+        text = await self._new_filter(ae_title, request.filter) if uid == FILTERED_SUBSCRIPTION else ""
         lock = request.deletion_lock and granted
         await self._workitems.change_subscription(
-            ae_title, lambda state, sequence: subscriptions.subscribe(state, sequence, ae_title, lock)
+            ae_title, text, lambda state, sequence: subscriptions.subscribe(state, sequence, ae_title, lock, text)
         )
         return pb.SubscribeResponse(warnings=[workitem.LOCK_REFUSED] if request.deletion_lock and not granted else [])
 
@@ -126,15 +125,13 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid, ae_title = request.workitem_uid, request.ae_title
         check_uid(uid)
         check_ae_title(ae_title)
-        if uid == GLOBAL_SUBSCRIPTION:
-            await self._workitems.change_subscription(
-                ae_title, lambda state, sequence: subscriptions.unsubscribe(state, sequence, ae_title)
-            )
+        if uid in WORKLISTS:
+            await self._change_worklist(uid, ae_title, request.filter, subscriptions.unsubscribe)
             return pb.UnsubscribeResponse()
-        worldwide = _worldwide(*await self._workitems.read_subscription(ae_title))
+        worldwide = await self._workitems.subscriptions(ae_title)
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, LATEST) is not None
+            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, subscriptions.LATEST) is not None
             return workitem.unsubscribe(state, uid, ae_title, hears)
 
         await self._workitems.change(uid, decide, "unsubscribe")
@@ -144,14 +141,53 @@ class WorkflowEdge(WorkflowServiceServicer):
         self, request: pb.SuspendGlobalSubscriptionRequest, context: Any
     ) -> pb.SuspendGlobalSubscriptionResponse:
         """PS3.18 §11.12."""
-        ae_title = request.ae_title
-        check_ae_title(ae_title)
-        if request.workitem_uid == FILTERED_SUBSCRIPTION:
-            raise errors.Unsupported("filtered worklist subscriptions are not offered by this server")
-        if request.workitem_uid != GLOBAL_SUBSCRIPTION:
-            raise errors.BadRequest(f"only the subscription to the worklist, {GLOBAL_SUBSCRIPTION}, can be suspended")
-        await self._workitems.change_subscription(ae_title, lambda state, sequence: subscriptions.suspend(state, sequence, ae_title))
+        check_ae_title(request.ae_title)
+        if request.workitem_uid not in WORKLISTS:
+            raise errors.BadRequest(f"only a subscription to the worklist, {' or '.join(WORKLISTS)}, can be suspended")
+        await self._change_worklist(request.workitem_uid, request.ae_title, request.filter, subscriptions.suspend)
         return pb.SuspendGlobalSubscriptionResponse()
+
+    async def _new_filter(self, ae_title: str, text: str) -> str:
+        """Return the normalised filter of a new subscription.
+
+        Raises:
+            errors.BadRequest: it is none.
+            errors.Forbidden: there are as many as there may be.
+        """
+        if len(text) > subscriptions.MAX_FILTER_CHARACTERS:
+            raise errors.BadRequest(f"the filter has {len(text)} characters, expected at most {subscriptions.MAX_FILTER_CHARACTERS}")
+        text = matching.read_filter(text).text
+        live = [found for found in await self._workitems.subscriptions() if found.filter and _is_live(found)]
+        others = [found for found in live if (found.ae_title, found.filter and found.filter.text) != (ae_title, text)]
+        own = sum(found.ae_title == ae_title for found in others)
+        if own >= subscriptions.MAX_FILTERS_OF_ONE or len(others) >= subscriptions.MAX_FILTERS:
+            raise errors.Forbidden(
+                f"there are {own} filtered subscriptions of {ae_title} and {len(others)} in all, which is as many as there may be"
+            )
+        return text
+
+    async def _change_worklist(self, uid: str, ae_title: str, text: str, change: "ChangeSubscription") -> None:
+        """Change the subscription of an AE title to the whole worklist, or its filtered ones: that of a filter, or all.
+
+        Raises:
+            errors.NotFound: there is none to change.
+        """
+        texts = [""]
+        if uid == FILTERED_SUBSCRIPTION and text:
+            texts = [matching.read_filter(text).text]
+        elif uid == FILTERED_SUBSCRIPTION:
+            texts = [found.filter.text for found in await self._workitems.subscriptions(ae_title) if found.filter and _is_live(found)]
+        refused: errors.NotFound | None = None
+        changed = False
+        for one in texts:
+            try:
+                await self._workitems.change_subscription(ae_title, one, lambda state, sequence: change(state, sequence, ae_title))
+                changed = True
+            except errors.NotFound as error:
+                # Of several filters one may be suspended or ended already.
+                refused = error
+        if not changed:
+            raise refused or errors.NotFound(f"{ae_title} does not subscribe to the filtered worklist")
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """Say whether changes can be made, and how far reports are written."""
@@ -162,9 +198,10 @@ class WorkflowEdge(WorkflowServiceServicer):
         return pb.GetStatusResponse(ready=True, workitems_sequence=last, reported_sequence=reported)
 
 
-LATEST = 2**63
-"""A point after everything on the stream."""
+WORKLISTS = (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION)
+
+ChangeSubscription = Callable[[SubscriptionState | None, int, str], SubscriptionState]
 
 
-def _worldwide(state: SubscriptionState | None, sequence: int) -> subscriptions.GlobalSubscription | None:
-    return subscriptions.from_message(state, sequence) if state else None
+def _is_live(subscription: WorklistSubscription) -> bool:
+    return subscription.state != SubscriptionState.STATE_UNSUBSCRIBED

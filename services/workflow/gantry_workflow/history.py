@@ -29,7 +29,7 @@ async def purge_superseded(js: JetStreamContext, reports: ReportWriter, history_
     while True:
         async with aclosing(events.read_from(js, WORKITEMS, cursor, batch=BATCH)) as batches:
             async for batch in batches:
-                old = _old(batch, time.time() - history_s, reports.reported)
+                old = old_enough(batch, time.time() - history_s, reports.reported)
                 for subject, sequence in {m.subject: m.sequence for m in old}.items():
                     await events.purge_before(js, WORKITEMS, subject, sequence)
                 if old:
@@ -40,8 +40,8 @@ async def purge_superseded(js: JetStreamContext, reports: ReportWriter, history_
         await asyncio.sleep(min(REST_S, history_s))
 
 
-def _old(batch: list[Message], before_s: float, reported: int) -> list[Message]:
-    """Return the messages at the beginning of a batch that are older than the history and reported."""
+def old_enough(batch: list[Message], before_s: float, reported: int) -> list[Message]:
+    """Return the messages at the beginning of a batch that are older than a time and reported."""
     for count, message in enumerate(batch):
         if message.time_s >= before_s or message.sequence > reported:
             return batch[:count]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gantry_runtime import events
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
-from gantry_workflow import backup, history
+from gantry_workflow import backup, deletion, history
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
 
@@ -24,12 +24,16 @@ RETRY_S = 1.0
 
 async def lead(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, settings: WorkflowSettings) -> None:
     """Work whenever this process holds the lease, for ever."""
+    works: dict[str, Callable[[], Awaitable[None]]] = {
+        "copy": lambda: backup.copy(js, blob),
+        "history": lambda: history.purge_superseded(js, reports, settings.workitem_history_s),
+        "burial": lambda: deletion.purge_deleted(js, blob, reports, settings.workitem_tombstone_s),
+    }
+    if settings.workitem_keep_s > 0:
+        works["deletion"] = lambda: deletion.delete_final(js, reports, settings.workitem_keep_s)
 
     async def work() -> None:
-        helpers = [
-            asyncio.create_task(_again("copy", lambda: backup.copy(js, blob))),
-            asyncio.create_task(_again("history", lambda: history.purge_superseded(js, reports, settings.workitem_history_s))),
-        ]
+        helpers = [asyncio.create_task(_again(name, call)) for name, call in works.items()]
         try:
             await reports.write()
         finally:

@@ -4,6 +4,7 @@ Every report says which change it is of, which of its reports it is and whether 
 Nats-Expected-Last-Sequence. So whoever continues, after whatever crash, goes on behind the last report, and of two writers one stops.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -15,7 +16,7 @@ from gantry_runtime.events import REPORTS, WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
 from gantry_workflow import reports, subscriptions, workitem
 from gantry_workflow.stream import ALL_SUBSCRIPTIONS
-from gantry_workflow.subscriptions import GlobalSubscription
+from gantry_workflow.subscriptions import WorklistSubscription
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class ReportWriter:
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
-        self._worldwide: dict[str, GlobalSubscription] = {}
+        self._worldwide: dict[tuple[str, str], WorklistSubscription] = {}
+        """AE title and normalised filter ("" for the whole worklist) → its subscription."""
         self._last_sequence = 0
         self._skip = (0, 0)
         self._has_announced = False
@@ -81,7 +83,10 @@ class ReportWriter:
         self._skip = (last.source_sequence, last.ordinal + 1) if last.more else (0, 0)
         after = max(cursor, last.source_sequence - 1 if last.more else last.source_sequence)
         if not self._has_announced:
-            await self._publish(reports.restarted(last.source_sequence or after, last.ordinal, last.more))
+            first, _ = await events.stream_state(self._js, WORKITEMS)
+            # A stream that was restored begins far above 1 (`backup`), so this one began with nothing.
+            cold = self._last_sequence == 0 and first == 1
+            await self._publish(reports.restarted(last.source_sequence or after, last.ordinal, last.more, cold))
             self._has_announced = True
         self.reported = max(self.reported, after)
         return after
@@ -93,18 +98,16 @@ class ReportWriter:
             for report in reports.of_change(state, message.sequence, self._worldwide.values())[skip:]:
                 await self._publish(report)
             return
-        subscription = SubscriptionState.FromString(message.data)
-        if subscription.filter:
-            return
-        self._note_subscription(subscription, message.sequence)
-        if subscription.state == SubscriptionState.STATE_SUBSCRIBED and subscription.deletion_lock:
-            await self._report_all(self._worldwide[subscription.ae_title], message.sequence, skip)
+        subscription = self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
+        if subscription.state == SubscriptionState.STATE_SUBSCRIBED and subscription.epochs[-1].deletion_lock:
+            await self._report_all(subscription, message.sequence, skip)
 
-    def _note_subscription(self, message: SubscriptionState, sequence: int) -> None:
-        self._worldwide[message.ae_title] = subscriptions.from_message(message, sequence)
+    def _note_subscription(self, message: SubscriptionState, sequence: int) -> WorklistSubscription:
+        subscription = self._worldwide[message.ae_title, message.filter] = subscriptions.from_message(message, sequence)
+        return subscription
 
-    async def _report_all(self, subscription: GlobalSubscription, sequence: int, skip: int) -> None:
-        """Write an initial report for every workitem that a global subscription with lock now covers (Table CC.2.3-2)."""
+    async def _report_all(self, subscription: WorklistSubscription, sequence: int, skip: int) -> None:
+        """Write an initial report for every workitem that a subscription with lock now covers (Table CC.2.3-2)."""
         ordinal, waiting = 0, None
         async with aclosing(self._covered(subscription, sequence)) as covered:
             async for state in covered:
@@ -116,13 +119,14 @@ class ReportWriter:
         if waiting is not None and ordinal >= skip:
             await self._publish(reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=False))
 
-    async def _covered(self, subscription: GlobalSubscription, sequence: int) -> AsyncGenerator[WorkitemState, None]:
+    async def _covered(self, subscription: WorklistSubscription, sequence: int) -> AsyncGenerator[WorkitemState, None]:
         """Yield the workitems as they were at `sequence`, in an order that is always the same.
 
         Two passes over the stream: which message is the last of each workitem (some 100 bytes for each), then these. What others
         write meanwhile comes later and does not count; what is superseded and older than the history is gone, and never is a last one.
         """
         last: dict[str, int] = {}
+        own = [other for other in self._worldwide.values() if other.ae_title == subscription.ae_title]
         async with aclosing(self._messages_until(sequence)) as messages:
             async for message in messages:
                 last[message.subject] = message.sequence
@@ -130,8 +134,10 @@ class ReportWriter:
             async for message in messages:
                 if last[message.subject] == message.sequence:
                     state = workitem.settle(WorkitemState.FromString(message.data), message.sequence)
-                    if not state.deleted and subscriptions.is_new_to(state, message.sequence, subscription):
+                    if not state.deleted and subscriptions.is_new_to(state, message.sequence, subscription, own):
                         yield state
+                    # A filter looks into each workitem: let others have their turn in between.
+                    await asyncio.sleep(0)
 
     async def _messages_until(self, sequence: int) -> AsyncGenerator[Message, None]:
         """Yield the messages of workitems before `sequence`, which is that of a message on the stream."""

@@ -9,12 +9,12 @@ from gantry.events.v1.events_pb2 import EventReport, WorkitemState
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, IN_PROGRESS, SOP_CLASS_UID
 from gantry_workflow import attributes, subscriptions
 from gantry_workflow.dataset import Dataset, dump, has_value, read, values
-from gantry_workflow.subscriptions import GlobalSubscription
+from gantry_workflow.subscriptions import Content, WorklistSubscription
 
 STATE_REPORT, CANCEL_REQUESTED, PROGRESS_REPORT, SCP_STATUS_CHANGE, ASSIGNED = 1, 2, 3, 4, 5
 
 
-def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[GlobalSubscription]) -> list[EventReport]:
+def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[WorklistSubscription]) -> list[EventReport]:
     """Return the reports of the change that the message at `sequence` made, in order; [] where nobody hears of it."""
     change = state.change
     facts: list[tuple[int, Dataset]] = []
@@ -28,7 +28,7 @@ def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[GlobalSub
         facts += [(ASSIGNED, found) for found in _assigned(state)]
     if change.cancel_requested:
         facts.append((CANCEL_REQUESTED, read(change.cancel_request_json)))
-    heard = subscriptions.audience(state, sequence, worldwide, sequence) if facts else []
+    heard = subscriptions.audience(state, sequence, worldwide, sequence, Content(state, with_before=True)) if facts else []
     addressed = [(kind, found, heard) for kind, found in facts if heard]
     if change.subscribed:
         addressed.append((STATE_REPORT, _state(state), list(change.subscribed)))
@@ -43,12 +43,17 @@ def initial(state: WorkitemState, ae_title: str, sequence: int, ordinal: int, mo
     return make(STATE_REPORT, state.workitem_uid, _state(state), [ae_title], sequence, ordinal, more)
 
 
-def restarted(sequence: int, ordinal: int, more: bool) -> EventReport:
-    """Return the SCP Status Change that tells everybody of a restart; nothing was lost in it."""
+def restarted(sequence: int, ordinal: int, more: bool, cold: bool = False) -> EventReport:
+    """Return the SCP Status Change that tells everybody of a restart.
+
+    Args:
+        cold: workitems and subscriptions of an earlier run, if there were any, are lost.
+    """
+    kind = "COLD START" if cold else "WARM START"
     found = {
         "00741242": {"vr": "CS", "Value": ["RESTARTED"]},
-        "00741244": {"vr": "CS", "Value": ["WARM START"]},
-        "00741246": {"vr": "CS", "Value": ["WARM START"]},
+        "00741244": {"vr": "CS", "Value": [kind]},
+        "00741246": {"vr": "CS", "Value": [kind]},
     }
     return make(SCP_STATUS_CHANGE, GLOBAL_SUBSCRIPTION, found, [], sequence, ordinal, more)
 

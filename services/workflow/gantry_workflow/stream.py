@@ -16,7 +16,7 @@ from gantry_runtime import events, telemetry
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import subscriptions, workitem
-from gantry_workflow.subscriptions import GlobalSubscription
+from gantry_workflow.subscriptions import WorklistSubscription
 from gantry_workflow.workitem import Decision
 
 PUBLISH_S = 1.5
@@ -29,7 +29,7 @@ ATTEMPTS = 100
 """Most comparisons that one change may lose."""
 
 ALL_WORKITEMS = "workitem.>"
-ALL_SUBSCRIPTIONS = "subscription.*.global"
+ALL_SUBSCRIPTIONS = "subscription.>"
 
 M = TypeVar("M", WorkitemState, SubscriptionState)
 T = TypeVar("T")
@@ -40,9 +40,13 @@ def workitem_subject(uid: str) -> str:
     return f"workitem.{uid}"
 
 
-def subscription_subject(ae_title: str) -> str:
-    """Return the subject of the global subscription of an AE title."""
-    return f"subscription.{ae_title.encode().hex()}.global"
+def subscription_subject(ae_title: str, text: str = "") -> str:
+    """Return the subject of a subscription of an AE title to the worklist.
+
+    Args:
+        text: the normalised filter; "" for the whole worklist.
+    """
+    return f"subscription.{ae_title.encode().hex()}.{subscriptions.filter_id(text) if text else 'global'}"
 
 
 class Workitems:
@@ -62,15 +66,16 @@ class Workitems:
         state, sequence = await self._last(workitem_subject(uid), WorkitemState)
         return (workitem.settle(state, sequence) if state else None), sequence
 
-    async def read_subscription(self, ae_title: str) -> tuple[SubscriptionState | None, int]:
-        """Return the global subscription of an AE title and its sequence; (None, 0) where it never had one."""
-        return await self._last(subscription_subject(ae_title), SubscriptionState)
+    async def subscriptions(self, ae_title: str = "") -> list[WorklistSubscription]:
+        """Return the subscriptions to the worklist, whole and filtered, ended ones too.
 
-    async def global_subscriptions(self) -> list[GlobalSubscription]:
-        """Return the global subscriptions of all AE titles."""
+        Args:
+            ae_title: whose; "" for all.
+        """
+        subject = f"subscription.{ae_title.encode().hex()}.>" if ae_title else ALL_SUBSCRIPTIONS
         return [
             subscriptions.from_message(SubscriptionState.FromString(message.data), message.sequence)
-            async for message in events.last_messages(self._js, events.WORKITEMS, [ALL_SUBSCRIPTIONS])
+            async for message in events.last_messages(self._js, events.WORKITEMS, [subject])
         ]
 
     async def change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str, is_new: bool = False) -> Decision:
@@ -94,13 +99,19 @@ class Workitems:
             telemetry.WORKITEM_CHANGES.labels(kind).inc()
         return decision
 
-    async def change_subscription(self, ae_title: str, decide: Callable[[SubscriptionState | None, int], SubscriptionState]) -> None:
-        """Change a global subscription, in the same way."""
+    async def change_subscription(
+        self, ae_title: str, text: str, decide: Callable[[SubscriptionState | None, int], SubscriptionState]
+    ) -> None:
+        """Change a subscription to the worklist, in the same way.
+
+        Args:
+            text: the normalised filter; "" for the whole worklist.
+        """
 
         def decided(state: SubscriptionState | None, sequence: int) -> tuple[SubscriptionState, None]:
             return decide(state, sequence), None
 
-        await self._change(subscription_subject(ae_title), SubscriptionState, decided)
+        await self._change(subscription_subject(ae_title, text), SubscriptionState, decided)
 
     async def _last(self, subject: str, cls: type[M]) -> tuple[M | None, int]:
         try:

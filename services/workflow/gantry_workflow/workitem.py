@@ -12,17 +12,19 @@ from datetime import UTC, datetime
 
 from gantry.events.v1.events_pb2 import ItemSubscription, WorkitemChange, WorkitemState
 from gantry_standard import errors
-from gantry_standard.workitems import CANCELED, SCHEDULED, SOP_CLASS_UID
+from gantry_standard.workitems import CANCELED, COMPLETED, SCHEDULED, SOP_CLASS_UID, UNMATCHED
 from gantry_workflow import attributes, states
-from gantry_workflow.dataset import Dataset, dump, has_value, parse, read, text, values
+from gantry_workflow.dataset import Dataset, copied, dump, has_value, parse, read, text, values
 
 MAX_ITEM_SUBSCRIPTIONS = 1000
 """Most AE titles that may have asked for one workitem; more is 403."""
 
 CREATED_WITH_MODIFICATIONS = "The Workitem was created with modifications."
+UNSUPPORTED = "Requested optional Attributes are not supported."
 UPDATED_WITH_MODIFICATIONS = "The Workitem was updated with modifications."
 LOCK_REFUSED = "Deletion Lock not granted."
 
+FINAL_STATES = (COMPLETED, CANCELED)
 DEFAULT_WORKLIST_LABEL = "Worklist"
 DISCONTINUED = {
     "00080100": {"vr": "SH", "Value": ["110513"]},
@@ -91,11 +93,12 @@ def create(current: WorkitemState | None, uid: str, dataset: Dataset, strict: bo
     """
     if (code := states.outcome(states.CREATIONS, _state_of(current))) != states.CHANGE:
         raise states.refusal(code, uid, _state_of(current))
-    made = dict(dataset)
+    made = copied(dataset)
     if text(made, attributes.STATE) not in ("", SCHEDULED):
         raise errors.BadRequest(f"a workitem is created SCHEDULED, not {text(made, attributes.STATE)}")
     own = {attributes.SOP_CLASS_UID: SOP_CLASS_UID, attributes.SOP_INSTANCE_UID: uid}
     modified = any(text(made, tag) not in ("", value) for tag, value in own.items()) or has_value(made, attributes.MODIFIED)
+    modified |= attributes.leave_out_unsupported(made)
     modified |= attributes.check_creation(made, strict)
     if not has_value(made, attributes.WORKLIST_LABEL):
         made[attributes.WORKLIST_LABEL] = {"vr": "LO", "Value": [DEFAULT_WORKLIST_LABEL]}
@@ -119,7 +122,7 @@ def update(current: WorkitemState | None, uid: str, transaction_uid: str, change
     Args:
         transaction_uid: of the query; "" where it has none. One in the data set must agree.
     """
-    changes = dict(changes)
+    changes = copied(changes)
     inside = text({attributes.TRANSACTION_UID: changes.pop(attributes.TRANSACTION_UID, {})}, attributes.TRANSACTION_UID)
     if inside and transaction_uid and inside != transaction_uid:
         raise errors.BadRequest(
@@ -132,6 +135,7 @@ def update(current: WorkitemState | None, uid: str, transaction_uid: str, change
     modified = has_value(changes, attributes.MODIFIED)
     changes.pop(attributes.MODIFIED, None)
     attributes.check_update(changes)
+    unsupported = attributes.leave_out_unsupported(changes)
     before = read(state.dicom_json)
     after = {**before, **changes}
     _stamp(after)
@@ -140,8 +144,10 @@ def update(current: WorkitemState | None, uid: str, transaction_uid: str, change
         input_readiness_changed=attributes.INPUT_READINESS in differs,
         progress_changed=attributes.PROGRESS in differs,
         assigned=bool(differs & {attributes.STATION_NAME, attributes.HUMAN_PERFORMERS}),
+        before_json=_before(before, after),
     )
-    return Decision(_next(state, change, dicom_json=dump(after)), (UPDATED_WITH_MODIFICATIONS,) if modified else ())
+    warnings = [text for text, is_due in ((UPDATED_WITH_MODIFICATIONS, modified), (UNSUPPORTED, unsupported)) if is_due]
+    return Decision(_next(state, change, dicom_json=dump(after)), tuple(warnings))
 
 
 def change_state(current: WorkitemState | None, uid: str, request: StateRequest) -> Decision:
@@ -151,14 +157,15 @@ def change_state(current: WorkitemState | None, uid: str, request: StateRequest)
     code = states.outcome(states.TRANSITIONS[request.procedure_step_state, lock], state.procedure_step_state)
     if code in states.STATUSES:
         return _status(code, uid, state)
-    dataset = read(state.dicom_json)
+    before = read(state.dicom_json)
+    dataset = dict(before)
     if code == states.FINAL:
         if request.procedure_step_state == CANCELED:
             _fill_cancellation(dataset, {})
         if missing := attributes.missing_for(request.procedure_step_state, dataset):
             raise states.refusal("C304", uid, state.procedure_step_state, "; ".join(missing))
     _set_state(dataset, request.procedure_step_state)
-    change = WorkitemChange(state_changed=True)
+    change = WorkitemChange(state_changed=True, before_json=_before(before, dataset))
     return Decision(
         _next(
             state,
@@ -188,10 +195,11 @@ def request_cancellation(current: WorkitemState | None, uid: str, reasons: Datas
     if code == states.FORWARD:
         request = {**given, attributes.REQUESTING_AE: {"vr": "AE", "Value": [requesting_ae]}}
         return Decision(_next(state, WorkitemChange(cancel_requested=True, cancel_request_json=dump(request))))
-    dataset = read(state.dicom_json)
+    before = read(state.dicom_json)
+    dataset = dict(before)
     _fill_cancellation(dataset, given)
     _set_state(dataset, CANCELED)
-    change = WorkitemChange(state_changed=True, canceled_through_in_progress=True)
+    change = WorkitemChange(state_changed=True, canceled_through_in_progress=True, before_json=_before(before, dataset))
     return Decision(
         _next(
             state,
@@ -224,6 +232,19 @@ def unsubscribe(current: WorkitemState | None, uid: str, ae_title: str, is_subsc
         raise errors.NotFound(f"{ae_title} does not subscribe to workitem {uid}")
     entry = ItemSubscription(ae_title=ae_title, unsubscribed=True)
     return Decision(_next(state, WorkitemChange(unsubscribed=[ae_title]), subscription=entry))
+
+
+def delete(current: WorkitemState | None, is_locked: bool) -> Decision:
+    """Make a final workitem that nobody holds a deletion lock on a tombstone: it is gone, its UID stays taken (PS3.4 CC.2.1.3)."""
+    if current is None or current.deleted or current.procedure_step_state not in FINAL_STATES or is_locked:
+        return Decision(None)
+    made = WorkitemState(
+        workitem_uid=current.workitem_uid,
+        procedure_step_state=current.procedure_step_state,
+        created_sequence=current.created_sequence,
+        deleted=True,
+    )
+    return Decision(made)
 
 
 def settle(state: WorkitemState, sequence: int) -> WorkitemState:
@@ -272,6 +293,12 @@ def _next(
         del made.subscriptions[:]
         made.subscriptions.extend([*kept, subscription])
     return made
+
+
+def _before(before: Dataset, after: Dataset) -> bytes:
+    """Return what a filter may have seen before a change and does not see after it."""
+    replaced = {tag: before.get(tag) for tag in after if before.get(tag) != after[tag] and tag not in UNMATCHED}
+    return dump(replaced) if replaced else b""
 
 
 def _stamp(dataset: Dataset) -> None:

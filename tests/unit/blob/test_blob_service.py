@@ -453,6 +453,19 @@ async def test_objects_that_may_not_be_put_are_refused(local: RunningBlob, key: 
         await local.stub.PutObject(blob_pb2.PutObjectRequest(object=key, data=bytes(size)), timeout=5)
 
 
+async def test_only_copies_of_workitems_are_removed_on_request(blob: RunningBlob) -> None:
+    for key in ("workitems/1.2", "decisions/1"):
+        blob.store.put(key, b"x")
+    for _ in range(2):
+        await blob.stub.RemoveObject(blob_pb2.RemoveObjectRequest(object="workitems/1.2"), timeout=5)
+    with pytest.raises(errors.NotFound):
+        blob.store.size("workitems/1.2")
+    for key in ("decisions/1", "packs/x.pack", "workitems/../decisions/1", "workitems"):
+        with pytest.raises((errors.Forbidden, errors.BadRequest)), rpc_errors.translated("blob"):
+            await blob.stub.RemoveObject(blob_pb2.RemoveObjectRequest(object=key), timeout=5)
+    assert blob.store.size("decisions/1") == 1
+
+
 async def test_a_trailer_of_megabytes_comes_in_several_messages(blob: RunningBlob) -> None:
     await blob.store_parts([ct(ImageComments="c" * 10_000, StudyInstanceUID="1.2.3") for _ in range(150)])
     [key] = blob.packs()

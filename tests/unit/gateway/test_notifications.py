@@ -272,3 +272,25 @@ async def test_the_connection_is_closed_with_1012_when_the_gateway_stops(running
         await asyncio.wait_for(socket.recv(), 5)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+async def test_a_subscriber_that_was_away_too_long_is_told_that_reports_were_dropped(tmp_path: Path) -> None:
+    with own_nats(tmp_path) as nats:
+        async with worklist(nats) as suite, suite.workflow(), suite.gateway() as http:
+            item = await http.create()
+            url = await http.subscribe(item, "LATE")
+            transaction = await http.claim(item)
+            js = http.gateway.nats.jetstream()
+
+            async def is_written() -> bool:
+                return (await js.stream_info("REPORTS")).state.last_seq >= 3
+
+            await until(is_written)
+            # What the age and the number of the stream do to reports that nobody fetches.
+            await js.purge_stream("REPORTS")
+            async with connect(url) as socket:
+                told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+                assert told["00001002"]["Value"] == [SCP_STATUS_CHANGE]
+                assert (told["00741242"]["Value"], told["00741246"]["Value"]) == (["RESTARTED"], ["COLD START"])
+                await http.send("PUT", f"/workitems/{item}/state", state("CANCELED", transaction))
+                assert await summaries(socket, 1) == [(item, 1, "CANCELED")]

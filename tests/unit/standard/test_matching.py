@@ -4,7 +4,7 @@ import pytest
 
 from gantry_standard import errors, matching
 from gantry_standard.levels import Level
-from gantry_standard.matching import Operation
+from gantry_standard.matching import Operation, parse_filter, read_filter
 
 
 def parsed(*parameters: tuple[str, str]) -> tuple[matching.Query, list[str]]:
@@ -65,3 +65,43 @@ def test_an_attribute_of_a_lower_level_is_ignored_with_a_warning() -> None:
 def test_a_name_with_wildcards_is_folded() -> None:
     (key,) = parsed(("PatientName", "MÖLLER^*"))[0].keys
     assert (key.operation, key.values) == (Operation.PATTERN, ("moller^*",))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        [("filter", "WorklistLabel=A*,ProcedureStepState=SCHEDULED")],
+        [("filter", "ProcedureStepState=SCHEDULED"), ("filter", "00741202=A*")],
+        [("filter", "WorklistLabel=A%2A,ProcedureStepState=SCHEDULED")],
+        [("WorklistLabel", "A*"), ("ProcedureStepState", "SCHEDULED")],
+        [("ProcedureStepState", "SCHEDULED"), ("filter", "WorklistLabel=A*"), ("deletionlock", "true")],
+        [("filter", "WorklistLabel=A*,ProcedureStepState=SCHEDULED,emptyvaluematching=false")],
+    ],
+)
+def test_a_filter_is_the_same_in_every_form_that_clients_send(query: list[tuple[str, str]]) -> None:
+    found = parse_filter(query)
+    assert found.text == "00741000=SCHEDULED&00741202=A%2A"
+    assert {key.path for key in found.keys} == {("00741000",), ("00741202",)}
+    assert read_filter(found.text) == found
+
+
+def test_values_of_a_filter_may_hold_commas_and_equals_signs() -> None:
+    found = parse_filter([("filter", "SOPInstanceUID=1.2,1.3,WorklistLabel=a%3Db%2Cc")])
+    assert [key.values for key in found.keys] == [("1.2", "1.3"), ("a=b,c",)]
+    assert read_filter(found.text) == found
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        [],
+        [("filter", "")],
+        [("filter", "nothing=1")],
+        [("filter", "ScheduledProcessingParametersSequence.ValueType=TEXT")],
+        [("filter", "emptyvaluematching=true")],
+        [("filter", "WorklistLabel=AI"), ("PatientNmae", "x")],
+    ],
+)
+def test_what_is_no_filter_is_refused(query: list[tuple[str, str]]) -> None:
+    with pytest.raises(errors.BadRequest):
+        parse_filter(query)

@@ -211,13 +211,19 @@ def test_compressed_bulkdata_has_no_default_so_what_is_stored_comes_first() -> N
 )
 def test_json_is_accepted(accept: str) -> None:
     assert select(Resource.SEARCH, accept).media_type == DICOM_JSON
-    assert select(Resource.WORKITEMS, accept).media_type == DICOM_JSON
+    assert select(Resource.WORKITEM, accept).media_type == DICOM_JSON
 
 
-@pytest.mark.parametrize("accept", [XML, "text/plain", f"{DICOM_JSON};q=0, */*"])
-def test_json_is_not_accepted(accept: str) -> None:
+@pytest.mark.parametrize("accept", ["text/plain", f"{DICOM_JSON};q=0", "image/png"])
+def test_a_workitem_is_neither_text_nor_image(accept: str) -> None:
     with pytest.raises(errors.NotAcceptable):
-        select(Resource.WORKITEMS, accept)
+        select(Resource.WORKITEM, accept)
+
+
+@pytest.mark.parametrize(("accept", "is_multipart"), [(XML, True), ("application/dicom+xml", False), (f"{DICOM_JSON};q=0, */*", True)])
+def test_a_workitem_may_be_xml_related_or_single(accept: str, is_multipart: bool) -> None:
+    choice = select(Resource.WORKITEM, accept)
+    assert (choice.media_type, choice.multipart) == ("application/dicom+xml", is_multipart)
 
 
 @pytest.mark.parametrize(

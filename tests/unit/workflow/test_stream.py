@@ -16,11 +16,11 @@ from gantry_runtime.events import REPORTS, WORKITEMS
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc_errors import translated
 from gantry_standard import errors
-from gantry_workflow import history, workitem
+from gantry_workflow import history, subscriptions, workitem
 from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.stream import Workitems
 from tests.support.nats_server import NatsServer, until
-from tests.support.worklist import GLOBAL, Worklist, own_nats, state, uid, v, worklist
+from tests.support.worklist import FILTERED, GLOBAL, Worklist, own_nats, state, uid, v, worklist
 from tests.support.worklist import workitem as template
 
 
@@ -190,11 +190,14 @@ async def test_a_report_writer_that_starts_again_at_any_point_neither_loses_nor_
     async with suite.workflow() as workflow:
         items = [await create(workflow) for _ in range(15)]
         await subscribe(workflow, GLOBAL, "AE1", lock=True)
+        request = pb.SubscribeRequest(workitem_uid=FILTERED, ae_title="AE2", filter="00741000=SCHEDULED")
+        await workflow.Subscribe(request, timeout=10)
         for item in items:
             assert await change(workflow, item, "IN PROGRESS", uid()) == ""
         await until(lambda: _reported(workflow))
     expected = await written(suite.nats)
     assert [states_of(expected, item) for item in items] == [["SCHEDULED", "IN PROGRESS"]] * 15
+    assert [list(report.ae_titles) for report in expected] == [["AE1"]] * 15 + [["AE1", "AE2"]] * 15
     async with events.connected(suite.nats.url, "test") as client:
         js = client.jetstream()
         for stop_after in (1, 4, 14, 15, 16, 20):
@@ -259,6 +262,8 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
         async with worklist(nats) as suite:
             async with suite.workflow() as workflow:
                 await subscribe(workflow, GLOBAL, "AE1", lock=True)
+                request = pb.SubscribeRequest(workitem_uid=FILTERED, ae_title="AE2", filter="00741000=IN%20PROGRESS")
+                await workflow.Subscribe(request, timeout=10)
                 items = [await create(workflow) for _ in range(5)]
                 assert await change(workflow, items[1], "IN PROGRESS", "2.25.5") == ""
                 await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=items[2], ae_title="AE1"), timeout=10)
@@ -270,7 +275,7 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
                         return (await bucket.get("copied"))[0] == str(status.workitems_sequence).encode()
 
                 await until(is_copied)
-            assert len(suite.blob.objects) == 6
+            assert len(suite.blob.objects) == 7
             with own_nats(tmp_path / "second") as empty:
                 suite.nats = empty
                 async with suite.workflow() as workflow:
@@ -283,11 +288,11 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
                     assert await change(workflow, items[3], "IN PROGRESS", "2.25.8") == ""
 
                     async def is_heard() -> bool:
-                        return len(await written(empty)) == 2
+                        return len(await written(empty)) == 3
 
                     await until(is_heard)
                     heard = [(report.workitem_uid, list(report.ae_titles)) for report in await written(empty)]
-                    assert heard == [(items[1], ["AE1"]), (items[3], ["AE1"])]
+                    assert heard == [(items[1], ["AE1", "AE2"]), (items[2], ["AE2"]), (items[3], ["AE1", "AE2"])]
 
 
 async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) -> None:
@@ -308,6 +313,94 @@ async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) 
             await end_tasks([purging])
         answer = await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=items[0]), timeout=10)
         assert json.loads(answer.dicom_json)["00741000"]["Value"] == ["IN PROGRESS"]
+
+
+async def test_a_final_workitem_becomes_a_tombstone_and_then_nothing_its_copy_too(suite: Worklist) -> None:
+    async with suite.workflow(workitem_keep_s=0.2, workitem_tombstone_s=1.0) as workflow:
+        kept, going = await create(workflow), await create(workflow)
+        await subscribe(workflow, kept, "AE1", lock=True)
+        for item in (kept, going):
+            assert await change(workflow, item, "IN PROGRESS", f"{item}.1") == ""
+            assert await change(workflow, item, "CANCELED", f"{item}.1") == ""
+
+        async def answer(item: str) -> str:
+            try:
+                with translated("workflow"):
+                    await workflow.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=item), timeout=10)
+            except errors.GantryError as error:
+                return type(error).__name__
+            return ""
+
+        seen = [await answer(going)]
+
+        async def is_forgotten() -> bool:
+            if seen[-1] != (now := await answer(going)):
+                seen.append(now)
+            return now == "NotFound"
+
+        await until(is_forgotten, 30)
+        assert seen[-2:] == ["Gone", "NotFound"]
+        await until(lambda: set(suite.blob.objects) == {f"workitems/{kept}"})
+        assert await answer(kept) == ""
+        assert await create(workflow, going) == going
+
+
+async def test_a_lock_by_filter_is_released_when_its_subscription_ends(suite: Worklist) -> None:
+    async with suite.workflow(workitem_keep_s=0.2) as workflow:
+        call = {"workitem_uid": FILTERED, "ae_title": "AE1", "filter": "00741202=AI"}
+        await workflow.Subscribe(pb.SubscribeRequest(**call, deletion_lock=True), timeout=10)
+        items = [await create(workflow) for _ in range(3)]
+        for item in items:
+            assert await change(workflow, item, "IN PROGRESS", "2.25.1") == ""
+            assert await change(workflow, item, "CANCELED", "2.25.1") == ""
+        async with events.connected(suite.nats.url, "test") as client:
+            bucket = await events.open_bucket(client.jetstream(), "workflow")
+            _, last = await events.stream_state(client.jetstream(), WORKITEMS)
+
+            async def has_passed() -> bool:
+                return int((await bucket.get("deleted"))[0] or b"0") >= last
+
+            await until(has_passed)
+            assert (await Workitems(client.jetstream()).read(items[0]))[0].deleted is False  # type: ignore[union-attr]
+            await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=FILTERED, ae_title="AE1"), timeout=10)
+
+            async def are_deleted() -> bool:
+                return all([(await Workitems(client.jetstream()).read(item))[0].deleted for item in items])  # type: ignore[union-attr]
+
+            await until(are_deleted)
+
+
+async def test_the_first_start_is_cold_and_every_other_warm(suite: Worklist) -> None:
+    kinds = []
+    for _ in range(2):
+        async with suite.workflow() as workflow:
+            await create(workflow)
+            await until(lambda: _reported(workflow))
+        async with events.connected(suite.nats.url, "test") as client:
+            report = EventReport.FromString((await events.last_message(client.jetstream(), REPORTS, f"report.{GLOBAL}")).data)
+            kinds.append(json.loads(report.dicom_json)["00741246"]["Value"][0])
+    assert kinds == ["COLD START", "WARM START"]
+
+
+async def test_filters_of_one_subscriber_and_of_all_are_bounded(suite: Worklist, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriptions, "MAX_FILTERS_OF_ONE", 2)
+    monkeypatch.setattr(subscriptions, "MAX_FILTERS", 3)
+
+    async def add(workflow: Any, ae_title: str, label: str) -> str:
+        request = pb.SubscribeRequest(workitem_uid=FILTERED, ae_title=ae_title, filter=f"00741202={label}")
+        try:
+            with translated("workflow"):
+                await workflow.Subscribe(request, timeout=10)
+        except errors.GantryError as error:
+            return type(error).__name__
+        return ""
+
+    async with suite.workflow() as workflow:
+        asked = [("AE1", "A"), ("AE1", "B"), ("AE1", "C"), ("AE1", "A"), ("AE2", "A"), ("AE3", "A")]
+        assert [await add(workflow, *pair) for pair in asked] == ["", "", "Forbidden", "", "", "Forbidden"]
+        assert await add(workflow, "AE1", "x" * 5000) == "BadRequest"
+        await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=FILTERED, ae_title="AE1"), timeout=10)
+        assert await add(workflow, "AE3", "A") == ""
 
 
 async def test_strict_creation_is_a_setting(suite: Worklist) -> None:

@@ -221,3 +221,54 @@ def test_a_change_of_state_holds_nothing_else() -> None:
         workitem.parse_state_request(json.dumps({"00741000": v("CS", "COMPLETED"), "00741204": v("LO", "x")}).encode())
     with pytest.raises(errors.BadRequest):
         workitem.parse_state_request(json.dumps({"00081195": v("UI", LOCK)}).encode())
+
+
+def test_a_change_keeps_what_it_replaced_that_a_filter_may_look_at() -> None:
+    state = scheduled()
+    update = parsed({"00741202": v("LO", "Other"), "00102000": v("LO", "Latex"), "00741210": v("SQ", {"0040A160": v("UT", "x" * 1000)})})
+    before = json.loads(after(workitem.update(state, UID, "", update)).change.before_json)
+    modified = content(state)["00404010"]
+    assert before == {"00741202": v("LO", "AI"), "00102000": None, "00404010": modified}
+    claimed = after(workitem.change_state(state, UID, StateRequest("IN PROGRESS", LOCK)))
+    assert json.loads(claimed.change.before_json)["00741000"] == v("CS", "SCHEDULED")
+
+
+def test_an_attribute_that_a_workitem_cannot_have_is_left_out_at_every_depth() -> None:
+    bulk = {"7FE00010": {"vr": "OW", "InlineBinary": "AAAA"}, "00420011": {"vr": "OB", "BulkDataURI": "http://x/1"}}
+    nested = {"0040A370": v("SQ", {**PROCEDURE, **bulk, "0020000D": v("UI", "1.2"), "00081190": v("UR", "http://x")})}
+    decision = created(strict=False, **{f"t{tag}": element for tag, element in {**bulk, **nested}.items()})
+    assert decision.warnings == (workitem.CREATED_WITH_MODIFICATIONS,)
+    found = content(after(decision))
+    assert not set(bulk) & set(found)
+    (item,) = found["0040A370"]["Value"]
+    assert not set(bulk) & set(item)
+    assert item["00081190"] == v("UR", "http://x")
+    decision = workitem.update(after(decision), UID, "", parsed(bulk))
+    assert decision.warnings == (workitem.UNSUPPORTED,)
+
+
+def test_what_is_sent_is_not_changed_by_what_becomes_of_it() -> None:
+    sent = parsed(template(t0040A370=v("SQ", {"0020000D": v("UI", "1.2")})))
+    kept = json.dumps(sent)
+    for _ in range(2):
+        assert workitem.create(None, UID, sent, strict=False).warnings == (workitem.CREATED_WITH_MODIFICATIONS,)
+    assert json.dumps(sent) == kept
+
+
+def test_only_final_workitems_without_locks_become_tombstones() -> None:
+    canceled = after(workitem.change_state(in_progress(), UID, StateRequest("CANCELED", LOCK)))
+    for state, is_locked in ((None, False), (scheduled(), False), (in_progress(), False), (canceled, True)):
+        assert workitem.delete(state, is_locked).state is None
+    tombstone = after(workitem.delete(canceled, is_locked=False))
+    assert (tombstone.deleted, tombstone.dicom_json, list(tombstone.subscriptions)) == (True, b"", [])
+    assert workitem.delete(tombstone, is_locked=False).state is None
+    with pytest.raises(errors.Conflict):
+        workitem.create(tombstone, UID, parsed(template()), strict=True)
+    for change in (
+        lambda: workitem.update(tombstone, UID, LOCK, {}),
+        lambda: workitem.change_state(tombstone, UID, StateRequest("CANCELED", LOCK)),
+        lambda: workitem.request_cancellation(tombstone, UID, {}, "AE", True),
+        lambda: workitem.subscribe(tombstone, UID, "AE", False),
+    ):
+        with pytest.raises(errors.Gone):
+            change()

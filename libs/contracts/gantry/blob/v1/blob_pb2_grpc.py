@@ -65,6 +65,11 @@ class BlobServiceStub:
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectRequest.SerializeToString,
                 response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectResponse.FromString,
                 _registered_method=True)
+        self.RemoveObject = channel.unary_unary(
+                '/gantry.blob.v1.BlobService/RemoveObject',
+                request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectRequest.SerializeToString,
+                response_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectResponse.FromString,
+                _registered_method=True)
         self.Verify = channel.unary_stream(
                 '/gantry.blob.v1.BlobService/Verify',
                 request_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.VerifyRequest.SerializeToString,
@@ -129,6 +134,13 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveObject(self, request, context):
+        """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Verify(self, request, context):
         """Reads every byte of every pack and compares digests; one message per pack.
         """
@@ -174,6 +186,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.PutObject,
                     request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectRequest.FromString,
                     response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectResponse.SerializeToString,
+            ),
+            'RemoveObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveObject,
+                    request_deserializer=gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectRequest.FromString,
+                    response_serializer=gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectResponse.SerializeToString,
             ),
             'Verify': grpc.unary_stream_rpc_method_handler(
                     servicer.Verify,
@@ -349,6 +366,33 @@ class BlobService:
             '/gantry.blob.v1.BlobService/PutObject',
             gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectRequest.SerializeToString,
             gantry_dot_blob_dot_v1_dot_blob__pb2.PutObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gantry.blob.v1.BlobService/RemoveObject',
+            gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectRequest.SerializeToString,
+            gantry_dot_blob_dot_v1_dot_blob__pb2.RemoveObjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,8 @@ class BlobServiceStub:
     """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
     with others it is ALREADY_EXISTS, unless `replace`.
     """
+    RemoveObject: _grpc.UnaryUnaryMultiCallable[_blob_pb2.RemoveObjectRequest, _blob_pb2.RemoveObjectResponse]
+    """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
     Verify: _grpc.UnaryStreamMultiCallable[_blob_pb2.VerifyRequest, _blob_pb2.VerifyResponse]
     """Reads every byte of every pack and compares digests; one message per pack."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_blob_pb2.GetStatusRequest, _blob_pb2.GetStatusResponse]
@@ -84,6 +86,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
     with others it is ALREADY_EXISTS, unless `replace`.
     """
+    RemoveObject: _aio.UnaryUnaryMultiCallable[_blob_pb2.RemoveObjectRequest, _blob_pb2.RemoveObjectResponse]  # type: ignore[assignment]
+    """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
     Verify: _aio.UnaryStreamMultiCallable[_blob_pb2.VerifyRequest, _blob_pb2.VerifyResponse]  # type: ignore[assignment]
     """Reads every byte of every pack and compares digests; one message per pack."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_blob_pb2.GetStatusRequest, _blob_pb2.GetStatusResponse]  # type: ignore[assignment]
@@ -147,6 +151,14 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
         with others it is ALREADY_EXISTS, unless `replace`.
         """
+
+    @_abc_1.abstractmethod
+    def RemoveObject(
+        self,
+        request: _blob_pb2.RemoveObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_pb2.RemoveObjectResponse, _abc.Awaitable[_blob_pb2.RemoveObjectResponse]]:
+        """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
 
     @_abc_1.abstractmethod
     def Verify(

@@ -516,6 +516,7 @@ class WorkitemChange(_message.Message):
     SUBSCRIBED_FIELD_NUMBER: _builtins.int
     UNSUBSCRIBED_FIELD_NUMBER: _builtins.int
     CANCELED_THROUGH_IN_PROGRESS_FIELD_NUMBER: _builtins.int
+    BEFORE_JSON_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     state_changed: _builtins.bool
     input_readiness_changed: _builtins.bool
@@ -526,6 +527,10 @@ class WorkitemChange(_message.Message):
     """DICOM JSON of what a cancel request brought: reason, discontinuation reason, contact."""
     canceled_through_in_progress: _builtins.bool
     """A cancel request made it CANCELED by way of IN PROGRESS: two state reports (PS3.4 CC.2.2.3)."""
+    before_json: _builtins.bytes
+    """DICOM JSON object: elements at the root that a filter may look at and that the change replaced, as they were; null where there was
+    none. Empty: no such element was replaced.
+    """
     @_builtins.property
     def subscribed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """AE titles that get an initial state report because of this change."""
@@ -545,10 +550,11 @@ class WorkitemChange(_message.Message):
         subscribed: _abc.Iterable[_builtins.str] | None = ...,
         unsubscribed: _abc.Iterable[_builtins.str] | None = ...,
         canceled_through_in_progress: _builtins.bool = ...,
+        before_json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "cancel_request_json", b"cancel_request_json", "cancel_requested", b"cancel_requested", "canceled_through_in_progress", b"canceled_through_in_progress", "created", b"created", "input_readiness_changed", b"input_readiness_changed", "progress_changed", b"progress_changed", "state_changed", b"state_changed", "subscribed", b"subscribed", "unsubscribed", b"unsubscribed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "before_json", b"before_json", "cancel_request_json", b"cancel_request_json", "cancel_requested", b"cancel_requested", "canceled_through_in_progress", b"canceled_through_in_progress", "created", b"created", "input_readiness_changed", b"input_readiness_changed", "progress_changed", b"progress_changed", "state_changed", b"state_changed", "subscribed", b"subscribed", "unsubscribed", b"unsubscribed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,7 +652,7 @@ Global___SubscriptionEpoch: _TypeAlias = SubscriptionEpoch  # noqa: Y015
 
 @_typing.final
 class MessageCopy(_message.Message):
-    """In the object store, workitems/{uid} and subscriptions/{AE title in hex}: the last message of a subject of WORKITEMS."""
+    """In the object store, workitems/{uid}, subscriptions/{AE title in hex} and subscriptions/{AE title in hex}.{filter id}: the last message of a subject of WORKITEMS."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

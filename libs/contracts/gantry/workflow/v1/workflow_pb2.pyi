@@ -299,17 +299,21 @@ class UnsubscribeRequest(_message.Message):
 
     WORKITEM_UID_FIELD_NUMBER: _builtins.int
     AE_TITLE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
     ae_title: _builtins.str
+    filter: _builtins.str
+    """Normalised filter, only for the filtered worklist: the subscription with this filter; empty: all filtered ones of the AE title."""
     def __init__(
         self,
         *,
         workitem_uid: _builtins.str = ...,
         ae_title: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "workitem_uid", b"workitem_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "filter", b"filter", "workitem_uid", b"workitem_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,17 +340,21 @@ class SuspendGlobalSubscriptionRequest(_message.Message):
 
     WORKITEM_UID_FIELD_NUMBER: _builtins.int
     AE_TITLE_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
     ae_title: _builtins.str
+    filter: _builtins.str
+    """As in UnsubscribeRequest."""
     def __init__(
         self,
         *,
         workitem_uid: _builtins.str = ...,
         ae_title: _builtins.str = ...,
+        filter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "workitem_uid", b"workitem_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_title", b"ae_title", "filter", b"filter", "workitem_uid", b"workitem_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

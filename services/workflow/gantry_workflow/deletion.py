@@ -1,0 +1,154 @@
+"""Deletes workitems that are final and that nobody holds a deletion lock on: a tombstone first, which answers 410, and later nothing.
+
+Both follow the stream at the distance of their time, so a workitem is looked at once, that time after its last change. What is locked
+then stays. It is looked at again when its own subscriptions change, as that is a change of it, and when a subscription to the worklist
+ends, as then everything is looked at again.
+
+Source: PS3.4 §CC.2.1.3, §CC.2.3.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from gantry.blob.v1 import blob_pb2
+from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
+from gantry_runtime import events, rpc_errors
+from gantry_runtime.events import WORKITEMS, Bucket, JetStreamContext, Message
+from gantry_workflow import subscriptions, workitem
+from gantry_workflow.backup import BLOB_S, object_of
+from gantry_workflow.history import old_enough
+from gantry_workflow.report_writer import BUCKET, ReportWriter
+from gantry_workflow.stream import Workitems
+from gantry_workflow.subscriptions import WorklistSubscription
+from gantry_workflow.workitem import FINAL_STATES, Decision
+
+if TYPE_CHECKING:
+    from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
+
+log = logging.getLogger(__name__)
+
+DELETED = "deleted"
+"""Cursor of what was looked at for deletion."""
+RELEASED = "released"
+"""Sequence of the last end of a subscription to the worklist after which everything was looked at again."""
+BURIED = "buried"
+"""Cursor of what was looked at for its tombstone."""
+BATCH = 500
+MOST_REST_S = 3600.0
+LEAST_REST_S = 0.25
+"""Seconds between two looks when nothing is old enough: a twentieth of the age in question, within these bounds."""
+
+
+async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: float) -> None:
+    """Make tombstones of final workitems `keep_s` seconds after their last change, for ever.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    bucket = await events.open_bucket(js, BUCKET)
+    workitems = Workitems(js)
+    while True:
+        async with aclosing(_old(js, reports, int((await bucket.get(DELETED))[0] or b"0"), keep_s)) as batches:
+            async for batch in batches:
+                await _delete_of(workitems, batch)
+                await bucket.put(DELETED, str(batch[-1].sequence).encode())
+                if await _is_released(bucket, batch):
+                    await bucket.put(DELETED, b"0")
+                    break
+        await asyncio.sleep(_rest_s(keep_s))
+
+
+async def purge_deleted(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, tombstone_s: float) -> None:
+    """Forget tombstones that are `tombstone_s` seconds old, and filtered subscriptions that ended as long ago, for ever.
+
+    Raises:
+        errors.Unavailable: NATS or blob does not answer.
+    """
+    bucket = await events.open_bucket(js, BUCKET)
+    while True:
+        async with aclosing(_old(js, reports, int((await bucket.get(BURIED))[0] or b"0"), tombstone_s)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    if _is_over(message):
+                        await _forget(js, blob, message)
+                await bucket.put(BURIED, str(batch[-1].sequence).encode())
+        await asyncio.sleep(_rest_s(tombstone_s))
+
+
+def _rest_s(age_s: float) -> float:
+    return min(MOST_REST_S, max(LEAST_REST_S, age_s / 20))
+
+
+async def _old(js: JetStreamContext, reports: ReportWriter, after: int, age_s: float) -> AsyncGenerator[list[Message], None]:
+    """Yield the messages after a sequence that are older than `age_s` seconds and reported, in batches; end with the last of them."""
+    async with aclosing(events.read_from(js, WORKITEMS, after, batch=BATCH)) as batches:
+        async for batch in batches:
+            old = old_enough(batch, time.time() - age_s, reports.reported)
+            if old:
+                yield old
+            if len(old) < len(batch) or not batch:
+                return
+
+
+async def _delete_of(workitems: Workitems, batch: list[Message]) -> None:
+    """Delete what can be deleted of the workitems whose last message is in a batch."""
+    worldwide: list[WorklistSubscription] | None = None
+    for message in batch:
+        if not message.subject.startswith("workitem."):
+            continue
+        state = WorkitemState.FromString(message.data)
+        if state.deleted or state.procedure_step_state not in FINAL_STATES:
+            continue
+        if worldwide is None:
+            worldwide = await workitems.subscriptions()
+        await _delete(workitems, state.workitem_uid, message.sequence, worldwide)
+
+
+async def _delete(workitems: Workitems, uid: str, sequence: int, worldwide: list[WorklistSubscription]) -> None:
+    def decide(state: WorkitemState | None, found: int) -> Decision:
+        if state is None or found != sequence:
+            # It changed since; that change has its own time.
+            return Decision(None)
+        return workitem.delete(state, any(subscriptions.locks_on(state, found, worldwide, subscriptions.LATEST).values()))
+
+    decision = await workitems.change(uid, decide, "delete")
+    if decision.state is not None:
+        log.info("workitem deleted", extra={"workitem_uid": uid})
+
+
+async def _is_released(bucket: Bucket, batch: list[Message]) -> bool:
+    """Say whether a subscription to the worklist ended in a batch, which may have released locks; each end counts once."""
+    ended = [
+        message.sequence
+        for message in batch
+        if message.subject.startswith("subscription.")
+        and SubscriptionState.FromString(message.data).state == SubscriptionState.STATE_UNSUBSCRIBED
+    ]
+    known = int((await bucket.get(RELEASED))[0] or b"0")
+    if not ended or ended[-1] <= known:
+        return False
+    await bucket.put(RELEASED, str(ended[-1]).encode())
+    return True
+
+
+def _is_over(message: Message) -> bool:
+    """Say whether nobody needs to know any more what a message says, if it is the last of its subject."""
+    if message.subject.startswith("workitem."):
+        return WorkitemState.FromString(message.data).deleted
+    subscription = SubscriptionState.FromString(message.data)
+    return bool(subscription.filter) and subscription.state == SubscriptionState.STATE_UNSUBSCRIBED
+
+
+async def _forget(js: JetStreamContext, blob: "BlobServiceAsyncStub", message: Message) -> None:
+    """Remove what the stream has of a subject up to a message; of a workitem its copy first, so that it never comes back.
+
+    Nothing can follow a tombstone before it is purged. The copy of a subscription stays: it says that it has ended.
+    """
+    if message.subject.startswith("workitem."):
+        with rpc_errors.translated("blob"):
+            await blob.RemoveObject(blob_pb2.RemoveObjectRequest(object=object_of(message.subject)), timeout=BLOB_S)
+    await events.purge_before(js, WORKITEMS, message.subject, message.sequence + 1)
