@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gantry_standard import errors
+from gantry_standard.workitems import FILTERED_SUBSCRIPTION
 from gantry_suite import main
 from gantry_suite.worklist_client import (
     Event,
@@ -275,3 +276,25 @@ def test_watch_goes_on_when_the_gateway_is_killed(breakable_suite: Suite) -> Non
 def test_watch_says_when_nothing_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["watch", "AE", "--url", "http://127.0.0.1:9/dicom-web"]) == 1
     assert "cannot be opened" in capsys.readouterr().err
+
+
+def test_a_filtered_subscription_hears_what_matches_until_it_ends(suite: Suite) -> None:
+    async def story() -> None:
+        label, ae_title = f"L,{new_uid()[-12:]}", new_ae_title()
+        wanted, heard = scheduled() | element("WorklistLabel", label), list[Event]()
+        async with WorklistClient(suite.url) as worklist:
+            await worklist.subscribe(ae_title, filter={"WorklistLabel": label, "ScheduledProcedureStepPriority": "HIGH"})
+            await worklist.create(scheduled())
+            await worklist.create(wanted | element("ScheduledProcedureStepPriority", "LOW"))
+            uid = await worklist.create(wanted)
+            async with aclosing(worklist.events(ae_title)) as events:
+                while not heard or heard[-1].procedure_step_state != "CANCELED":
+                    heard.append(await anext(events))
+                    if len(heard) == 1:
+                        await worklist.request_cancellation(uid)
+            assert {event.workitem_uid for event in heard if event.event_type != EventType.SCP_STATUS_CHANGE} == {uid}
+            await worklist.unsubscribe(ae_title, filter={"WorklistLabel": label, "ScheduledProcedureStepPriority": "HIGH"})
+            with pytest.raises(errors.NotFound):
+                await worklist.unsubscribe(ae_title, FILTERED_SUBSCRIPTION)
+
+    run(story())
