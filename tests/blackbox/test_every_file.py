@@ -42,6 +42,8 @@ LOSSLESS = {
     "1.2.840.10008.1.2.4.90": "JPEG 2000",
     "1.2.840.10008.1.2.4.201": "HTJ2K",
 }
+DISTRIBUTED_ONE_IN = 6
+
 REFUSED = {
     "rtplan_truncated.dcm": "truncated",
     "MR_truncated.dcm": "truncated",
@@ -125,6 +127,8 @@ def is_expected_to_be_refused(path: Path, content: bytes) -> bool:
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
 def test_file_comes_back_as_it_was_sent(suite: Suite, dicomweb: DicomWeb, path: Path, tmp_path: Path) -> None:
     content = path.read_bytes()
+    if suite.settings["GANTRY_OBJECT_STORE"] == "s3" and zlib.crc32(content) % DISTRIBUTED_ONE_IN:
+        pytest.skip(f"one file in {DISTRIBUTED_ONE_IN} on S3 and Elasticsearch: above the ports nothing differs")
     answer = dicomweb.stow(content)
     if answer.status_code == 409:
         assert is_expected_to_be_refused(path, content), answer.text
