@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         callspec = getattr(item, "callspec", None)
         for fixture, store_set in callspec.params.items() if callspec is not None else ():
-            if store_set in STORE_SETS and fixture not in ("own_suite", "shared_breakable_suite"):
+            if isinstance(store_set, str) and store_set in STORE_SETS and fixture not in ("own_suite", "shared_breakable_suite"):
                 # A module with a suite of its own starts it once for each set of stores.
                 module = "" if fixture == "suite" else f"{item.path.stem} "
                 item.add_marker(pytest.mark.xdist_group(f"{module}{store_set}"))
