@@ -190,7 +190,7 @@ REMEMBERED_VALUE_BYTES = 64
 """Elements up to this are remembered: most of an instance is what was in the one before, of the same series or patient."""
 
 REMEMBERED_ELEMENTS = 16384
-"""About 5 MB at most."""
+"""About 7 MB at most."""
 
 
 @lru_cache(REMEMBERED_ELEMENTS)

@@ -5,8 +5,10 @@ import struct
 import orjson
 import pytest
 
-from gantry_standard.charsets import character_set
-from gantry_standard.values import encode_values
+from gantry_standard.charsets import _CODECS, character_set
+from gantry_standard.elements import Elements
+from gantry_standard.scanned import Origin, Span
+from gantry_standard.values import DicomJson, encode_values
 from tests.support.hand_made import explicit, explicit_file, item
 from tests.support.scanning import scan
 
@@ -143,3 +145,30 @@ def test_items_inherit_the_character_set_or_bring_their_own() -> None:
         "00081070": {"vr": "PN", "Value": [{"Alphabetic": "Люк"}]},
     }
     assert json["00080005"]["Value"] == ["ISO_IR 192"]
+
+
+@pytest.mark.parametrize("term", sorted(_CODECS))
+def test_ascii_is_the_same_in_every_character_set(term: str) -> None:
+    text = bytes(code for code in range(128) if code != 0x1B)
+    assert character_set(term.encode()).decode(text) == text.decode("ascii")
+    assert character_set(b"\\" + term.encode()).decode(text) == text.decode("ascii")
+
+
+def test_remembered_elements_are_those_of_their_own_data_set() -> None:
+    def encoded(charset: bytes, value: bytes, vr: bytes = b"LO") -> bytes:
+        root: Elements = {0x00080005: (b"CS", charset, 0), 0x00081030: (vr, value, 0)}
+        return DicomJson(b"", lambda vr, value, offset: Span(Origin.ORIGINAL, offset, len(value))).encode(root)
+
+    for _ in range(2):
+        assert (
+            encoded(b"ISO_IR 100", b"\xe4")
+            == b'{"00080005":{"vr":"CS","Value":["ISO_IR 192"]},"00081030":{"vr":"LO","Value":["\xc3\xa4"]}}'
+        )
+        assert (
+            encoded(b"ISO_IR 144", b"\xe4")
+            == b'{"00080005":{"vr":"CS","Value":["ISO_IR 192"]},"00081030":{"vr":"LO","Value":["\xd1\x84"]}}'
+        )
+        assert encoded(b"ISO_IR 144", b"a ") == b'{"00080005":{"vr":"CS","Value":["ISO_IR 144"]},"00081030":{"vr":"LO","Value":["a"]}}'
+        assert (
+            encoded(b"ISO_IR 144", b"a ", b"ST") == b'{"00080005":{"vr":"CS","Value":["ISO_IR 144"]},"00081030":{"vr":"ST","Value":["a"]}}'
+        )
