@@ -39,7 +39,7 @@ proto: $(VENV)/dev.ok  ## generate libs/contracts again
 	PYTHON=../$(BIN)/python proto/generate.sh
 
 test: $(VENV)/dev.ok  ## everything but the containers; real S3 and Elasticsearch where they can be had
-	$(BIN)/python -m pytest tests --ignore tests/compose -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests --ignore tests/compose -n 3 --dist loadgroup
 
 requirements:  ## which rows of tests/requirements.md the last run showed; writes docs/conformance.md
 	@$(BIN)/python -m tests.support.requirements --write
