@@ -1,11 +1,13 @@
 """The Worklist service (PS3.18 chapter 11, PS3.4 Annex CC): workitems, their states and locks."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support import instances, native_xml
 from tests.support.dicomweb import JSON, XML, DicomWeb, parts_of, related, value
+from tests.support.suite import Suite
 from tests.support.workitems import (
     PERFORMED,
     PROGRESS,
@@ -514,11 +516,13 @@ def test_a_cancel_request_for_a_final_or_an_unknown_workitem(worklist: Worklist)
 
 
 @pytest.mark.requirement("W-042", "W-044")
-def test_a_cancel_request_for_a_workitem_in_progress_goes_to_whoever_subscribes(worklist: Worklist) -> None:
+def test_a_cancel_request_for_a_workitem_in_progress_goes_to_whoever_subscribes(own_suite: Callable[..., Suite]) -> None:
+    # Not the shared suite: there others may have subscribed to the whole worklist.
+    worklist, ae_title = Worklist(own_suite().client()), new_ae_title()
     uid, _ = worklist.claimed()
     response = worklist.request_cancellation(uid)
     assert (response.status_code, warning(response)) == (409, "The performer cannot be contacted.")
-    worklist.subscribe(uid, new_ae_title())
+    worklist.subscribe(uid, ae_title)
     assert worklist.request_cancellation(uid).status_code == 202
     assert value(worklist.get(uid), STATE) == "IN PROGRESS"
 

@@ -141,7 +141,8 @@ class StreamedReader:
             try:
                 while True:
                     try:
-                        message = await asyncio.wait_for(call.read(), MESSAGE_S)
+                        async with asyncio.timeout(MESSAGE_S):
+                            message = await call.read()
                     except TimeoutError as error:
                         raise errors.Unavailable("blob does not answer") from error
                     if not isinstance(message, blob_pb2.ReadResponse):  # grpc.aio.EOF

@@ -29,6 +29,7 @@ Handler = Callable[[Request], Awaitable[ASGIApp]]
 WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Methods = dict[str, tuple[Route, Handler | None]]
 
+CANCEL_AGAIN_S = 0.2
 WATCH_AFTER_S = 0.05
 """Seconds that an answer may take before it is watched whether its client is still there."""
 
@@ -199,7 +200,9 @@ async def _while_client_waits(receive: Receive, method: str, answering: Awaitabl
     except asyncio.CancelledError:
         if not watch.is_gone:
             raise
-        watch.task.uncancel()
+        while watch.cancellations:
+            watch.cancellations -= 1
+            watch.task.uncancel()
         raise ClientGone from None
     finally:
         watch.end()
@@ -215,6 +218,7 @@ class _Watch:
         loop = asyncio.get_running_loop()
         self.task = cast("asyncio.Task[object]", asyncio.current_task())
         self.is_gone = False
+        self.cancellations = 0
         self._receive = receive
         self._watching: asyncio.Task[None] | None = None
         self._begin = loop.call_later(WATCH_AFTER_S, self._look)
@@ -226,7 +230,11 @@ class _Watch:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.is_gone = True
-        self.task.cancel()
+        while True:
+            # Again where it was lost: `asyncio.timeout` and `wait_for` of Python 3.11 may lose one that meets the answer waited for.
+            self.cancellations += 1
+            self.task.cancel()
+            await asyncio.sleep(CANCEL_AGAIN_S)
 
     def end(self) -> None:
         """Look no longer."""

@@ -25,6 +25,9 @@ Headers = list[tuple[bytes, bytes]]
 MOST_HELD_PARTS = 4096
 """Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
 
+CANCEL_AGAIN_S = 0.2
+"""Where a cancellation was lost: Python 3.11 may lose one that meets the answer waited for."""
+
 GATHER_BYTES = 4 << 20
 """Bytes of a rendition that are gathered before the status line, so that small answers have a Content-Length."""
 
@@ -104,7 +107,9 @@ async def _cancel_when_gone(receive: Receive, sending: "asyncio.Task[None]") -> 
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
-    sending.cancel()
+    while not sending.done():
+        sending.cancel()
+        await asyncio.wait([sending], timeout=CANCEL_AGAIN_S)
 
 
 Response = Immediate | Streamed

@@ -225,7 +225,9 @@ class Pool:
         # The worker comes back when its job has ended, whoever still waits for it by then
         done.add_done_callback(lambda future: self._give_back(worker, future))
         try:
-            return await asyncio.wait_for(asyncio.shield(done), self._timeout_s)
+            # Not wait_for: that of Python 3.11 loses a cancellation that meets the result, and the work of a client that went away goes on.
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(done)
         except TimeoutError:
             log.error("job took too long, its worker is replaced", extra={"job": job, "timeout_s": self._timeout_s})
             worker.kill()

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ async def test_job_that_kills_two_workers_is_refused_and_the_pool_goes_on(pool: 
     with pytest.raises(errors.NotAcceptable, match="twice"):
         await job
     assert await quick(pool) == bytes(8)
+
+
+async def test_a_cancellation_that_meets_the_result_is_not_lost(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pool._own
+
+    def owned(work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        done = own(work)
+        done.add_done_callback(lambda _: job.cancel())
+        return done
+
+    monkeypatch.setattr(pool, "_own", owned)
+    job = quick(pool)
+    with pytest.raises(asyncio.CancelledError):
+        await job
 
 
 async def test_worker_that_dies_while_idle_is_replaced(pool: Pool) -> None:
