@@ -85,7 +85,7 @@ ROUTES = (
     Route("DELETE", "/workitems/{workitem}/subscribers/{aetitle}", "Unsubscribe", "worklist:unsubscribe"),
     Route("POST", "/workitems/{workitem}/subscribers/{aetitle}/suspend", "SuspendGlobalSubscription", "worklist:suspend"),
     Route("GET", "/subscribers/{aetitle}", "OpenNotificationConnection", "notifications:not_upgraded"),
-    Route("GET", "/ws/subscribers/{aetitle}", "OpenNotificationConnection", "notifications:not_upgraded"),
+    Route("GET", "/ws/subscribers/{aetitle}", "OpenNotificationConnectionBelowWs", "notifications:not_upgraded"),
     # Capabilities (§8.9), Non-patient instances (chapter 12), Storage commitment (13), MSPS (14), MPPS (15)
     Route("OPTIONS", "/", "RetrieveCapabilities"),
     Route("GET", "/color-palettes", "SearchColorPalettes"),
