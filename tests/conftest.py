@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import requirements
+from tests.support import sample_files as samples
 from tests.support.nats_server import NatsServer
 from tests.support.real_servers import ELASTICSEARCH, S3, RealServers
 
@@ -120,12 +121,4 @@ def elasticsearch_url() -> str:
 @pytest.fixture(scope="session")
 def sample_files() -> list[Path]:
     """The instances that pydicom and pydicom-data ship, and those of the folder that GANTRY_TEST_SAMPLES names."""
-    import data_store
-    import pydicom.data
-
-    # Only what the packages ship: get_testdata_files would try to download more.
-    folders = (Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data")
-    files = [path for folder in folders for path in sorted(folder.rglob("*.dcm"))]
-    if more := os.environ.get("GANTRY_TEST_SAMPLES"):
-        files += [path for path in sorted(Path(more).rglob("*")) if path.is_file() and path.name != "MANIFEST.tsv"]
-    return files
+    return samples.sample_files()

@@ -1,17 +1,15 @@
 """Every file at hand through the whole suite: stored, exported, retrieved as stored, as metadata, as bulkdata, as frames, re-encoded.
 
-pydicom and its decoders, which share nothing with ours, say what is right. What is refused or cannot be compared is listed below by
-the name of the file; a file that is neither stored nor listed fails.
+pydicom and its decoders, which share nothing with ours, say what is right. What is refused or cannot be compared is listed by the name
+of the file, here and in `tests/support`; a file that is neither stored nor listed fails.
 """
 
 import base64
 import io
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,10 @@ from gantry_suite import main as gantry
 from tests.support import native_xml
 from tests.support.dicomweb import AS_STORED, DICOM, EXPLICIT_LE, JSON, OCTETS, OCTETS_AS_STORED, DicomWeb, items, parts_of, value
 from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom
+from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, sample_files
 from tests.support.suite import Suite
 
 XML = 'multipart/related; type="application/dicom+xml"'
-NOT_DICOM = {".py", ".md", ".tsv", ".txt", ".png", ".json", ".zip", ".gz", ".dump", ".icc", ".sh"}
-UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 NEVER_ON_THE_WIRE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.2"}
 DEFLATED = "1.2.840.10008.1.2.1.99"
 LOSSLESS = {
@@ -44,23 +41,7 @@ LOSSLESS = {
 }
 DISTRIBUTED_ONE_IN = 6
 
-REFUSED = {
-    "rtplan_truncated.dcm": "truncated",
-    "MR_truncated.dcm": "truncated",
-    "emri_small_jpeg_2k_lossless_too_short.dcm": "truncated",
-    "GH364.dcm": "a length that reaches past the end; pydicom cannot iterate it either",
-    "DICOMDIR-nooffset": "no instance",
-    "README": "no DICOM",
-    "meta_missing_tsyntax.dcm": "nothing says in which transfer syntax",
-    "no_meta.dcm": "nothing says in which transfer syntax",
-    "bad_sequence.dcm": "a sequence that does not end where it says",
-}
-"""Files that have all four UIDs by pydicom and are refused, and why."""
-
 COMMON = {"MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR"}
-LONG_VALUES = {"MR_small_padded.dcm", "badVR.dcm"}
-"""More bytes of Pixel Data than the frames need."""
-
 VIDEO = {f"1.2.840.10008.1.2.4.{number}" for number in (100, 101, 102, 103, 104, 105, 106, 107, 108)}
 LOSSY = {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 93, 203, 112)}
 
@@ -68,21 +49,6 @@ ORPHANS = {"17106", "17136", "17166", "17196", "waveform_ecg.dcm"}
 """Private elements without a creator: PS3.19 has no form for them, they leave with their tag as it is."""
 
 LOSSY_IN_LOSSLESS = {"sample-op.dcm": "lossy JPEG that calls itself lossless"}
-
-
-@cache
-def files() -> list[Path]:
-    """Return the instances that pydicom and pydicom-data ship, and those of GANTRY_TEST_SAMPLES; equal contents once."""
-    import data_store
-    import pydicom.data
-
-    folders = [Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data"]
-    folders += [Path(more)] if (more := os.environ.get("GANTRY_TEST_SAMPLES")) else []
-    found: dict[int, Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
-        if path.is_file() and path.suffix not in NOT_DICOM:
-            found.setdefault(zlib.crc32(path.read_bytes()) | path.stat().st_size << 32, path)
-    return list(found.values())
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +90,7 @@ def is_expected_to_be_refused(path: Path, content: bytes) -> bool:
         return True
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sample_files(), ids=lambda path: path.name)
 def test_file_comes_back_as_it_was_sent(suite: Suite, dicomweb: DicomWeb, path: Path, tmp_path: Path) -> None:
     content = path.read_bytes()
     if suite.settings["GANTRY_OBJECT_STORE"] == "s3" and zlib.crc32(content) % DISTRIBUTED_ONE_IN:
@@ -132,7 +98,7 @@ def test_file_comes_back_as_it_was_sent(suite: Suite, dicomweb: DicomWeb, path: 
     answer = dicomweb.stow(content)
     if answer.status_code == 409:
         assert is_expected_to_be_refused(path, content), answer.text
-        pytest.skip(f"refused: {REFUSED.get(path.name, 'a UID is missing')}")
+        pytest.skip(f"refused: {REFUSED.get(path.name, (0, 'a UID is missing'))[1]}")
     assert answer.status_code in (200, 202), answer.text
     (reference,) = items(answer.json(), "00081199")
     url = value(reference, "00081190")
@@ -192,20 +158,8 @@ def _check_metadata(dicomweb: DicomWeb, url: str, path: Path, content: bytes) ->
     root = native_xml.ElementTree.fromstring(document.content)
     if path.name not in ORPHANS:
         native_xml.checked(document.content)
-    expected = native_xml.expected(_without_orphans(in_strings))
+    expected = native_xml.expected(native_xml.without_orphans(in_strings))
     assert {key: element for key, element in native_xml.read(root).items() if key in expected or path.name not in ORPHANS} == expected
-
-
-def _without_orphans(data_set: dict[str, Any]) -> dict[str, Any]:
-    """Return a data set without private elements that have no creator: PS3.19 has no form for them."""
-    kept = {}
-    for tag, element in data_set.items():
-        creator = data_set.get(f"{tag[:4]}00{tag[4:6]}", {}).get("Value", [None])[0]
-        if is_private(tag) and not (isinstance(creator, str) or "0010" <= tag[4:] <= "00FF"):
-            continue
-        nested = element.get("Value", []) if element["vr"] == "SQ" else []
-        kept[tag] = element | {"Value": [_without_orphans(item) for item in nested]} if nested else element
-    return kept
 
 
 def _with_bulkdata(dicomweb: DicomWeb, data_set: dict[str, Any]) -> dict[str, Any]:

@@ -172,3 +172,15 @@ def _value(vr: str, value: Any) -> Any:
 def attributes(root: Element) -> list[Element]:
     """Return every DicomAttribute of a document, at every depth."""
     return list(itertools.chain(root.iter(f"{{{NAMESPACE}}}DicomAttribute")))
+
+
+def without_orphans(data_set: dict[str, Any]) -> dict[str, Any]:
+    """Return a data set without private elements that have no creator: PS3.19 has no form for them."""
+    kept = {}
+    for key, element in data_set.items():
+        creator = data_set.get(f"{key[:4]}00{key[4:6]}", {}).get("Value", [None])[0]
+        if int(key[3], 16) % 2 and not (isinstance(creator, str) or "0010" <= key[4:] <= "00FF"):
+            continue
+        items = element.get("Value", []) if element["vr"] == "SQ" else []
+        kept[key] = element | {"Value": [without_orphans(item) for item in items]} if items else element
+    return kept

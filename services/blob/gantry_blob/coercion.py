@@ -25,18 +25,18 @@ Source: PS3.18 §10.5.2; PS3.3 §C.12.1 (Original Attributes Sequence).
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gantry_runtime import rule_file
 from gantry_standard import reasons
 from gantry_standard.charsets import character_set
 from gantry_standard.elements import Element, Elements
 from gantry_standard.limits import ScanFailure
-from gantry_standard.pydicom_tables import ATTRIBUTES
+from gantry_standard.pydicom_tables import KEYWORDS, attribute, tag_of
 from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
 from gantry_standard.values import SPECIFIC_CHARACTER_SET
 
@@ -142,8 +142,6 @@ ACTIONS: dict[frozenset[str], tuple[frozenset[str], Callable[[Mapping[str, str]]
 }
 """What an action must name, to what it may name too and what makes the change."""
 
-_TAGS = {row[4]: (tag, row[0].encode("ascii")) for tag, row in ATTRIBUTES.items() if row[4]}
-
 
 def load_rules(path: Path) -> tuple[Rule, ...]:
     """Read a file of rules.
@@ -151,18 +149,9 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
     Raises:
         ValueError: the file cannot be read, or rules are wrong; one line per problem.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    problems: list[str] = [f"{name}: expected [[rule]] only" for name in table if name != "rule"]
-    entries = table.get("rule", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{path}: rule: expected [[rule]]")
-    rules = [_rule(f"rule {number}", entry, problems) for number, entry in enumerate(entries, 1)]
-    if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
-    return tuple(rules)
+    rules, problems = rule_file.load(path, _rule)
+    rule_file.refuse(path, problems)
+    return rules
 
 
 def _rule(where: str, entry: Mapping[str, Any], problems: list[str]) -> Rule:
@@ -182,8 +171,15 @@ def _rule(where: str, entry: Mapping[str, Any], problems: list[str]) -> Rule:
     return Rule(str(name), tuple(filter(None, matches)), tuple(filter(None, made)))
 
 
+def _tag_and_vr(keyword: str) -> tuple[int, bytes]:
+    """Return the tag and VR of a keyword; 0 and nothing where there is no such keyword."""
+    tag = int(tag_of(keyword), 16) if keyword in KEYWORDS else 0
+    row = attribute(tag) if tag else None
+    return (tag, b"") if row is None else (tag, row.vr.encode("ascii"))
+
+
 def _match(where: str, keyword: str, pattern: object, problems: list[str]) -> Match | None:
-    tag, vr = _TAGS.get(keyword, (0, b""))
+    tag, vr = _tag_and_vr(keyword)
     if vr not in FORMS and vr != b"UI":
         problems.append(f"{where}: match {keyword}: expected the keyword of an attribute that holds text")
         return None
@@ -199,7 +195,7 @@ def _match(where: str, keyword: str, pattern: object, problems: list[str]) -> Ma
 
 def _action(where: str, entry: Mapping[str, object], problems: list[str]) -> Action | None:
     keyword = str(entry.get("attribute", ""))
-    tag, vr = _TAGS.get(keyword, (0, b""))
+    tag, vr = _tag_and_vr(keyword)
     if vr not in FORMS or tag in UNTOUCHABLE or tag >> 16 in UNTOUCHABLE_GROUPS:
         problems.append(
             f"{where}: attribute {keyword!r}: expected a keyword that rules may change (text; no UID, nothing that describes pixels)"

@@ -29,7 +29,7 @@ Handler = Callable[[Request], Awaitable[ASGIApp]]
 WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Methods = dict[str, tuple[Route, Handler | None]]
 
-CANCEL_AGAIN_S = 0.2
+CANCEL_AGAIN_S = 0.5
 WATCH_AFTER_S = 0.05
 """Seconds that an answer may take before it is watched whether its client is still there."""
 

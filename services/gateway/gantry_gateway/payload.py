@@ -18,15 +18,13 @@ from gantry_gateway.conditional import RangeNotSatisfiable, Span, requested_span
 from gantry_gateway.request import Request
 from gantry_gateway.stored_content import AT_ONCE_BYTES, AskAgain, Content, Piece, read, ready
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.process import end_tasks
 from gantry_standard import multipart_writer
 
 Headers = list[tuple[bytes, bytes]]
 
 MOST_HELD_PARTS = 4096
 """Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
-
-CANCEL_AGAIN_S = 0.2
-"""Where a cancellation was lost: Python 3.11 may lose one that meets the answer waited for."""
 
 GATHER_BYTES = 4 << 20
 """Bytes of a rendition that are gathered before the status line, so that small answers have a Content-Length."""
@@ -107,9 +105,7 @@ async def _cancel_when_gone(receive: Receive, sending: "asyncio.Task[None]") -> 
     message: Message = {"type": ""}
     while message["type"] != "http.disconnect":
         message = await receive()
-    while not sending.done():
-        sending.cancel()
-        await asyncio.wait([sending], timeout=CANCEL_AGAIN_S)
+    await end_tasks([sending])
 
 
 Response = Immediate | Streamed

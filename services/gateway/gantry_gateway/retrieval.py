@@ -19,7 +19,7 @@ from gantry_standard.negotiation import Choice, Plan, negotiate, select
 from gantry_standard.transfer_syntaxes import transfer_syntax
 
 METADATA_S = 20 * INDEX_S
-"""Seconds that index may take for the metadata of a study."""
+"""Seconds that index may take for the metadata of a study, the client's pace included."""
 
 LONGEST_VALUE_BYTES = 0xFFFFFFFE
 """Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
@@ -113,15 +113,14 @@ async def records_of(request: Request, target: Target) -> AsyncGenerator[Instanc
             yield record
 
 
-async def fragments_of(request: Request, target: Target) -> AsyncGenerator[MetadataFragment, None]:
-    """Yield the metadata of a study, a series or an instance, in the order of `records_of`. Errors as `Records.get`."""
+async def fragments_of(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
+    """Yield the metadata of a study, a series or an instance, in batches, in the order of `records_of`. Errors as `Records.get`."""
     scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
     call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope), timeout=METADATA_S)
     try:
         with rpc_errors.translated("index"):
             async for message in call:
-                for fragment in message.fragments:
-                    yield fragment
+                yield list(message.fragments)
     finally:
         call.cancel()
 

@@ -130,9 +130,10 @@ async def _collect(request: Request, target: Target) -> _Archive:
 
 async def _described(request: Request, tools: Retrieval, target: Target) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """Yield (SOP Instance UID, the attributes that a directory needs) of each instance, in the order of index."""
-    async with aclosing(retrieval.fragments_of(request, target)) as fragments:
-        async for fragment in fragments:
-            yield fragment.sop_instance_uid, await _attributes(tools, fragment)
+    async with aclosing(retrieval.fragments_of(request, target)) as found:
+        async for fragments in found:
+            for fragment in fragments:
+                yield fragment.sop_instance_uid, await _attributes(tools, fragment)
 
 
 async def _attributes(tools: Retrieval, fragment: MetadataFragment) -> dict[str, Any]:

@@ -11,16 +11,14 @@ from functools import partial
 from hashlib import blake2b
 
 from gantry.blob.v1.blob_pb2 import Location
-from gantry.index.v1.index_pb2 import GetMetadataRequest, MetadataFragment, Scope
+from gantry.index.v1.index_pb2 import MetadataFragment
 from gantry_gateway import compression, payload, retrieval, urls, xml_parts
 from gantry_gateway.compression import Coding
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Headers, Immediate, Response
-from gantry_gateway.records import INDEX_S
 from gantry_gateway.request import Request
 from gantry_gateway.retrieval import Target
 from gantry_gateway.stored_content import Content, Piece, read
-from gantry_runtime import rpc_errors
 from gantry_standard import errors, multipart_writer, native_xml
 from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource
 
@@ -33,9 +31,6 @@ XML_BATCH_BYTES = 256 << 10
 _SOP_INSTANCE_UID, _SERIES_INSTANCE_UID = "00080018", "0020000E"
 _IDENTIFIERS = frozenset({_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID})
 
-METADATA_S = 20 * INDEX_S
-"""Seconds that the metadata of a study may take, the client's pace included."""
-
 
 async def retrieve_metadata(request: Request) -> Response:
     """Answer GET of the metadata of a study, a series or an instance (§10.4.1.1.2): one array, or one document per part."""
@@ -44,7 +39,7 @@ async def retrieve_metadata(request: Request) -> Response:
     coding = compression.of(request)
     base = request.base_url.encode("latin-1")
     url = f"{target.url(request.base_url)}/metadata"
-    fragments = _fragments(request, target)
+    fragments = retrieval.fragments_of(request, target)
     try:
         gathered, ended = await _gather(fragments)
     except BaseException:
@@ -112,17 +107,6 @@ async def _batches(
         yield waiting
 
 
-async def _fragments(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
-    scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
-    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope), timeout=METADATA_S)
-    try:
-        with rpc_errors.translated("index"):
-            async for message in call:
-                yield list(message.fragments)
-    finally:
-        call.cancel()
-
-
 async def _gather(fragments: AsyncGenerator[list[MetadataFragment], None]) -> tuple[list[MetadataFragment], bool]:
     """Return the fragments up to `METADATA_AT_ONCE_BYTES`, and whether they are all."""
     found: list[MetadataFragment] = []
@@ -175,7 +159,7 @@ def _place(location: Location) -> Content:
 
 
 async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
-    async with aclosing(_fragments(request, Target(study, "", sop_instance_uid))) as found:
+    async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as found:
         async for fragments in found:
             for fragment in fragments:
                 return _place(fragment.location)

@@ -20,7 +20,6 @@ To fill in one more attribute, add it to FILLED_IN or COPIED.
 """
 
 import re
-import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import Any, Literal
 
 import orjson
 
+from gantry_runtime import rule_file
 from gantry_standard import errors, native_xml
 from gantry_standard.limits import ScanFailure
 from gantry_standard.pydicom_tables import KEYWORDS, tag_of
@@ -283,20 +283,13 @@ def load_rules(path: Path) -> tuple[Rule, ...]:
     Raises:
         ValueError: a file cannot be read, or rules are wrong; one line per problem.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    problems: list[str] = [f"{name}: expected [[rule]] only" for name in table if name != "rule"]
-    entries = table.get("rule", [])
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+    rules, problems = rule_file.load(path, lambda where, entry, found: _rule(where, entry, path.parent, found))
+    if not rules:
         raise ValueError(f"{path}: expected at least one [[rule]]")
-    rules = [_rule(f"rule {number}", entry, path.parent, problems) for number, entry in enumerate(entries, 1)]
     names = [rule.name for rule in rules]
     problems += [f"name {name!r}: {names.count(name)} rules have it, expected one" for name in sorted(set(names)) if names.count(name) > 1]
-    if problems:
-        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
-    return tuple(rules)
+    rule_file.refuse(path, problems)
+    return rules
 
 
 def _rule(where: str, entry: Mapping[str, Any], folder: Path, problems: list[str]) -> Rule:

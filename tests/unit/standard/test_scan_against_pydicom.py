@@ -17,10 +17,9 @@ from gantry_standard.scan import ScanFailure
 from gantry_standard.scanned import EncapsulatedFrames, NativeFrames
 from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
 from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom, read
-from tests.support.sample_files import sample_files
+from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, sample_files
 from tests.support.scanning import Scan, scan
 
-_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _BULK_URI = b"http://archive"
 
 
@@ -31,27 +30,13 @@ def _pydicom_may_warn() -> Iterator[None]:
         yield
 
 
-# What pydicom reads although it is not whole, or cannot be told apart from what it is not.
-_REFUSED = {
-    "rtplan_truncated.dcm": reasons.CANNOT_UNDERSTAND,
-    "MR_truncated.dcm": reasons.CANNOT_UNDERSTAND,
-    "DICOMDIR-nooffset": reasons.CANNOT_UNDERSTAND,
-    "emri_small_jpeg_2k_lossless_too_short.dcm": reasons.CANNOT_UNDERSTAND,
-    "GH364.dcm": reasons.CANNOT_UNDERSTAND,
-    "meta_missing_tsyntax.dcm": reasons.CANNOT_UNDERSTAND,
-    "no_meta.dcm": reasons.CANNOT_UNDERSTAND,
-    "README": reasons.CANNOT_UNDERSTAND,
-    "bad_sequence.dcm": reasons.INVALID_SOP_INSTANCE,
-}
-
-
 def _scan_storable(path: Path) -> Scan:
     data = path.read_bytes()
-    if path.name not in _REFUSED and all(read(data).get(keyword) for keyword in _UIDS):
+    if path.name not in REFUSED and all(read(data).get(keyword) for keyword in UIDS):
         return scan(data)
     with pytest.raises(ScanFailure) as caught:
         scan(data)
-    assert caught.value.reason == _REFUSED.get(path.name, reasons.REQUIRED_UID_MISSING)
+    assert caught.value.reason == REFUSED.get(path.name, (reasons.REQUIRED_UID_MISSING, ""))[0]
     pytest.skip(f"refused: {caught.value}")
 
 
@@ -123,7 +108,7 @@ def test_frames_are_those_of_pydicom(path: Path) -> None:
         assert found.read(frames.encoding.span) == value
         assert frames.number_of_frames == _number_of_frames(path, data_set)
         assert math.ceil(frames.encoding.frame_bits * frames.number_of_frames / 8) <= len(value)
-        assert len(value) - math.ceil(frames.encoding.frame_bits * frames.number_of_frames / 8) <= 1 or path.name in _LONG_VALUES
+        assert len(value) - math.ceil(frames.encoding.frame_bits * frames.number_of_frames / 8) <= 1 or path.name in LONG_VALUES
         return
     assert isinstance(frames.encoding, EncapsulatedFrames)
     if TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid].is_video:
@@ -136,10 +121,6 @@ def test_frames_are_those_of_pydicom(path: Path) -> None:
 
 def _number_of_frames(path: Path, data_set: pydicom.Dataset) -> int:
     return 1 if path.name == "badVR.dcm" else int(data_set.get("NumberOfFrames") or 1)  # its Number of Frames is 1A
-
-
-# More bytes of Pixel Data than the frames need.
-_LONG_VALUES = {"MR_small_padded.dcm", "badVR.dcm"}
 
 
 @_EACH_FILE
