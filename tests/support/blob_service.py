@@ -23,7 +23,7 @@ from gantry_blob.object_store import ObjectStore
 from gantry_blob.s3_store import S3Store
 from gantry_blob.store import StoreRules
 from gantry_runtime import events, rpc, rpc_errors
-from gantry_runtime.store_messages import AS_BYTES
+from gantry_runtime.store_messages import SERIALISED
 
 PART_BYTES = 5 << 20
 
@@ -138,7 +138,7 @@ async def running_blob(
         announcer = Announcer(store, publisher, index_stub, pools.others, times or AnnouncerTimes())
         edge = BlobEdge(store, announcer, rules or StoreRules(), pools, lambda: publisher.is_connected, concurrent_uploads)
         port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), "127.0.0.1:0", drain_s=0, as_bytes=AS_BYTES)
+            rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), "127.0.0.1:0", drain_s=0, as_bytes=SERIALISED)
         )
         stub = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
         yield RunningBlob(stub, store, announcer, index, client, edge, port)

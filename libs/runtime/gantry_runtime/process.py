@@ -6,6 +6,7 @@ until SIGTERM or SIGINT, or until a task that `Process.watch` owns fails. Stoppi
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -89,6 +90,17 @@ def tune_allocator() -> bool:
     return all(mallopt(option, value) == 1 for option, value in ALLOCATOR.items())
 
 
+NEW_OBJECTS = 20_000
+"""So many more objects than before make the collector look; by default 700, which is several times a request."""
+
+
+def tune_collector() -> None:
+    """Let Python's collector of cycles leave alone what a process is made of, and look at the rest less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 10, 10)
+
+
 def run(
     name: str, cls: type[S], opens: Callable[[Process, S], Coroutine[Any, Any, None]], environment: Mapping[str, str] = os.environ
 ) -> int:
@@ -128,6 +140,7 @@ async def _main(name: str, configured: S, opens: Callable[[Process, S], Coroutin
             stopping.cancel()
             opening.result()
         else:
+            tune_collector()
             log.info("ready")
         await stopping
         log.info("stopping")

@@ -1,19 +1,23 @@
 """gRPC as all services use it: one server, channels, message limits, deadlines, errors.
 
+Processes of one machine may speak it without gRPC's transport, which costs ten times as much: addresses `local:PATH` (`neighbour.py`).
 Handlers raise errors of `gantry_standard.errors`; `ErrorInterceptor` translates them. Clients wrap calls in
 `rpc_errors.translated(service)` and always pass `timeout=`.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
 import grpc.aio
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from gantry_runtime import rpc_errors, telemetry
+from gantry_runtime import neighbour, rpc_errors, telemetry
+from gantry_runtime.addresses import LOCAL
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -118,32 +122,67 @@ async def serving(
 
     Args:
         register: adds the servicers.
-        listen: HOST:PORT; port 0 takes a free one.
+        listen: HOST:PORT; port 0 takes a free one. `,local:PATH` may follow: a socket for neighbours.
         drain_s: seconds that running calls have to end when the context closes.
         as_bytes: see ErrorInterceptor.
 
     Yields:
         The port.
     """
+    address, _, nearby = listen.partition(",")
     server = grpc.aio.server(interceptors=[ErrorInterceptor(as_bytes)], options=OPTIONS)
     register(server)
-    port = server.add_insecure_port(listen)
+    port = server.add_insecure_port(address)
     await server.start()
     try:
-        yield port
+        if nearby:
+            services = neighbour.Services(as_bytes)
+            register(cast(grpc.aio.Server, services))
+            async with neighbour.serving(services, nearby, drain_s):
+                yield port
+        else:
+            yield port
     finally:
         await server.stop(drain_s)
 
 
-class _SendsBytes:
-    """A channel for a stub: some methods take bytes."""
+async def send_serialised(call: Any, pieces: Sequence[bytes | memoryview], service: str) -> None:
+    """Send a request of a streaming call, serialised already, as soon as there is room for it.
+
+    Raises:
+        errors.GantryError: the call has ended; the error says why.
+    """
+    with rpc_errors.translated(service):
+        if isinstance(call, neighbour.Stream):
+            await call.write_pieces(pieces)
+            return
+        await call.wait_for_connection()
+    try:
+        # What write() does, but for one thing: where a message meets the server's refusal on the way, write() puts INTERNAL of its own
+        # in the place of the status that says why, for good (grpc.aio, _StreamRequestMixin._write).
+        await call._cython_call.send_serialized_message(b"".join(pieces))
+    except (cygrpc.InternalError, cygrpc.UsageError, asyncio.InvalidStateError):
+        raise await _failure(call, service) from None
+
+
+async def _failure(call: Any, service: str) -> errors.GantryError:
+    """Return the error with which a server ended a call."""
+    code, details = await call.code(), await call.details()
+    if code is grpc.StatusCode.OK:
+        return errors.GantryError(f"{service} ended a call before its end")
+    metadata = await call.trailing_metadata()
+    return rpc_errors.error_from(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details), service)
+
+
+class _SendsPieces:
+    """A channel for a stub: some methods take a request that is serialised already, in pieces."""
 
     def __init__(self, opened: grpc.aio.Channel, methods: frozenset[str]) -> None:
         self._opened = opened
         self._methods = methods
 
     def unary_unary(self, method: str, request_serializer: Any = None, **others: Any) -> Any:
-        serializer = None if method.rsplit("/", 1)[-1] in self._methods else request_serializer
+        serializer = b"".join if method.rsplit("/", 1)[-1] in self._methods else request_serializer
         return self._opened.unary_unary(method, request_serializer=serializer, **others)
 
     def __getattr__(self, name: str) -> Any:
@@ -151,14 +190,18 @@ class _SendsBytes:
 
 
 @asynccontextmanager
-async def channel(address: str, as_bytes: frozenset[str] = frozenset()) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel to HOST:PORT. Nothing connects before the first call; it reconnects by itself.
+async def channel(address: str, as_pieces: frozenset[str] = frozenset()) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to HOST:PORT or `local:PATH`. Nothing connects before the first call; it reconnects by itself.
 
     Args:
-        as_bytes: methods of one request and one answer that are called with a request that is serialised already.
+        as_pieces: methods of one request and one answer that are called with a request that is serialised already, in pieces.
     """
+    if address.startswith(LOCAL):
+        async with neighbour.channel(address, as_pieces) as nearby:
+            yield nearby
+        return
     opened = grpc.aio.insecure_channel(address, options=OPTIONS)
     try:
-        yield cast(grpc.aio.Channel, _SendsBytes(opened, as_bytes)) if as_bytes else opened
+        yield cast(grpc.aio.Channel, _SendsPieces(opened, as_pieces)) if as_pieces else opened
     finally:
         await opened.close()

@@ -14,8 +14,8 @@ from gantry.blob.v1 import blob_pb2
 from gantry_runtime import protobuf_wire
 from gantry_standard import errors
 
-AS_BYTES = frozenset(("StoreWhole",))
-"""Methods whose requests are bytes for both sides."""
+SERIALISED = frozenset(("StoreWhole",))
+"""Methods whose requests are serialised already: pieces for the one who calls, bytes for the one who serves."""
 
 _CHUNK = blob_pb2.StoreInstancesRequest.DESCRIPTOR.fields_by_name["chunk"].number
 _MESSAGES = blob_pb2.StoreWholeRequest.DESCRIPTOR.fields_by_name["messages"].number
@@ -40,19 +40,19 @@ def _encoded(message: Message) -> tuple[int, list[bytes | memoryview]]:
     return len(data), [data]
 
 
-def serialised(message: Message) -> bytes:
-    """Return a StoreInstancesRequest."""
-    return b"".join(_encoded(message)[1])
+def serialised(message: Message) -> list[bytes | memoryview]:
+    """Return the pieces of a StoreInstancesRequest."""
+    return _encoded(message)[1]
 
 
-def whole(messages: Iterable[Message]) -> bytes:
-    """Return a StoreWholeRequest."""
+def whole(messages: Iterable[Message]) -> list[bytes | memoryview]:
+    """Return the pieces of a StoreWholeRequest."""
     pieces: list[bytes | memoryview] = []
     for message in messages:
         length, encoded = _encoded(message)
         pieces.append(protobuf_wire.header(_MESSAGES, length))
         pieces += encoded
-    return b"".join(pieces)
+    return pieces
 
 
 def taken_apart(request: bytes) -> list[blob_pb2.StoreInstancesRequest | memoryview]:

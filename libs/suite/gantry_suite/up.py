@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gantry_runtime import addresses
 from gantry_suite import samples
 from gantry_suite.data_directory import CannotStart, DataDirectory, is_free
 from gantry_suite.supervisor import Program, Supervisor
@@ -170,8 +171,7 @@ def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: st
         **{name: value for name, value in given.items() if value or not name.startswith("GANTRY_")},
         "GANTRY_HOST": host,
         "GANTRY_PORT": str(port),
-        **{f"GANTRY_{name.upper()}_LISTEN": f"127.0.0.1:{ports[name]}" for name in LISTENERS},
-        **{f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in LISTENERS},
+        **_addresses(directory / "run", ports),
         **{f"GANTRY_{name.upper()}_ADMIN_LISTEN": f"127.0.0.1:{ports[f'{name}_admin']}" for name in SERVICES},
     }
     root = environment.get("GANTRY_PUBLIC_URL") or f"http://{_reachable(host)}:{port}"
@@ -181,6 +181,16 @@ def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: st
     else:
         environment.pop("GANTRY_BLOB_DIRECTORY", None)
     return environment
+
+
+def _addresses(run: Path, ports: dict[str, int]) -> dict[str, str]:
+    """Return where the services listen and find each other: by sockets of this machine, by gRPC where their paths would be too long."""
+    found = {}
+    for name in LISTENERS:
+        tcp, nearby = f"127.0.0.1:{ports[name]}", addresses.local(run / f"{name}.sock")
+        found[f"GANTRY_{name.upper()}_LISTEN"] = f"{tcp},{nearby}" if nearby else tcp
+        found[f"GANTRY_{name.upper()}_ADDRESS"] = nearby or tcp
+    return found
 
 
 def _service(name: str, environment: dict[str, str], ports: dict[str, int], host: str, port: int) -> Program:

@@ -23,7 +23,7 @@ from gantry_blob.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.threads import in_thread
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.process import Process, run
-from gantry_runtime.store_messages import AS_BYTES
+from gantry_runtime.store_messages import SERIALISED
 from gantry_standard import errors
 from gantry_standard.limits import Limits
 
@@ -125,7 +125,7 @@ async def opens(process: Process, settings: BlobSettings) -> None:
             return "the object store does not answer"
         return "" if status.ready else status.explanation
 
-    await enter(rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen, as_bytes=AS_BYTES))
+    await enter(rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen, as_bytes=SERIALISED))
     await enter(telemetry.admin(settings.blob_admin_listen, missing))
     process.watch(announcer.run(), "announcer")
     times = SweeperTimes(settings.sweep_every_s, settings.delete_after_s, settings.sweep_settle_s, settings.sweep_trash_s)

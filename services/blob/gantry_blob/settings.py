@@ -14,9 +14,11 @@ from gantry_runtime.settings import setting
 class BlobSettings(ProcessSettings):
     """Settings of gantry-blob."""
 
-    blob_listen: str = setting("127.0.0.1:7001", "HOST:PORT that blob listens on.")
+    blob_listen: str = setting(
+        "127.0.0.1:7001", "HOST:PORT that blob listens on; `,local:PATH` may follow, a socket for processes of this machine."
+    )
     blob_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of blob's metrics and health.")
-    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index.")
+    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")
     object_store: Literal["directory", "s3"] = setting("directory", "Where objects are kept: directory or s3.")
     blob_directory: Path = setting(Path(".gantry/objects"), "Directory of the objects (object store directory).")
     s3_endpoint: str = setting("http://127.0.0.1:9000", "URL of the S3 server.")

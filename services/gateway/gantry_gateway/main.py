@@ -23,7 +23,7 @@ from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.process import Process, end_tasks, run
-from gantry_runtime.store_messages import AS_BYTES
+from gantry_runtime.store_messages import SERIALISED
 
 
 async def open_gateway(process: Process, settings: GatewaySettings) -> None:
@@ -33,7 +33,7 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
     client, connected = await stack.enter_async_context(events.connecting(settings.nats_url, "gantry-gateway"))
     gateway = Gateway(
         settings=settings,
-        blob=BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address, AS_BYTES))),
+        blob=BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address, SERIALISED))),
         index=IndexServiceStub(await stack.enter_async_context(rpc.channel(settings.index_address))),
         renderer=RendererServiceStub(await stack.enter_async_context(rpc.channel(settings.renderer_address))),
         workflow=WorkflowServiceStub(await stack.enter_async_context(rpc.channel(settings.workflow_address))),

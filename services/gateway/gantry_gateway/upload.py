@@ -8,20 +8,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-import grpc
-import grpc.aio
-from grpc._cython import cygrpc  # type: ignore[attr-defined]
-
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_gateway.request import Request
-from gantry_runtime import rpc_errors
+from gantry_runtime import rpc, rpc_errors
 from gantry_runtime.store_messages import Chunk, Message, serialised, whole
 from gantry_standard import errors
 from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
 
 if TYPE_CHECKING:
-    StoreWhole = Callable[..., grpc.aio.UnaryUnaryCall[bytes, blob_pb2.StoreWholeResponse]]
+    import grpc.aio
+
+    StoreWhole = Callable[..., grpc.aio.UnaryUnaryCall[list[bytes | memoryview], blob_pb2.StoreWholeResponse]]
     Call = grpc.aio.StreamStreamCall[blob_pb2.StoreInstancesRequest, blob_pb2.StoreInstancesResponse]
 
 log = logging.getLogger(__name__)
@@ -142,24 +140,7 @@ class Upload:
             await self._writing
 
     async def _send(self, message: Message) -> None:
-        assert self._call is not None
-        with rpc_errors.translated("blob"):
-            await self._call.wait_for_connection()
-        try:
-            # What write() does, but for one thing: where a message meets blob's refusal on the way, write() puts INTERNAL of its own
-            # in the place of the status that says why, for good (grpc.aio, _StreamRequestMixin._write).
-            await self._call._cython_call.send_serialized_message(serialised(message))  # type: ignore[attr-defined]
-        except (cygrpc.InternalError, cygrpc.UsageError, asyncio.InvalidStateError):
-            raise await _failure(self._call) from None
-
-
-async def _failure(call: "Call") -> errors.GantryError:
-    """Return the error with which blob ended a call."""
-    code, details = await call.code(), await call.details()
-    if code is grpc.StatusCode.OK:
-        return errors.GantryError("blob ended a store before its end")
-    metadata = await call.trailing_metadata()
-    return rpc_errors.error_from(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details), "blob")
+        await rpc.send_serialised(self._call, serialised(message), "blob")
 
 
 class Outcomes:

@@ -16,9 +16,9 @@ class IndexSettings(ProcessSettings):
     index_directory: Path = setting(Path(".gantry/index"), "Directory of the SQLite files.")
     elasticsearch_url: str = setting("http://127.0.0.1:9200", "Elasticsearch, or several nodes separated by commas.")
     elasticsearch_prefix: str = setting("gantry", "What the names of all its indices begin with.")
-    index_listen: str = setting("127.0.0.1:7002", "HOST:PORT of index's gRPC.")
+    index_listen: str = setting("127.0.0.1:7002", "HOST:PORT of index's gRPC; `,local:PATH` may follow.")
     index_admin_listen: str = setting("127.0.0.1:7102", "HOST:PORT of index's /metrics and /healthz.")
-    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
+    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     on_duplicate: Literal["reject", "replace"] = setting(
         "reject", "What becomes of another content under a SOP Instance UID that is there: reject (failure reason 0111H) or replace."
     )

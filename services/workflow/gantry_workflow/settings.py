@@ -13,9 +13,9 @@ from gantry_workflow.workitem_rules import load_rules
 class WorkflowSettings(ProcessSettings):
     """Settings of gantry-workflow."""
 
-    workflow_listen: str = setting("127.0.0.1:7004", "HOST:PORT that workflow listens on.")
+    workflow_listen: str = setting("127.0.0.1:7004", "HOST:PORT that workflow listens on; `,local:PATH` may follow.")
     workflow_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of workflow's metrics and health.")
-    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob.")
+    blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     workitem_create: Literal["lenient", "strict"] = setting(
         "lenient", "A new workitem that lacks attributes of type 2: lenient adds them empty, with a Warning; strict answers 400."
     )
@@ -27,7 +27,7 @@ class WorkflowSettings(ProcessSettings):
         30 * 86_400.0, "Seconds that a deleted workitem answers 410, then 404; longer than index may be away."
     )
     workitem_history_s: float = setting(3600.0, "Seconds that superseded states of workitems are kept on the stream.")
-    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index.")
+    index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")
     workitem_rules: Path | None = setting(
         None, "TOML file of rules that make workitems of what arrives (see workitem_rules.py); without it nothing does."
     )

@@ -19,7 +19,7 @@ from gantry_gateway.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime import events, rpc
 from gantry_runtime.blob_reader import StreamedReader
-from gantry_runtime.store_messages import AS_BYTES
+from gantry_runtime.store_messages import SERIALISED
 from tests.support.nats_server import NatsServer, free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -198,7 +198,7 @@ async def running(
                     add(servicer, opened)
 
                 port = await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1))
-            stubs[name] = stub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}", AS_BYTES)))
+            stubs[name] = stub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}", SERIALISED)))
         gateway = Gateway(settings=GatewaySettings(**settings), nats=client, **stubs)
         gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(client, f"reply.{free_port()}"))
         retrieval.install(gateway, StreamedReader(gateway.blob))

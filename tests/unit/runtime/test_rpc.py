@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,12 +33,12 @@ class Failing(BlobServiceServicer):
         raise self.error
 
 
-@pytest.fixture
-async def failing() -> AsyncIterator[tuple[Failing, BlobServiceStub]]:
-    """A server of `Failing`, and a stub."""
-    servicer = Failing()
-    async with rpc.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), "127.0.0.1:0") as port:
-        async with rpc.channel(f"127.0.0.1:{port}") as channel:
+@pytest.fixture(params=["grpc", "local"])
+async def failing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Failing, BlobServiceStub]]:
+    """A server of `Failing`, and a stub; over each transport."""
+    servicer, nearby = Failing(), f"local:{tmp_path}/s"
+    async with rpc.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), f"127.0.0.1:0,{nearby}") as port:
+        async with rpc.channel(nearby if request.param == "local" else f"127.0.0.1:{port}") as channel:
             yield servicer, BlobServiceStub(channel)
 
 
