@@ -1,4 +1,4 @@
-"""Addresses of services, as settings hold them: HOST:PORT for gRPC, `local:PATH` for a socket of this machine (`neighbour.py`)."""
+"""Addresses of services, as settings hold them: HOST:PORT for gRPC, `local:PATH` for a socket of this machine (`neighbour`)."""
 
 import os
 from pathlib import Path

@@ -1,6 +1,6 @@
 """gRPC as all services use it: one server, channels, message limits, deadlines, errors.
 
-Processes of one machine may speak it without gRPC's transport, which costs ten times as much: addresses `local:PATH` (`neighbour.py`).
+Processes of one machine may speak it without gRPC's transport, which costs ten times as much: addresses `local:PATH` (`neighbour`).
 Handlers raise errors of `gantry_standard.errors`; `ErrorInterceptor` translates them. Clients wrap calls in
 `rpc_errors.translated(service)` and always pass `timeout=`.
 """
@@ -16,8 +16,10 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from gantry_runtime import neighbour, rpc_errors, telemetry
+from gantry_runtime import rpc_errors, telemetry
 from gantry_runtime.addresses import LOCAL
+from gantry_runtime.neighbour import calling
+from gantry_runtime.neighbour import serving as neighbours
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -136,9 +138,9 @@ async def serving(
     await server.start()
     try:
         if nearby:
-            services = neighbour.Services(as_bytes)
+            services = neighbours.Services(as_bytes)
             register(cast(grpc.aio.Server, services))
-            async with neighbour.serving(services, nearby, drain_s):
+            async with neighbours.serving(services, nearby, drain_s):
                 yield port
         else:
             yield port
@@ -153,7 +155,7 @@ async def send_serialised(call: Any, pieces: Sequence[bytes | memoryview], servi
         errors.GantryError: the call has ended; the error says why.
     """
     with rpc_errors.translated(service):
-        if isinstance(call, neighbour.Stream):
+        if isinstance(call, calling.Stream):
             await call.write_pieces(pieces)
             return
         await call.wait_for_connection()
@@ -197,7 +199,7 @@ async def channel(address: str, as_pieces: frozenset[str] = frozenset()) -> Asyn
         as_pieces: methods of one request and one answer that are called with a request that is serialised already, in pieces.
     """
     if address.startswith(LOCAL):
-        async with neighbour.channel(address, as_pieces) as nearby:
+        async with calling.channel(address, as_pieces) as nearby:
             yield nearby
         return
     opened = grpc.aio.insecure_channel(address, options=OPTIONS)

@@ -13,7 +13,6 @@ from gantry.events.v1 import events_pb2
 from gantry_gateway.request import Request
 from gantry_runtime import rpc, rpc_errors
 from gantry_runtime.store_messages import Chunk, Message, serialised, whole
-from gantry_standard import errors
 from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ def as_message(message: Message) -> blob_pb2.StoreInstancesRequest:
 def test_a_request_is_what_protobuf_makes_of_it(size: int) -> None:
     messages: list[Message] = [START, PART, chunk(bytes([7]) * size, b"tail"), PART, chunk(b"x"), END]
     as_messages = [as_message(message) for message in messages]
-    request = whole(messages)
+    request = b"".join(whole(messages))
     assert request == blob_pb2.StoreWholeRequest(messages=as_messages).SerializeToString()
-    assert [serialised(message) for message in messages] == [message.SerializeToString() for message in as_messages]
+    assert [b"".join(serialised(message)) for message in messages] == [message.SerializeToString() for message in as_messages]
     found = taken_apart(request)
     assert [isinstance(one, memoryview) for one in found] == [False, False, True, False, True, False]
     assert [blob_pb2.StoreInstancesRequest(chunk=bytes(one)) if isinstance(one, memoryview) else one for one in found] == as_messages

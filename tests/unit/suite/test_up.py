@@ -21,10 +21,19 @@ def test_services_find_each_other_and_their_stores() -> None:
     settings = environment()
     assert settings["GANTRY_NATS_URL"] == f"nats://127.0.0.1:{PORTS['nats']}"
     for name in up.LISTENERS:
-        assert settings[f"GANTRY_{name.upper()}_LISTEN"] == settings[f"GANTRY_{name.upper()}_ADDRESS"] == f"127.0.0.1:{PORTS[name]}"
+        nearby = f"local:/data/run/{name}.sock"
+        assert settings[f"GANTRY_{name.upper()}_LISTEN"] == f"127.0.0.1:{PORTS[name]},{nearby}"
+        assert settings[f"GANTRY_{name.upper()}_ADDRESS"] == nearby
     assert settings["GANTRY_BLOB_DIRECTORY"] == "/data/objects"
     assert settings["GANTRY_INDEX_DIRECTORY"] == "/data/index"
     assert (settings["GANTRY_HOST"], settings["GANTRY_PORT"]) == ("127.0.0.1", "8080")
+
+
+def test_where_the_paths_of_sockets_would_be_too_long_services_find_each_other_over_tcp() -> None:
+    data = DataDirectory(Path("/data") / ("d" * 100))
+    settings = up.settings_of_services({}, data, "127.0.0.1", 8080, PORTS)
+    for name in up.LISTENERS:
+        assert settings[f"GANTRY_{name.upper()}_LISTEN"] == settings[f"GANTRY_{name.upper()}_ADDRESS"] == f"127.0.0.1:{PORTS[name]}"
 
 
 def test_what_the_user_set_is_passed_on() -> None:
