@@ -26,7 +26,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 FIRST = "S1,S2,S3,S4,S5,S6,S8,S10,S11"
-MEMBERS = ("nats", "blob", "index", "renderer", "workflow", "gateway")
 
 
 def free_port() -> int:
@@ -59,7 +58,7 @@ def gantry(work: Path, name: str = "gantry", settings: dict[str, str] | None = N
     process = subprocess.Popen(command, stdout=(work / f"{name}.log").open("wb"), stderr=subprocess.STDOUT, env=environment)
     try:
         _wait(f"http://127.0.0.1:{port}/healthz/suite", process, work / f"{name}.log")
-        pids = [int((data / "run" / f"{member}.pid").read_text()) for member in MEMBERS if (data / "run" / f"{member}.pid").exists()]
+        pids = [int(path.read_text()) for path in sorted((data / "run").glob("*.pid")) if path.stem != "up"]
         yield f"http://127.0.0.1:{port}/dicom-web", f"http://127.0.0.1:{port}/wado", pids
     finally:
         process.send_signal(signal.SIGINT)

@@ -39,7 +39,7 @@ def settings_of(store_set: str, request: pytest.FixtureRequest) -> dict[str, str
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite on each set of stores. A test that stops or kills a part of it has it running again at its end."""
     settings = settings_of(request.param, request)
-    running = Suite(tmp_path_factory.mktemp(request.param), settings)
+    running = Suite(tmp_path_factory.mktemp(request.param), settings | {"GANTRY_GATEWAYS": "2"})
     running.start()
     yield running
     assert running.stop() == 0, running.output()

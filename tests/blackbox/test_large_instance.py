@@ -70,7 +70,7 @@ def test_storing_and_reading_a_gigabyte_needs_little_memory(suite: Suite, dicomw
     data_set = instances.multi_frame(1, NumberOfFrames=FRAMES, Rows=ROWS, Columns=COLUMNS, BitsAllocated=16, BitsStored=16, HighBit=15)
     data_set.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"
     del data_set.PixelData
-    pids = {name: suite.pid(name) for name in ("gateway", "blob")}
+    pids = {name: suite.pid(name) for name in (*suite.gateways(), "blob")}
     begin = time.monotonic()
     with Sampler(pids) as sampler:
         response = dicomweb.http.post(

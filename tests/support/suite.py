@@ -93,8 +93,9 @@ class Suite:
         self.wait_ready()
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of the suite: no setting of ours from outside, those of this suite."""
-        return {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")} | self.settings
+        """Return the environment of the suite: no setting of ours from outside, its own; one gateway by default."""
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")}
+        return outside | {"GANTRY_GATEWAYS": "1"} | self.settings
 
     def wait_ready(self) -> None:
         """Wait until every service of the suite is well, as /healthz/ready of each says."""
@@ -137,9 +138,13 @@ class Suite:
             assert time.monotonic() < end, f"{name} is not running\n{self.output()}"
             time.sleep(0.02)
 
+    def gateways(self) -> list[str]:
+        """Return the names of the gateways that answer on the port together."""
+        return sorted(path.stem for path in (self.data / "run").glob("gateway*.pid"))
+
     def pids(self) -> dict[str, int]:
         """Return every part's process."""
-        return {name: self.pid(name) for name in ("up", "nats", *SERVICES)}
+        return {name: self.pid(name) for name in ("up", "nats", *SERVICES, *self.gateways())}
 
     def kill(self, name: str) -> int:
         """Kill a part as a crash would; the supervisor starts it again. Returns the process that was killed."""

@@ -7,6 +7,7 @@ import asyncio
 import mmap
 import os
 import re
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -35,6 +36,12 @@ READY_BYTES = 8 << 20
 
 PROBE_BYTES = 64 << 10
 """Distance of the bytes that are looked at to know whether a range is in the page cache (the kernel reads ahead 128 KiB)."""
+
+WARM_S = 1.0
+"""Seconds for which a range counts as warm after it was."""
+
+MOST_WARM = 4096
+"""Ranges of one object of which that is remembered."""
 
 READ_AHEAD_BYTES = 4 << 20
 """How much of a cold range is read ahead at once."""
@@ -161,9 +168,20 @@ class _Mapping:
         self.size = os.fstat(self._fd).st_size
         # An empty file cannot be mapped.
         self.view = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) if self.size else b"")
+        self._found_warm: dict[tuple[int, int], float] = {}
 
     def is_warm(self, offset: int, length: int) -> bool:
-        """Whether the range is in the page cache, as far as one byte in PROBE_BYTES tells."""
+        """Whether the range is in the page cache, as far as one byte in PROBE_BYTES tells; or was, less than WARM_S ago."""
+        now = time.monotonic()
+        if now - self._found_warm.get((offset, length), -WARM_S) < WARM_S:
+            return True
+        if is_warm := self._is_warm(offset, length):
+            if len(self._found_warm) == MOST_WARM:
+                self._found_warm.clear()
+            self._found_warm[offset, length] = now
+        return is_warm
+
+    def _is_warm(self, offset: int, length: int) -> bool:
         probe = [bytearray(1)]
         last = offset + length - 1
         try:

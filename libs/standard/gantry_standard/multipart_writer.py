@@ -7,7 +7,7 @@ Part heads are spelled as viewers look for them: `Content-Type:` capitalised and
 Source: PS3.18 §8.6.1.2; RFC 2046 §5.1.
 """
 
-import secrets
+from gantry_standard.random_bits import random_hex
 
 
 def new_boundary() -> str:
@@ -15,7 +15,7 @@ def new_boundary() -> str:
 
     It is chosen after the content and never told before, so content holds it only by a chance of one in 2^128 per position.
     """
-    return secrets.token_hex(16)
+    return random_hex(16)
 
 
 def content_type(media_type: str, boundary: str) -> str:

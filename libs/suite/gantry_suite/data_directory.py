@@ -144,7 +144,8 @@ def _running(pid_file: Path) -> int:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return 0
-    ours = f"gantry_{pid_file.stem}.main".encode() if pid_file.stem != "nats" else b"nats-server"
+    # gateway-2 is a gateway.
+    ours = f"gantry_{pid_file.stem.partition('-')[0]}.main".encode() if pid_file.stem != "nats" else b"nats-server"
     return pid if ours in command else 0
 
 

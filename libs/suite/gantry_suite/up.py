@@ -23,7 +23,11 @@ from gantry_suite.data_directory import CannotStart, DataDirectory, is_free
 from gantry_suite.supervisor import Program, Supervisor
 
 SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
-STOP_ORDER = ("gateway", "renderer", "workflow", "index", "blob", "nats")
+MOST_GATEWAYS = 16
+GATEWAYS = ("gateway", *(f"gateway-{number}" for number in range(2, MOST_GATEWAYS + 1)))
+"""Names of the processes that answer on the port together."""
+
+STOP_ORDER = (*GATEWAYS, "renderer", "workflow", "index", "blob", "nats")
 LISTENERS = ("blob", "index", "renderer", "workflow")
 """Services that others call over gRPC."""
 PORT_NAMES = ("nats", *LISTENERS, *(f"{name}_admin" for name in SERVICES))
@@ -71,14 +75,15 @@ async def _run(data: DataDirectory, arguments: argparse.Namespace) -> int:
     port = _http_port(host, arguments.port)
     for name in data.end_leftovers():
         say(f"{name} was still running from a suite that was killed, and has been stopped")
-    ports = data.ports(PORT_NAMES)
+    gateways = number_of_gateways(os.environ)
+    ports = data.ports((*PORT_NAMES, *(f"{name}_admin" for name in GATEWAYS[1:gateways])))
     data.write_pid("up", os.getpid())
     stopping = _signals()
     supervisor = Supervisor(data, say)
     try:
         environment = settings_of_services(os.environ, data, host, port, ports)
         url = f"http://{_reachable(host)}:{port}{environment['GANTRY_BASE_PATH']}"
-        started = asyncio.create_task(_start(supervisor, data, environment, ports, host, port))
+        started = asyncio.create_task(_start(supervisor, data, environment, ports, host, port, gateways))
         await _first(started, asyncio.create_task(stopping.wait()))
         if not stopping.is_set():
             await started
@@ -101,11 +106,14 @@ async def _run(data: DataDirectory, arguments: argparse.Namespace) -> int:
 
 
 async def _start(
-    supervisor: Supervisor, data: DataDirectory, environment: dict[str, str], ports: dict[str, int], host: str, port: int
+    supervisor: Supervisor, data: DataDirectory, environment: dict[str, str], ports: dict[str, int], host: str, port: int, gateways: int
 ) -> None:
     if "GANTRY_NATS_URL" not in os.environ:
         await supervisor.start([_nats(data, ports["nats"])])
-    await supervisor.start([_service(name, environment, ports, host, port) for name in SERVICES])
+    if gateways > 1:
+        environment = environment | {"GANTRY_PORT_SHARED_BY": str(data.run.resolve() / "gateways")}
+    names = [name for name in SERVICES if name != "gateway"] + list(GATEWAYS[:gateways])
+    await supervisor.start([_service(name, environment, ports, host, port) for name in names])
 
 
 async def _greet(url: str, arguments: argparse.Namespace) -> None:
@@ -183,6 +191,18 @@ def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: st
     return environment
 
 
+def number_of_gateways(given: Mapping[str, str]) -> int:
+    """Return how many processes answer on the port: what the user set, else two where there are processors for them.
+
+    Raises:
+        CannotStart: what is set is no number from 1 to MOST_GATEWAYS.
+    """
+    text = given.get("GANTRY_GATEWAYS") or str(min(2, os.cpu_count() or 1))
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_GATEWAYS:
+        raise CannotStart(f"GANTRY_GATEWAYS is {text!r}: expected a number from 1 to {MOST_GATEWAYS}")
+    return int(text)
+
+
 def _addresses(run: Path, ports: dict[str, int]) -> dict[str, str]:
     """Return where the services listen and find each other: by sockets of this machine, by gRPC where their paths would be too long."""
     found = {}
@@ -194,13 +214,16 @@ def _addresses(run: Path, ports: dict[str, int]) -> dict[str, str]:
 
 
 def _service(name: str, environment: dict[str, str], ports: dict[str, int], host: str, port: int) -> Program:
-    address = (_reachable(host).strip("[]"), port) if name == "gateway" else ("127.0.0.1", ports[f"{name}_admin"])
+    admin = ports[f"{name}_admin"]
+    is_gateway = name in GATEWAYS
+    if is_gateway:
+        environment = environment | {"GANTRY_GATEWAY_ADMIN_LISTEN": f"127.0.0.1:{admin}"}
     return Program(
         name=name,
-        command=(sys.executable, "-m", f"gantry_{name}.main"),
+        command=(sys.executable, "-m", f"gantry_{'gateway' if is_gateway else name}.main"),
         environment=environment,
-        ready=_http_ready(*address),
-        where=f"{host}:{port}" if name == "gateway" else f"127.0.0.1:{ports[name]}",
+        ready=_http_ready("127.0.0.1", admin),
+        where=f"{host}:{port}" if is_gateway else f"127.0.0.1:{ports[name]}",
     )
 
 

@@ -8,7 +8,7 @@ import importlib
 import logging
 import re
 import time
-import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import cast
@@ -22,6 +22,7 @@ from gantry_gateway.request import ClientGone, Gateway, Request
 from gantry_gateway.routes import Route, compile_path
 from gantry_runtime import logs, telemetry
 from gantry_standard import errors
+from gantry_standard.random_bits import random_hex
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,8 @@ class Application:
             seconds = time.perf_counter() - begin
             self._observe(transaction, answer.status, seconds)
             level = logging.DEBUG if transaction == "health" else logging.INFO
-            if log.isEnabledFor(level):
-                facts = {"method": scope["method"], "transaction": transaction, "status": answer.status, "ms": round(seconds * 1000, 2)}
-                log.log(level, "request", extra=facts)
+            facts = {"method": scope["method"], "transaction": transaction, "status": answer.status, "ms": round(seconds * 1000, 2)}
+            logs.request(log, level, request_id, facts)
 
     def _observe(self, transaction: str, status: int, seconds: float) -> None:
         key = (transaction, status)
@@ -215,16 +215,18 @@ class _Watch:
     """
 
     def __init__(self, receive: Receive) -> None:
-        loop = asyncio.get_running_loop()
         self.task = cast("asyncio.Task[object]", asyncio.current_task())
         self.is_gone = False
+        self.is_ended = False
         self.cancellations = 0
+        self.due = time.monotonic() + WATCH_AFTER_S
         self._receive = receive
         self._watching: asyncio.Task[None] | None = None
-        self._begin = loop.call_later(WATCH_AFTER_S, self._look)
+        _watches.add(self)
 
-    def _look(self) -> None:
-        self._watching = asyncio.create_task(self._watch())
+    def look(self) -> None:
+        """Begin to look."""
+        self._watching = self.task.get_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -238,9 +240,36 @@ class _Watch:
 
     def end(self) -> None:
         """Look no longer."""
-        self._begin.cancel()
+        self.is_ended = True
         if self._watching is not None:
             self._watching.cancel()
+
+
+class _Watches:
+    """Those that shall begin to look: one timer for all of them, since a timer of its own costs a request more than the watch."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Watch] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, watch: _Watch) -> None:
+        """Let it begin when it is due."""
+        self._waiting.append(watch)
+        if self._timer is None or self._timer.cancelled():
+            self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._timer, now = None, time.monotonic()
+        while self._waiting and self._waiting[0].due <= now:
+            watch = self._waiting.popleft()
+            if not watch.is_ended:
+                watch.look()
+        if self._waiting:
+            left = max(self._waiting[0].due - now, WATCH_AFTER_S / 10)
+            self._timer = asyncio.get_running_loop().call_later(left, self._begin)
+
+
+_watches = _Watches()
 
 
 def decode_path(raw_path: bytes) -> str:
@@ -266,7 +295,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
-    return uuid.uuid4().hex[:16]
+    return random_hex(8)
 
 
 def _unexpected(error: Exception) -> Exception | None:

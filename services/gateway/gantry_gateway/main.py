@@ -25,6 +25,10 @@ from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.process import Process, end_tasks, run
 from gantry_runtime.store_messages import SERIALISED
 
+LOOK_S = 0.05
+READY_S = 5.0
+"""Seconds that a gateway of a shared port waits for the other services before it takes connections all the same."""
+
 
 async def open_gateway(process: Process, settings: GatewaySettings) -> None:
     """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
@@ -46,7 +50,18 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
     await stack.enter_async_context(_following_nats(process, gateway, connected, kept))
     app = Application(gateway, router, websocket=notifications.serve_websocket)
     await stack.enter_async_context(telemetry.admin(settings.gateway_admin_listen, lambda: health.what_is_missing(gateway)))
-    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol))
+    is_shared = settings.port_shared_by is not None
+    if is_shared:
+        await _ready(gateway)
+    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol, is_shared))
+
+
+async def _ready(gateway: Gateway) -> None:
+    """Wait a while for what this gateway needs: until it listens, the others on its port answer."""
+    for _ in range(int(READY_S / LOOK_S)):
+        if not await health.what_is_missing(gateway):
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 @asynccontextmanager

@@ -6,10 +6,13 @@ without heartbeats every request asks index. What concerns a series or a study i
 Source: PS3.18 §10.4.3.1 for 404 and 410.
 """
 
+import mmap
+import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gantry.events.v1.events_pb2 import RecordsChanged
@@ -28,15 +31,53 @@ SCOPE_S = 60.0
 MOST_BYTES = 256 << 20
 """Most bytes of cached records: one of a slide with 100,000 tiles has a megabyte."""
 
+MARK_BYTES = 8
+
 Key = tuple[str, str]
 """(Study Instance UID, SOP Instance UID)."""
 
 
-class Records:
-    """Asks index for records and keeps those of single instances."""
+class Mark:
+    """A few bytes of a file that the gateways of one port share: each sees at once when another one has changed something.
 
-    def __init__(self, index: "IndexServiceAsyncStub", most_entries: int, now: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        path: of the file, made where it is not there; None: this gateway is alone.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._shared: mmap.mmap | bytearray = bytearray(MARK_BYTES)
+        if path is not None:
+            with path.open("ab") as file:
+                file.truncate(MARK_BYTES)
+            with path.open("r+b") as file:
+                self._shared = mmap.mmap(file.fileno(), MARK_BYTES)
+        self._seen = self._shared[:]
+
+    def has_moved(self) -> bool:
+        """Say whether another gateway has moved it since the last time it was asked."""
+        found = self._shared[:]
+        if found == self._seen:
+            return False
+        self._seen = found
+        return True
+
+    def move(self) -> None:
+        """Tell the other gateways."""
+        self._shared[:] = self._seen = os.urandom(MARK_BYTES)
+
+
+class Records:
+    """Asks index for records and keeps those of single instances.
+
+    Args:
+        mark: what the gateways of one port share; what one of them changed none of them answers from what it kept.
+    """
+
+    def __init__(
+        self, index: "IndexServiceAsyncStub", most_entries: int, now: Callable[[], float] = time.monotonic, mark: Mark | None = None
+    ) -> None:
         self._index = index
+        self._mark = mark or Mark(None)
         self._most_entries = most_entries
         self._now = now
         self._valid_until = float("-inf")
@@ -53,6 +94,8 @@ class Records:
             errors.Gone: it was deleted.
             errors.Unavailable: index does not answer.
         """
+        if self._mark.has_moved():
+            self.clear()
         found = self._cached.get((study, instance))
         if found is not None and self._now() < self._valid_until and found[0].stored.series_instance_uid == series:
             self._cached.move_to_end((study, instance))
@@ -112,6 +155,11 @@ class Records:
         for key in keys:
             self._drop(key)
             self._asking.pop(key, None)
+
+    def changed(self, study: str) -> None:
+        """Drop the records of a study, here and in the gateways of this port: this one has changed it."""
+        self.forget(study)
+        self._mark.move()
 
     def clear(self) -> None:
         """Drop everything."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
 from gantry_gateway import urls
-from gantry_gateway.records import INDEX_S, Records
+from gantry_gateway.records import INDEX_S, Mark, Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
 from gantry_runtime import rpc_errors
@@ -39,7 +39,7 @@ def install(gateway: Gateway, reader: BlobReader) -> Records:
 
     Nothing is connected: without `records.listening` every request asks index.
     """
-    kept = Records(gateway.index, gateway.settings.record_cache_entries)
+    kept = Records(gateway.index, gateway.settings.record_cache_entries, mark=Mark(gateway.settings.port_shared_by))
     made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
     gateway.parts["reader"], gateway.parts["records"] = reader, kept
     gateway.parts["retrieval"] = Retrieval(kept, reader, made)

@@ -103,11 +103,14 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, host: str, port: int, drain_s: float, ws_protocol: type | None = None) -> AsyncIterator[int]:
+async def serving(
+    app: ASGIApp, host: str, port: int, drain_s: float, ws_protocol: type | None = None, is_shared: bool = False
+) -> AsyncIterator[int]:
     """Serve HTTP and WebSockets while the context is open.
 
     Args:
         port: 0 takes a free one.
+        is_shared: other processes may listen on the same port; the kernel gives each connection to one of them.
         drain_s: seconds that running requests have to end when the context closes; no new ones are taken then.
         ws_protocol: uvicorn's, or a subclass; None refuses upgrades.
 
@@ -118,7 +121,8 @@ async def serving(app: ASGIApp, host: str, port: int, drain_s: float, ws_protoco
         OSError: the address cannot be listened on.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=is_shared)
     config = uvicorn.Config(
         app,
         http=BoundedHttp,

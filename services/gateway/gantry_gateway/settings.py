@@ -13,6 +13,10 @@ class GatewaySettings(ProcessSettings):
 
     host: str = setting("127.0.0.1", "Address that the gateway listens on.")
     port: int = setting(8080, "Port that the gateway listens on.")
+    port_shared_by: Path | None = setting(
+        None,
+        "File by which gateways on one port of this machine learn of each other's changes; empty: one gateway has the port.",
+    )
     gateway_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of the gateway's metrics and health.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")

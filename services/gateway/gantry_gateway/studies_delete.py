@@ -22,6 +22,6 @@ async def delete(request: Request) -> Response:
         await request.gateway.index.DeleteInstances(
             index_pb2.DeleteInstancesRequest(scope=scope), timeout=request.gateway.settings.request_timeout_s
         )
-    # At once here; the other gateways hear of it from index.
-    retrieval.of(request).records.forget(scope.study_instance_uid)
+    # At once on this port; other replicas hear of it from index.
+    retrieval.of(request).records.changed(scope.study_instance_uid)
     return Response(status_code=204)

@@ -71,6 +71,9 @@ async def store(request: Request) -> Response:
             await upload.close()
         announced = {result.part_number for result in results if not result.failure_reason}
         await outcomes.wait_for(announced, settings.store_outcome_s)
+        for result in results:
+            if outcomes.by_part.get(result.part_number) == events_pb2.OUTCOME_REPLACED:
+                retrieval.of(request).records.changed(result.study_instance_uid)
     return respond(request, results, outcomes.by_part)
 
 

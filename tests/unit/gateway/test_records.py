@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from gantry.events.v1.events_pb2 import IndexLease, RecordsChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry_gateway import records as records_module
-from gantry_gateway.records import Records, listening
+from gantry_gateway.records import Mark, Records, listening
 from gantry_runtime import events, rpc
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
@@ -55,6 +56,24 @@ def records(stub, index: Index, clock: Clock) -> Records:
         record.stored.study_instance_uid, record.stored.series_instance_uid, record.stored.sop_instance_uid = STUDY, SERIES, uid
         index.records[uid] = record
     return Records(stub, 3, clock)
+
+
+async def test_what_one_gateway_of_a_port_changed_no_other_answers_from_its_own(stub, index: Index, clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "gateways"
+    uid = f"{SERIES}.1"
+    record = index_pb2.InstanceRecord(version=1)
+    record.stored.study_instance_uid, record.stored.series_instance_uid, record.stored.sop_instance_uid = STUDY, SERIES, uid
+    index.records[uid] = record
+    here, there = (Records(stub, 3, clock, Mark(path)) for _ in range(2))
+    for one in (here, there):
+        one.heartbeat()
+        assert (await get(one)).version == (await get(one)).version == 1
+    assert len(index.asked) == 2
+    index.records[uid] = index_pb2.InstanceRecord(version=2, stored=record.stored)
+    here.changed(STUDY)
+    assert [(await get(one)).version for one in (here, there)] == [2, 2]
+    assert [(await get(one)).version for one in (here, there)] == [2, 2]
+    assert len(index.asked) == 4
 
 
 async def get(records: Records, number: int = 1) -> index_pb2.InstanceRecord:

@@ -87,6 +87,9 @@ def test_leftovers_of_a_killed_supervisor_are_ended_and_strangers_are_not(data: 
     sleep = "import time; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", sleep, "gantry_blob.main"], start_new_session=True) as ours:
         with subprocess.Popen([sys.executable, "-c", sleep]) as stranger, data.locked():
+            # Popen returns when the child's memory is its own, a moment before its command line is there.
+            while not Path(f"/proc/{ours.pid}/cmdline").read_bytes():
+                assert ours.poll() is None
             data.write_pid("blob", ours.pid)
             data.write_pid("index", stranger.pid)
             data.write_pid("workflow", 2**22 + 1)

@@ -1,12 +1,13 @@
 """What `gantry up` tells the services, and what the command line says by itself."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gantry_suite import samples, up
 from gantry_suite.client import Failed, batches, files_below, instance_path, server_url
-from gantry_suite.data_directory import DataDirectory
+from gantry_suite.data_directory import CannotStart, DataDirectory
 from gantry_suite.main import COMMANDS, main
 
 PORTS = {name: 20_000 + number for number, name in enumerate(up.PORT_NAMES)}
@@ -42,6 +43,17 @@ def test_what_the_user_set_is_passed_on() -> None:
     assert settings["GANTRY_CORS_ORIGINS"] == "*"
     assert settings["PATH"] == "/bin"
     assert settings["GANTRY_BASE_PATH"] == "/dicom-web"
+
+
+@pytest.mark.parametrize(("text", "number"), [("1", 1), ("3", 3), ("16", 16), ("", min(2, os.cpu_count() or 1))])
+def test_as_many_gateways_answer_as_were_asked_for(text: str, number: int) -> None:
+    assert up.number_of_gateways({"GANTRY_GATEWAYS": text}) == number
+
+
+@pytest.mark.parametrize("text", ["0", "17", "-1", "two", "1.5"])
+def test_another_number_of_gateways_is_refused(text: str) -> None:
+    with pytest.raises(CannotStart, match="expected a number from 1 to 16"):
+        up.number_of_gateways({"GANTRY_GATEWAYS": text})
 
 
 def test_with_s3_nobody_maps_files() -> None:
