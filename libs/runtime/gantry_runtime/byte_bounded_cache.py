@@ -23,6 +23,13 @@ class ByteBoundedCache(Generic[T]):
             self._values.move_to_end(key)
         return value
 
+    def pop(self, key: Hashable) -> T | None:
+        """Return a value that was put and keep it no longer; None where it is not kept."""
+        value = self._values.pop(key, None)
+        if value is not None:
+            self.used_bytes -= self._size(value)
+        return value
+
     def put(self, key: Hashable, value: T) -> None:
         """Keep a value, and drop what was used longest ago."""
         size = self._size(value)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +13,9 @@ from gantry_standard import errors
 
 log = logging.getLogger(__name__)
 SUBJECT = "workitem.>"
+GATHER_S = 0.05
+"""Least time between two transactions, so that the states that a workitem passes through in quick succession are one. A change that
+comes alone is applied at once, and so is everything that a search waits for."""
 
 
 class WorkitemReader:
@@ -22,6 +26,8 @@ class WorkitemReader:
         self.applied = 0
         self._js = client.jetstream()
         self._moved = asyncio.Condition()
+        self._is_waited_for = asyncio.Event()
+        self._waiting = 0
 
     async def run(self) -> None:
         """Follow the stream for ever; wait where there is none yet."""
@@ -45,12 +51,15 @@ class WorkitemReader:
                 if await events.describe_stream(self._js, events.WORKITEMS) is None:
                     return
                 continue
-            documents = [document for message in messages if (document := _document(message))]
-            await self.store.apply(documents, messages[-1].sequence)
+            latest = {document.workitem_uid: document for message in messages if (document := _document(message))}
+            await self.store.apply(list(latest.values()), messages[-1].sequence)
             telemetry.EVENTS_APPLIED.labels("workitem").inc(len(messages))
             async with self._moved:
                 self.applied = messages[-1].sequence
                 self._moved.notify_all()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._is_waited_for.wait()
 
     async def wait_until_current(self, timeout_s: float) -> None:
         """Wait until what is on the stream now is applied.
@@ -59,11 +68,17 @@ class WorkitemReader:
             errors.Unavailable: it is not within the time.
         """
         last = await events.last_sequence(self._js, events.WORKITEMS, SUBJECT)
+        self._waiting += 1
+        self._is_waited_for.set()
         try:
             async with asyncio.timeout(timeout_s), self._moved:
                 await self._moved.wait_for(lambda: self.applied >= last)
         except TimeoutError as error:
             raise errors.Unavailable(f"index has applied {self.applied} of {last} on WORKITEMS") from error
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._is_waited_for.clear()
 
 
 def _document(message: events.Message) -> WorkitemDocument | None:

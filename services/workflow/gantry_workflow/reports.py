@@ -17,10 +17,15 @@ STATE_REPORT, CANCEL_REQUESTED, PROGRESS_REPORT, SCP_STATUS_CHANGE, ASSIGNED = 1
 def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[WorklistSubscription]) -> list[EventReport]:
     """Return the reports of the change that the message at `sequence` made, in order; [] where nobody hears of it."""
     change = state.change
+    is_state = change.created or change.state_changed or change.input_readiness_changed
+    is_told = is_state or change.progress_changed or change.assigned or change.cancel_requested
+    heard = subscriptions.audience(state, sequence, worldwide, sequence, Content(state, with_before=True)) if is_told else []
+    if not heard and not change.subscribed:
+        return []
     facts: list[tuple[int, Dataset]] = []
     if change.canceled_through_in_progress:
         facts.append((STATE_REPORT, _state(state, IN_PROGRESS)))
-    if change.created or change.state_changed or change.input_readiness_changed:
+    if is_state:
         facts.append((STATE_REPORT, _state(state)))
     if change.progress_changed:
         facts.append((PROGRESS_REPORT, _progress(state)))
@@ -28,7 +33,6 @@ def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[WorklistS
         facts += [(ASSIGNED, found) for found in _assigned(state)]
     if change.cancel_requested:
         facts.append((CANCEL_REQUESTED, read(change.cancel_request_json)))
-    heard = subscriptions.audience(state, sequence, worldwide, sequence, Content(state, with_before=True)) if facts else []
     addressed = [(kind, found, heard) for kind, found in facts if heard]
     if change.subscribed:
         addressed.append((STATE_REPORT, _state(state), list(change.subscribed)))

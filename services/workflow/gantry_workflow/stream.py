@@ -7,12 +7,13 @@ comparison, or hears nothing, looks whether its own change is on the stream befo
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry_runtime import events, telemetry
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import subscriptions, workitem
@@ -25,6 +26,8 @@ CHANGE_S = 4.5
 """Seconds for a change with all its attempts; with the turn below the deadline of the call."""
 TURN_S = 10.0
 """Seconds that a change waits for others of the same workitem in this process."""
+KEPT_BYTES = 16 << 20
+"""Most bytes of states that are kept to begin the next change with."""
 ATTEMPTS = 100
 """Most comparisons that one change may lose."""
 
@@ -56,6 +59,9 @@ class Workitems:
         self._js = js
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Within one process changes of one subject take turns: a crowd would only make each other lose the comparison."""
+        self._written = ByteBoundedCache[tuple[bytes, int]](KEPT_BYTES, lambda written: len(written[0]) + 256)
+        """subject → the state that this process wrote last, and its sequence. The next change begins with it: where somebody else has
+        written meanwhile the comparison fails, and a refusal is never decided from it."""
 
     async def read(self, uid: str) -> tuple[WorkitemState | None, int]:
         """Return the state of a workitem and its sequence; (None, 0) where it never was.
@@ -124,13 +130,17 @@ class Workitems:
         change_id = uuid.uuid4().hex
         try:
             async with self._turn(subject), asyncio.timeout(CHANGE_S):
+                if (kept := self._written.pop(subject)) is not None:
+                    with suppress(errors.GantryError):
+                        made, result = decide(cls.FromString(kept[0]), kept[1])
+                        if made is not None and await self._write(subject, made, kept[1], change_id):
+                            return result
                 for attempt in range(ATTEMPTS):
-                    state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
+                    state, sequence = (None, 0) if is_new and attempt == 0 and kept is None else await self._last(subject, cls)
                     made, result = decide(state, sequence)
                     if made is None:
                         return result
-                    made.change_id = change_id
-                    if await self._write(subject, made, sequence):
+                    if await self._write(subject, made, sequence, change_id):
                         return result
         except TimeoutError:
             raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
@@ -146,11 +156,14 @@ class Workitems:
         finally:
             turn.release()
 
-    async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int) -> bool:
+    async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int, change_id: str) -> bool:
         """Write a state that follows `sequence`; return whether it is there."""
+        state.change_id = change_id
+        data = state.SerializeToString()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
         try:
-            await events.publish(self._js, subject, state.SerializeToString(), headers, PUBLISH_S)
+            written = await events.publish(self._js, subject, data, headers, PUBLISH_S)
+            self._written.put(subject, (data, written))
             return True
         except errors.Conflict:
             return await self._is_written(subject, state, sequence)

@@ -111,6 +111,28 @@ async def test_updates_at_once_are_all_kept(suite: Worklist) -> None:
         assert set(tags) <= set(json.loads(answer.dicom_json))
 
 
+async def test_what_another_process_wrote_counts_whatever_this_one_has_kept(suite: Worklist) -> None:
+    other = Worklist(suite.nats, suite.blob, suite.index, suite.blob_address, suite.index_address, suite.workflow_port + 1)
+    async with suite.workflow() as here, other.workflow() as there:
+        item, transaction = await create(here), uid()
+        assert await change(there, item, "IN PROGRESS", transaction) == ""
+        # What this process wrote last says SCHEDULED: allowed by that, or refused by that, the answer is that of the stream.
+        assert await change(here, item, "IN PROGRESS", uid()) == "BadRequest"
+        for number, workflow in enumerate((here, there, here, here, there)):
+            request = pb.UpdateWorkitemRequest(
+                workitem_uid=item, transaction_uid=transaction, dicom_json=encode({f"0074901{number}": v("LO", f"{number}")})
+            )
+            await workflow.UpdateWorkitem(request, timeout=10)
+        assert await change(there, item, "CANCELED", transaction) == ""
+        assert await change(here, item, "COMPLETED", transaction) == "Conflict"
+        with pytest.raises(errors.BadRequest), translated("workflow"):
+            await here.UpdateWorkitem(request, timeout=10)
+        answer = await here.RetrieveWorkitem(pb.RetrieveWorkitemRequest(workitem_uid=item), timeout=10)
+        found = json.loads(answer.dicom_json)
+        assert found["00741000"]["Value"] == ["CANCELED"]
+        assert [found[f"0074901{number}"]["Value"] for number in range(5)] == [[f"{number}"] for number in range(5)]
+
+
 class LosesAnswers:
     """JetStream whose first publish is made, and whose answer is lost."""
 

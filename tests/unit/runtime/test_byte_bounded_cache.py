@@ -1,0 +1,23 @@
+"""Values are kept within a number of bytes, the least recently used one goes."""
+
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+
+
+def test_what_was_used_last_is_kept_and_bytes_are_counted() -> None:
+    cache = ByteBoundedCache[bytes](80, len)
+    for name in "abcdefgh":
+        cache.put(name, name.encode() * 10)
+    assert cache.used_bytes == 80
+    assert cache.get("a") == b"a" * 10
+    cache.put("i", b"i" * 10)
+    assert (cache.get("b"), cache.get("a"), cache.used_bytes) == (None, b"a" * 10, 80)
+    assert cache.pop("a") == b"a" * 10
+    assert (cache.pop("a"), cache.get("a"), cache.used_bytes) == (None, None, 70)
+    cache.put("c", b"x")
+    assert (cache.get("c"), cache.used_bytes) == (b"x", 61)
+
+
+def test_what_needs_more_than_an_eighth_of_the_room_is_not_kept() -> None:
+    cache = ByteBoundedCache[bytes](80, len)
+    cache.put("large", b"x" * 11)
+    assert (cache.get("large"), cache.used_bytes) == (None, 0)
