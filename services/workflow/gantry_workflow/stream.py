@@ -5,7 +5,6 @@ comparison, or hears nothing, looks whether its own change is on the stream befo
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
@@ -16,6 +15,7 @@ from gantry_runtime import events, telemetry
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
+from gantry_standard.random_bits import random_hex
 from gantry_workflow import subscriptions, workitem
 from gantry_workflow.subscriptions import WorklistSubscription
 from gantry_workflow.workitem import Decision
@@ -127,7 +127,7 @@ class Workitems:
         return cls.FromString(message.data), message.sequence
 
     async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
-        change_id = uuid.uuid4().hex
+        change_id = random_hex(16)
         try:
             async with self._turn(subject), asyncio.timeout(CHANGE_S):
                 if (kept := self._written.pop(subject)) is not None:
