@@ -122,16 +122,21 @@ class Workitems:
 
     async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
         change_id = uuid.uuid4().hex
+        tried: tuple[M, int, T] | None = None
         try:
             async with self._turn(subject), asyncio.timeout(CHANGE_S):
                 for attempt in range(ATTEMPTS):
                     state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
+                    if tried and tried[1] != sequence and await self._is_written(subject, tried[0], tried[1]):
+                        # It was on its way while NATS came back: its own outcome must not refuse it.
+                        return tried[2]
                     made, result = decide(state, sequence)
                     if made is None:
                         return result
                     made.change_id = change_id
                     if await self._write(subject, made, sequence):
                         return result
+                    tried = made, sequence, result
         except TimeoutError:
             raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
         raise errors.Overloaded(f"{subject.split('.', 1)[0]} is changed by too many at once")
