@@ -9,6 +9,7 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -101,6 +102,14 @@ def tune_collector() -> None:
     gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
+def raise_file_limit() -> int:
+    """Let this process open as many files and connections as it may, and return how many; a shell starts programs with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def run(
     name: str, cls: type[S], opens: Callable[[Process, S], Coroutine[Any, Any, None]], environment: Mapping[str, str] = os.environ
 ) -> int:
@@ -121,6 +130,7 @@ def run(
         return 2
     logs.configure(name, configured.log_level)
     tune_allocator()
+    raise_file_limit()
     return uvloop.run(_main(name, configured, opens))
 
 
