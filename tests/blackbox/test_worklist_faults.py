@@ -243,7 +243,7 @@ class Killer:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.requirement("W-077", "W-083")
+@pytest.mark.requirement("W-077", "W-084")
 def test_killing_everything_again_and_again_loses_no_change_and_no_report(own_suite: Callable[..., Suite]) -> None:
     suite = own_suite()
     with another_gateway(suite) as second:
