@@ -1,13 +1,11 @@
 """Delete, an extension to PS3.18; restore; and what becomes of two contents under one UID at the same moment."""
 
-import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -15,8 +13,7 @@ from pydicom import Dataset
 
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, JSON, OCTETS_AS_STORED, DicomWeb, items, value
-from tests.support.nats_server import free_port
-from tests.support.suite import Suite
+from tests.support.suite import Suite, another_gateway
 
 DUPLICATE = 0x0111
 LEVELS = {"study": instances.study_resource, "series": instances.series_resource, "instance": instances.resource}
@@ -145,38 +142,9 @@ def test_deleting_while_the_study_is_stored_leaves_a_study_that_agrees_with_itse
     assert {part.header("Content-Location").rsplit("/", 1)[-1]: part.content for part in parts} == sent
 
 
-@contextmanager
-def another_gateway(suite: Suite) -> Iterator[DicomWeb]:
-    """Run a second gateway beside the suite's own."""
-    ports, port = json.loads((suite.data / "run" / "ports.json").read_text()), free_port()
-    addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in ("blob", "index", "renderer", "workflow")}
-    more = {"GANTRY_PORT": str(port), "GANTRY_NATS_URL": f"nats://127.0.0.1:{ports['nats']}", **addresses}
-    with (suite.directory / "second.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gantry_gateway.main"], env=suite.environment() | more, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-    origin = f"http://127.0.0.1:{port}"
-    client = DicomWeb(f"{origin}/dicom-web", origin)
-    try:
-        end = time.monotonic() + 30
-        while not _is_ready(client):
-            assert time.monotonic() < end, (suite.directory / "second.log").read_text()
-            time.sleep(0.05)
-        yield client
-    finally:
-        client.http.close()
-        process.terminate()
-        assert process.wait(20) == 0
-
-
-def _is_ready(client: DicomWeb) -> bool:
-    with suppress(httpx.HTTPError):
-        return client.get(f"{client.origin}/healthz/ready").status_code == 200
-    return False
-
-
 def test_a_delete_is_seen_at_once_where_it_was_made_and_within_two_seconds_elsewhere(suite: Suite, dicomweb: DicomWeb) -> None:
-    with another_gateway(suite) as other:
+    with another_gateway(suite) as gateway:
+        other = gateway.client
         for _ in range(3):
             data_set = instances.ct()
             dicomweb.store(instances.encoded(data_set))

@@ -3,27 +3,18 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
 
 from tests.support import instances
 from tests.support.dicomweb import OCTETS, DicomWeb
-from tests.support.suite import Suite
+from tests.support.suite import Suite, anonymous_memory
 
 ROWS = COLUMNS = 1024
 FRAMES = 500
 FRAME_BYTES = ROWS * COLUMNS * 2
 LIMIT_BYTES = 150_000_000
-
-
-def anonymous_memory(pid: int) -> int:
-    """Return RssAnon of a process in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 class Sampler:

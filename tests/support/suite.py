@@ -1,12 +1,14 @@
 """The whole suite as a test runs it: `gantry up` on free ports, in a directory of its own, on one of the two sets of stores."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -36,6 +38,14 @@ def distributed(s3: Mapping[str, str], elasticsearch_url: str) -> dict[str, str]
         "GANTRY_ELASTICSEARCH_URL": elasticsearch_url,
         "GANTRY_ELASTICSEARCH_PREFIX": name,
     }
+
+
+def anonymous_memory(pid: int) -> int:
+    """Return RssAnon of a process in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Suite:
@@ -187,3 +197,67 @@ class Suite:
         )
         assert not check or done.returncode == 0, f"gantry {' '.join(arguments)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+
+class AnotherGateway:
+    """A gateway beside the suite's own, as on another machine: by TCP, and without the directory of the objects."""
+
+    def __init__(self, suite: Suite) -> None:
+        ports, self.port = json.loads((suite.data / "run" / "ports.json").read_text()), free_port()
+        addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in ("blob", "index", "renderer", "workflow")}
+        own = {"GANTRY_PORT": str(self.port), "GANTRY_NATS_URL": f"nats://127.0.0.1:{ports['nats']}"}
+        self._environment = suite.environment() | addresses | own
+        self._log = suite.directory / f"gateway-{self.port}.log"
+        self.origin = f"http://127.0.0.1:{self.port}"
+        self.url = self.origin + suite.settings.get("GANTRY_BASE_PATH", "/dicom-web")
+        """The DICOMweb root."""
+        self.client = DicomWeb(self.url, self.origin)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *prefix: str) -> None:
+        """Start it, without waiting; `prefix` is a command that runs the one that follows."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "gantry_gateway.main"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until it is well, as /healthz/ready says."""
+        end = time.monotonic() + 30
+        while not self._is_ready():
+            assert time.monotonic() < end, self._log.read_text()
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx.HTTPError):
+            return self.client.get(f"{self.origin}/healthz/ready").status_code == 200
+        return False
+
+    def kill(self) -> None:
+        """Kill it as a crash would, and wait until it is gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """Stop it in order; return its exit status."""
+        assert self.process is not None
+        self.client.http.close()
+        self.process.terminate()
+        return self.process.wait(20)
+
+
+@contextmanager
+def another_gateway(suite: Suite, *prefix: str) -> Iterator[AnotherGateway]:
+    """Run another gateway beside the suite's own; `prefix` is a command that runs the one that follows."""
+    gateway = AnotherGateway(suite)
+    gateway.start(*prefix)
+    try:
+        gateway.wait_ready()
+        yield gateway
+    finally:
+        assert gateway.stop() == 0

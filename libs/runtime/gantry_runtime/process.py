@@ -9,10 +9,11 @@ import ctypes
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,6 +102,15 @@ def tune_collector() -> None:
     gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
+def raise_file_limit() -> int:
+    """Let this process open as many files and connections as it may, and return how many; a shell starts programs with 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where the system has a lower limit of its own (macOS), it stays as it is.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def run(
     name: str, cls: type[S], opens: Callable[[Process, S], Coroutine[Any, Any, None]], environment: Mapping[str, str] = os.environ
 ) -> int:
@@ -121,6 +131,7 @@ def run(
         return 2
     logs.configure(name, configured.log_level)
     tune_allocator()
+    raise_file_limit()
     return uvloop.run(_main(name, configured, opens))
 
 

@@ -159,6 +159,10 @@ class Hub:
                 except errors.GantryError as error:
                     log.debug("catching up interrupted", extra={"reason": error.message})
                     await asyncio.sleep(RETRY_S)
+                except Exception:
+                    # The peer sees an open connection: whatever it was, it must not stay silent.
+                    log.exception("catching up interrupted")
+                    await asyncio.sleep(RETRY_S)
 
     async def note(self) -> None:
         """Note what was delivered, again and again."""

@@ -6,7 +6,7 @@ comparison, or hears nothing, looks whether its own change is on the stream befo
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -128,20 +128,33 @@ class Workitems:
 
     async def _change(self, subject: str, cls: type[M], decide: Callable[[M | None, int], tuple[M | None, T]], is_new: bool = False) -> T:
         change_id = random_hex(16)
+        tried: tuple[M, int, T] | None = None
         try:
             async with self._turn(subject), asyncio.timeout(CHANGE_S):
-                if (kept := self._written.pop(subject)) is not None:
-                    with suppress(errors.GantryError):
-                        made, result = decide(cls.FromString(kept[0]), kept[1])
-                        if made is not None and await self._write(subject, made, kept[1], change_id):
-                            return result
+                kept = self._written.pop(subject)
+                state: M | None
                 for attempt in range(ATTEMPTS):
-                    state, sequence = (None, 0) if is_new and attempt == 0 and kept is None else await self._last(subject, cls)
-                    made, result = decide(state, sequence)
-                    if made is None:
+                    if kept is not None:
+                        state, sequence = cls.FromString(kept[0]), kept[1]
+                    else:
+                        state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
+                    is_current, kept = kept is None, None
+                    if tried and tried[1] != sequence and await self._is_written(subject, tried[0], tried[1]):
+                        # It was on its way while NATS came back: its own outcome must not refuse it.
+                        return tried[2]
+                    try:
+                        made, result = decide(state, sequence)
+                    except errors.GantryError:
+                        if is_current:
+                            raise
+                        continue
+                    if made is None and is_current:
                         return result
+                    if made is None:
+                        continue
                     if await self._write(subject, made, sequence, change_id):
                         return result
+                    tried = made, sequence, result
         except TimeoutError:
             raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
         raise errors.Overloaded(f"{subject.split('.', 1)[0]} is changed by too many at once")

@@ -84,6 +84,23 @@ async def test_a_subscriber_that_was_away_gets_what_it_missed_in_order(http: Htt
     assert [report["00741002"]["Value"][0]["00741004"]["Value"] for report in reports] == [[str(p)] for p in range(20)]
 
 
+async def test_a_failure_while_catching_up_does_not_silence_an_open_connection(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = await http.create()
+    url = await http.subscribe(item, "FAILS")
+    hub, failures = http.gateway.parts["notifications"], iter([RuntimeError("the transport is gone")])
+    catch_up = hub._catch_up
+
+    async def failing(connection: object) -> None:
+        for failure in failures:
+            raise failure
+        await catch_up(connection)
+
+    monkeypatch.setattr(hub, "_catch_up", failing)
+    async with connect(url) as socket:
+        assert await summaries(socket, 1) == [(item, 1, "SCHEDULED")]
+    assert list(failures) == []
+
+
 async def test_what_a_pong_confirmed_is_not_sent_again_and_what_it_did_not_is_with_the_same_message_id(
     http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:

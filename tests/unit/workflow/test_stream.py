@@ -165,6 +165,57 @@ async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twi
             assert last - first == 1
 
 
+class Delays:
+    """JetStream whose first publish is not answered, and arrives when the next last state is asked for: NATS came back in between."""
+
+    def __init__(self, js: Any) -> None:
+        self._js = js
+        self._delayed: list[Any] = []
+        self.was_delayed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._js, name)
+
+    async def publish(self, *arguments: Any, **options: Any) -> Any:
+        if self.was_delayed:
+            return await self._js.publish(*arguments, **options)
+        self.was_delayed = True
+        self._delayed.append((arguments, options))
+        raise TimeoutError
+
+    async def get_last_msg(self, *arguments: Any, **options: Any) -> Any:
+        while self._delayed:
+            given, more = self._delayed.pop()
+            await self._js.publish(*given, **more)
+        return await self._js.get_last_msg(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", ["create", "claim", "cancel"])
+async def test_a_change_that_arrives_while_it_is_tried_again_is_not_taken_for_another_s(suite: Worklist, kind: str) -> None:
+    async with suite.workflow() as workflow, events.connected(suite.nats.url, "test") as client:
+        item, js = uid(), Delays(client.jetstream())
+        delayed = Workitems(js)  # type: ignore[arg-type]
+        if kind == "create":
+            decision = await delayed.change(item, lambda found, _: workitem.create(found, item, template(), False), "create", is_new=True)
+            wanted = "SCHEDULED"
+        else:
+            await create(workflow, item)
+            wanted = "IN PROGRESS"
+            request = workitem.StateRequest(wanted, "2.25.1")
+            if kind == "cancel":
+                assert await change(workflow, item, wanted, "2.25.1") == ""
+                wanted = "CANCELED"
+                request = workitem.StateRequest(wanted, "2.25.1")
+            decision = await delayed.change(item, lambda found, _: workitem.change_state(found, item, request), "state")
+        assert js.was_delayed
+        assert decision.state is not None
+        assert decision.state.procedure_step_state == wanted
+        assert not decision.warnings
+        found, _ = await delayed.read(item)
+        assert found is not None
+        assert found.change_id == decision.state.change_id
+
+
 async def test_nats_killed_in_the_middle_of_changes_loses_none_that_was_answered(suite: Worklist) -> None:
     async with suite.workflow() as workflow:
         await subscribe(workflow, GLOBAL, "AE1")
