@@ -79,7 +79,10 @@ class IndexEdge(IndexServiceServicer):
         """Return the metadata of a scope."""
         async for fragments in self._store.fragments(scope_of(request.scope)):
             for part in _bounded(fragments):
-                yield index_pb2.GetMetadataResponse(fragments=[_fragment(one) for one in part])
+                answer = index_pb2.GetMetadataResponse()
+                for one in part:
+                    _add_fragment(answer, one)
+                yield answer
 
     async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
         """Announce the deletion, and wait until it is applied and its decision durable."""
@@ -310,10 +313,8 @@ def _bounded(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
     return parts
 
 
-def _fragment(fragment: Fragment) -> index_pb2.MetadataFragment:
-    answer = index_pb2.MetadataFragment(
-        dicom_json=fragment.dicom_json, sop_instance_uid=fragment.sop_instance_uid, version=fragment.version
-    )
+def _add_fragment(answer: index_pb2.GetMetadataResponse, fragment: Fragment) -> None:
+    """Put a fragment into its place; a message that is made apart is copied when it is put into another one."""
+    added = answer.fragments.add(dicom_json=fragment.dicom_json, sop_instance_uid=fragment.sop_instance_uid, version=fragment.version)
     if fragment.location:
-        answer.location.CopyFrom(Location.FromString(fragment.location))
-    return answer
+        added.location.MergeFromString(fragment.location)

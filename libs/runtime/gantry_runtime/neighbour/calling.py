@@ -78,7 +78,7 @@ class _Client(Wire):
 class _Unary:
     """A call with one request and one answer; `future` has the answer."""
 
-    def __init__(self, deserialize: Callable[[bytes], Any]) -> None:
+    def __init__(self, deserialize: Callable[[Bytes], Any]) -> None:
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._deserialize = deserialize
         self._timer: asyncio.TimerHandle | None = None
@@ -102,7 +102,7 @@ class _Unary:
             if payload is None:
                 self.future.set_exception(error_of(ending))
             else:
-                self.future.set_result(self._deserialize(bytes(payload)))
+                self.future.set_result(self._deserialize(payload))
         except Exception as error:
             self.future.set_exception(error)
 
@@ -116,7 +116,7 @@ class _Unary:
 class Stream:
     """A call with a stream of requests, of answers, or of both; what our code uses of grpc.aio's calls."""
 
-    def __init__(self, deserialize: Callable[[bytes], Any], serialize: Callable[[Any], bytes] | None) -> None:
+    def __init__(self, deserialize: Callable[[Bytes], Any], serialize: Callable[[Any], bytes] | None) -> None:
         self._deserialize = deserialize
         self._serialize = serialize
         self._timer: asyncio.TimerHandle | None = None
@@ -221,7 +221,7 @@ class Stream:
         await self.wait_for_connection()
         message = await self._in.take() if self._in is not None else None
         if message is not None:
-            return self._deserialize(bytes(message))
+            return self._deserialize(message)
         self._fail()
         return grpc.aio.EOF
 

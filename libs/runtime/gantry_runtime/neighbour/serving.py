@@ -142,12 +142,12 @@ class _Serving(Wire):
     def _argument(self, number: int, name: str, handler: Any, payload: memoryview) -> Any:
         if handler.request_streaming:
             return _requests(self._in[number], handler.request_deserializer)
-        return payload if name in self._services.as_bytes else handler.request_deserializer(bytes(payload))
+        return payload if name in self._services.as_bytes else handler.request_deserializer(payload)
 
 
-async def _requests(flow: Inflow, deserialize: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+async def _requests(flow: Inflow, deserialize: Callable[[Bytes], Any]) -> AsyncIterator[Any]:
     while (message := await flow.take()) is not None:
-        yield deserialize(bytes(message))
+        yield deserialize(message)
 
 
 @asynccontextmanager
