@@ -187,3 +187,21 @@ async def test_more_series_than_are_kept_are_counted_right(store: SqliteStore, m
     counts = [orjson.loads(row.replace(b"\0", b""))["00201209"]["Value"] for row in (await store.search(query)).rows]
     assert counts == [[3], [3], [3], [3]]
     assert await found(store, InstanceNumber="7") == [7]
+
+
+async def test_a_database_keeps_the_pages_with_which_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page_bytes(store: SqliteStore) -> int:
+        with sqlite3.connect(store._database.path) as connection:
+            return int(connection.execute("PRAGMA page_size").fetchone()[0])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_store, "PRAGMAS", sqlite_store.PRAGMAS[1:])
+        older = SqliteStore(tmp_path / "older")
+        await apply(older, put(1))
+        await older.close()
+    older, new = SqliteStore(tmp_path / "older"), SqliteStore(tmp_path / "new")
+    await apply(older, put(2))
+    assert (page_bytes(older), page_bytes(new)) == (4096, sqlite_store.PAGE_BYTES)
+    assert await found(older, ImageType="ORIGINAL") == [1, 2]
+    await older.close()
+    await new.close()
