@@ -16,7 +16,20 @@ from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
 from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
-from gantry_index.store import Batch, Dead, IndexStore, Move, PoisonEvent, Put, Remove, Scope, WorkitemDocument, WorkitemStore
+from gantry_index.store import (
+    Batch,
+    Dead,
+    IndexStore,
+    Move,
+    Place,
+    PoisonEvent,
+    Present,
+    Put,
+    Remove,
+    Scope,
+    WorkitemDocument,
+    WorkitemStore,
+)
 from gantry_index.summary import workitem_terms
 from gantry_standard import errors
 from gantry_standard.levels import Level
@@ -146,6 +159,50 @@ async def test_what_was_applied_is_seen_by_the_next_read(store: IndexStore) -> N
     assert (present["1.1"].version, present["1.1"].place, present["1.1"].deleted) == (1, ("packs/a", 1), False)
     assert [record.version for record in await records(store, Scope(STUDY))] == [1]
     assert await uids(store) == [STUDY]
+
+
+async def test_a_batch_is_decided_on_what_is_known_and_applied(store: IndexStore) -> None:
+    refused = Dead(Decision.KIND_REFUSED, 1000, "packs/a")
+    await store.apply(batch(1, put("1.1", 1), dead={("packs/a", 9): refused}))
+    given: list[object] = []
+
+    def decide(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch:
+        given.extend([{uid: one.version for uid, one in present.items()}, dict(dead)])
+        return batch(2, put("1.1", 2, PatientID="P2"), put("1.2", 2, PatientID="P2"), seen={"1.1": 1, "1.2": 0})
+
+    assert await store.decided(["1.1", "1.2"], [("packs/a", 9), ("packs/a", 8)], decide)
+    assert given == [{"1.1": 1}, {("packs/a", 9): refused}]
+    assert sorted(record.version for record in await records(store, Scope(STUDY))) == [2, 2]
+    assert [value(row, "NumberOfStudyRelatedInstances") for row in await found(store, PatientID="P2")] == [2]
+    assert await store.cursor("all") == 2
+
+
+async def test_nothing_is_applied_where_nothing_is_decided_yet_or_deciding_fails(store: IndexStore) -> None:
+    def fail(present: object, dead: object) -> Batch:
+        raise ValueError("not decided")
+
+    assert not await store.decided(["1.1"], [], lambda present, dead: None)
+    with pytest.raises(ValueError, match="not decided"):
+        await store.decided(["1.1"], [], fail)
+    assert ((await store.present(["1.1"], []))[0], await store.cursor("all")) == ({}, 0)
+    assert await store.decided([], [], lambda present, dead: batch(1, put("1.1", 1)))
+    assert await uids(store) == [STUDY]
+
+
+async def test_studies_and_series_are_right_when_instances_of_several_take_turns(store: IndexStore) -> None:
+    for number in range(1, 13):
+        study, series = f"1.2.{number % 2}", f"1.2.{number % 2}.{number % 3}"
+        one = put(f"1.{20 - number}", number, study=study, series=series, PatientID=f"P{20 - number}", SeriesNumber=number % 3)
+        await store.apply(batch(number, one))
+    for name in ("0", "1"):
+        (row,) = await found(store, StudyInstanceUID=f"1.2.{name}")
+        least = min(f"1.{20 - number}" for number in range(1, 13) if number % 2 == int(name))
+        assert (value(row, "PatientID"), value(row, "NumberOfStudyRelatedInstances")) == (f"P{least[2:]}", 6)
+        assert value(row, "NumberOfStudyRelatedSeries") == 3
+        assert await uids(store, PatientID=f"P{least[2:]}") == [f"1.2.{name}"]
+        assert await uids(store, NumberOfStudyRelatedInstances="5") == []
+    await store.apply(batch(13, Remove(put("1.18", 2, study="1.2.0", series="1.2.0.2").stored, 13)))
+    assert await uids(store, NumberOfStudyRelatedInstances="5") == ["1.2.0"]
 
 
 async def test_dead_places_are_known_with_their_kind(store: IndexStore) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gantry_blob.s3_store import S3Store
 from gantry_blob.store import StoreRules
 from gantry_runtime import events, rpc, rpc_errors
 from gantry_runtime.store_messages import SERIALISED
+from gantry_runtime.threads import Threads
 
 PART_BYTES = 5 << 20
 
@@ -126,7 +126,7 @@ async def running_blob(
     """Serve a store over gRPC; its announcer is there but does not run."""
     index = KnownPacks()
     async with contextlib.AsyncExitStack() as stack:
-        pools = Pools(*(stack.enter_context(ThreadPoolExecutor(most)) for most in (16, 8, 4)))
+        pools = Pools(*(stack.enter_context(Threads(most, "test")) for most in (16, 8, 4)))
         client, connected = await stack.enter_async_context(events.connecting(nats_url, "test-blob"))
         await connected
         await events.ensure_stream(client.jetstream(), events.STORE)

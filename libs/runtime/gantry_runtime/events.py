@@ -5,6 +5,7 @@ UIDs come last in subjects (they contain dots); AE titles are hex.
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import sys
@@ -287,7 +288,13 @@ async def ensure_stream(
             )
 
 
-async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = 5) -> int:
+PUBLISH_S = 5.0
+"""Seconds within which the server says that a fact is on disk."""
+
+
+async def publish(
+    js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = PUBLISH_S
+) -> int:
     """Publish a fact and wait until it is on disk.
 
     Args:
@@ -300,8 +307,15 @@ async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict
         errors.Conflict: an expected sequence is not the last (err_code 10071).
         errors.Unavailable: no stream, or no answer in time; the fact may or may not be there.
     """
-    try:
+    with _publishing():
         return (await js.publish(subject, data, timeout=timeout_s, headers=headers)).seq
+
+
+@contextmanager
+def _publishing() -> Iterator[None]:
+    """Translate what a publication may raise."""
+    try:
+        yield
     except nats.js.errors.APIError as error:
         if error.err_code == 10071:
             raise errors.Conflict("the expected sequence is not the last") from error
@@ -310,8 +324,21 @@ async def publish(js: JetStreamContext, subject: str, data: bytes, headers: dict
         raise errors.Unavailable("NATS does not answer") from error
 
 
+def _delivered(m: Msg) -> tuple[int, int, float]:
+    """Return the sequences of a message that a consumer delivered, in the stream and in the consumer, and when it was stored, seconds
+    since 1970.
+
+    They stand in its reply subject: $JS.ACK, domain and account (or neither), stream, consumer, deliveries, both sequences, time in ns,
+    and more. nats-py makes five objects of them.
+    """
+    tokens = m.reply.split(".", 10)
+    at = 5 if len(tokens) == 9 else 7
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2]) / 1e9
+
+
 def _message(m: Msg) -> Message:
-    return Message(m.metadata.sequence.stream, m.subject, m.headers or {}, m.data, m.metadata.timestamp.timestamp())
+    sequence, _, time_s = _delivered(m)
+    return Message(sequence, m.subject, m.headers or {}, m.data, time_s)
 
 
 async def read_from(
@@ -380,12 +407,26 @@ class _Pulled:
         self._open = 0
         self._delivered = 0
         self._waiting: list[Msg] = []
-        self._arrived = asyncio.Event()
+        self._arrived: asyncio.Future[None] | None = None
 
     async def arrive(self, message: Msg) -> None:
         """Take a message of the server."""
         self._waiting.append(message)
-        self._arrived.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def _wait(self) -> None:
+        """Return when a message came, or none within `wait_s` and half of it. An asyncio.timeout costs five times as much."""
+        loop = asyncio.get_running_loop()
+        self._arrived = loop.create_future()
+        timer = loop.call_later(self._wait_s * 1.5, self._wake)
+        try:
+            await self._arrived
+        finally:
+            timer.cancel()
 
     async def take(self) -> list[Msg]:
         """Return what is there, or else the next that comes within `wait_s`; none where none came.
@@ -397,13 +438,10 @@ class _Pulled:
             self._open = self._batch
             await self._client.publish(self._subject, self._request, self._inbox)
         if not self._waiting:
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(self._wait_s * 1.5):
-                    await self._arrived.wait()
-            except TimeoutError:
-                self._open = 0
-                return []
+            await self._wait()
+        if not self._waiting:
+            self._open = 0
+            return []
         taken, self._waiting = self._waiting, []
         return [message for message in taken if self._is_of_stream(message)]
 
@@ -416,7 +454,7 @@ class _Pulled:
             return False
         self._open -= 1
         self._delivered += 1
-        if message.metadata.sequence.consumer != self._delivered:
+        if _delivered(message)[1] != self._delivered:
             raise nats.errors.Error("a message was lost on the way")
         return True
 
@@ -436,11 +474,17 @@ async def _pulling(js: JetStreamContext, stream: str, consumer: str, batch: int,
 
 
 class Publisher:
-    """Publishes facts through a client that may not be connected yet (`connecting`)."""
+    """Publishes facts through a client that may not be connected yet (`connecting`).
+
+    It does what nats-py's `publish` of JetStream does, with an inbox of its own and less around it: half the time of the event loop.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._js = client.jetstream()
+        self._numbers = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Msg | None]] = {}
+        self._inbox = ""
+        self._opening = asyncio.Lock()
 
     @property
     def is_connected(self) -> bool:
@@ -455,7 +499,44 @@ class Publisher:
         """
         if not (self._client.is_connected or self._client.is_reconnecting):
             raise errors.Unavailable("NATS is not connected")
-        return await publish(self._js, subject, data, {"Nats-Msg-Id": message_id})
+        with _publishing():
+            answer = await self._acknowledged(subject, data, {"Nats-Msg-Id": message_id})
+        if answer is None or (answer.headers and answer.headers.get("Status")):  # 503: there is no stream
+            raise errors.Unavailable("NATS does not answer")
+        told = json.loads(answer.data)
+        with _publishing():
+            if "error" in told:
+                raise nats.js.errors.APIError.from_error(told["error"])
+        return int(told["seq"])
+
+    async def _acknowledged(self, subject: str, data: bytes, headers: dict[str, str]) -> Msg | None:
+        """Publish and return the server's answer, None where none came within PUBLISH_S."""
+        async with self._opening:
+            if not self._inbox:
+                inbox = self._client.new_inbox()
+                await self._client.subscribe(f"{inbox}.*", cb=self._arrive)
+                self._inbox = inbox
+        loop = asyncio.get_running_loop()
+        token = str(next(self._numbers))
+        future: asyncio.Future[Msg | None] = loop.create_future()
+        self._waiting[token] = future
+        timer = loop.call_later(PUBLISH_S, _resolve, future, None)
+        try:
+            await self._client.publish(subject, data, f"{self._inbox}.{token}", headers)
+            return await future
+        finally:
+            timer.cancel()
+            del self._waiting[token]
+
+    async def _arrive(self, message: Msg) -> None:
+        """Take an answer; one that nobody waits for any more is dropped."""
+        if (future := self._waiting.get(message.subject.rpartition(".")[2])) is not None:
+            _resolve(future, message)
+
+
+def _resolve(future: "asyncio.Future[Msg | None]", answer: Msg | None) -> None:
+    if not future.done():
+        future.set_result(answer)
 
 
 async def stream_state(js: JetStreamContext, stream: Stream) -> tuple[int, int]:

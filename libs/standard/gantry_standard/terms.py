@@ -189,15 +189,35 @@ def _remembered(vr: str, text: str) -> str:
     return normalise(vr, text)
 
 
-def derive(dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset(), *, with_texts: bool = False) -> Terms:
+class _Known(NamedTuple):
+    """What an attribute at the root came to: its terms, of items numbered after `before`, and how many items it has."""
+
+    element: Mapping[str, Any]
+    terms: list[Term]
+    before: int
+    items: int
+
+
+Memory = dict[str, _Known]
+"""What `derive` found in a data set, by path. Of the next one of the same series most is the same and need not be derived again."""
+
+
+def derive(
+    dataset: Mapping[str, Any], leave_out: frozenset[str] = frozenset(), *, with_texts: bool = False, memory: Memory | None = None
+) -> Terms:
     """Return the terms of a data set in the DICOM JSON model.
 
     Args:
         leave_out: tags at the root that are indexed elsewhere.
         with_texts: LT, ST and UT too, as for workitems: issuers are named in UT.
+        memory: of data sets before, derived with the same `leave_out` and `with_texts`; it takes over what this one has. It holds on to
+            elements of `dataset`, which must not be changed.
     """
     deriving = _Deriving(NOT_INDEXED - TEXTS if with_texts else NOT_INDEXED)
-    deriving.dataset(dataset, "", 0, 0, leave_out | COMPUTED, 0)
+    if memory is None:
+        deriving.dataset(dataset, "", 0, 0, leave_out | COMPUTED, 0)
+    else:
+        deriving.remembering(dataset, leave_out | COMPUTED, memory)
     return deriving.found
 
 
@@ -210,6 +230,29 @@ class _Deriving:
         self._items = 0
         self._seen: set[tuple[str, str]] | None = None
 
+    def remembering(self, dataset: Mapping[str, Any], leave_out: frozenset[str], memory: Memory) -> None:
+        """Add the terms of a data set at the root, those of elements that are as they were from `memory`."""
+        found = self.found.terms
+        for tag, element in dataset.items():
+            if tag in leave_out or not element.get("Value"):
+                continue
+            path = tag if tag[3] not in ODD else _private(dataset, tag)
+            known = memory.get(path)
+            if (
+                known is not None
+                and known.element == element
+                and (known.before == self._items or not known.items)
+                and len(found) + len(known.terms) <= MAXIMUM_TERMS
+            ):
+                found += known.terms
+                self._items += known.items
+                continue
+            begin, before, left_out = len(found), self._items, self.found.left_out.total()
+            self._element(dataset, tag, element, path, "", 0, 0, 0)
+            # A date taken together with its time depends on two elements; what was left out is to be counted each time.
+            if tag not in DATE_TIME_PAIRS and self.found.left_out.total() == left_out:
+                memory[path] = _Known(element, found[begin:], before, self._items - before)
+
     def dataset(self, dataset: Mapping[str, Any], prefix: str, item: int, root: int, leave_out: frozenset[str], depth: int) -> None:
         """Add the terms of a data set or item, whose place is `prefix`, `item` and `root`."""
         for tag, element in dataset.items():
@@ -217,19 +260,25 @@ class _Deriving:
             if not values or tag in leave_out:
                 continue
             path = prefix + (tag if tag[3] not in ODD else _private(dataset, tag))
-            vr = element["vr"]
-            if vr == "SQ":
-                if depth < MAXIMUM_DEPTH:
-                    self._sequence(tag, values, path + ".", root, depth)
-            elif vr not in self._not_indexed:
-                if len(values) == 1 and not isinstance(values[0], dict):
-                    if normal := self._normal(vr, values[0]):
-                        self._add(path, normal, item, root)
-                else:
-                    for value in self._values(vr, values):
-                        self._add(path, value, item, root)
-                if tag in DATE_TIME_PAIRS and (both := _combined(dataset, tag)):
-                    self._add(prefix + combined(tag), both, item, root)
+            self._element(dataset, tag, element, path, prefix, item, root, depth)
+
+    def _element(
+        self, dataset: Mapping[str, Any], tag: str, element: Mapping[str, Any], path: str, prefix: str, item: int, root: int, depth: int
+    ) -> None:
+        """Add the terms of one element of a data set, which has values."""
+        vr, values = element["vr"], element["Value"]
+        if vr == "SQ":
+            if depth < MAXIMUM_DEPTH:
+                self._sequence(tag, values, path + ".", root, depth)
+        elif vr not in self._not_indexed:
+            if len(values) == 1 and not isinstance(values[0], dict):
+                if normal := self._normal(vr, values[0]):
+                    self._add(path, normal, item, root)
+            else:
+                for value in self._values(vr, values):
+                    self._add(path, value, item, root)
+            if tag in DATE_TIME_PAIRS and (both := _combined(dataset, tag)):
+                self._add(prefix + combined(tag), both, item, root)
 
     def _sequence(self, tag: str, items: list[Any], prefix: str, root: int, depth: int) -> None:
         outside = self._seen

@@ -12,7 +12,6 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from gantry_blob.object_store import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
 from gantry_runtime import rpc_errors
 from gantry_runtime.events import Publisher
+from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Announcer:
         store: ObjectStore,
         publisher: Publisher,
         index: "IndexServiceAsyncStub",
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         times: AnnouncerTimes = AnnouncerTimes(),
     ) -> None:
         self._store = store

@@ -68,7 +68,9 @@ class _Round:
     """One fsync of a directory, for all that wait for it."""
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.running = threading.Lock()
+        """Held by the thread that leads until its fsync has ended. An Event costs ten times as much."""
+        self.running.acquire()
         self.error: OSError | None = None
 
 
@@ -104,11 +106,13 @@ class DirectorySync:
                 except OSError as error:
                     mine.error = error
                 finally:
-                    mine.done.set()
+                    mine.running.release()
             with self._lock:
                 if directory not in self._next and not turn.locked():
                     self._turn.pop(directory, None)
-        mine.done.wait()
+        else:
+            with mine.running:
+                pass
         if mine.error is not None:
             raise OSError(mine.error.errno, mine.error.strerror)
 

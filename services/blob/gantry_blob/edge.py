@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +18,7 @@ from gantry_blob.store import StoreRules, Upload, UploadMessage
 from gantry_blob.threads import in_thread, pieces_in_threads
 from gantry_blob.verify import verify_pack
 from gantry_runtime.store_messages import taken_apart
+from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,9 @@ Messages = AsyncIterator[blob_pb2.StoreInstancesRequest]
 class Pools:
     """Threads for the store's blocking calls; uploads never wait for reads."""
 
-    uploads: ThreadPoolExecutor
-    reads: ThreadPoolExecutor
-    others: ThreadPoolExecutor
+    uploads: Threads
+    reads: Threads
+    others: Threads
 
 
 class Gate:

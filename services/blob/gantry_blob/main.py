@@ -6,7 +6,6 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from gantry.blob.v1.blob_pb2_grpc import add_BlobServiceServicer_to_server
@@ -24,6 +23,7 @@ from gantry_blob.threads import in_thread
 from gantry_runtime import events, rpc, telemetry
 from gantry_runtime.process import Process, run
 from gantry_runtime.store_messages import SERIALISED
+from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from gantry_standard.limits import Limits
 
@@ -54,9 +54,9 @@ def _store(settings: BlobSettings) -> Iterator[ObjectStore]:
 @contextmanager
 def _pools(settings: BlobSettings) -> Iterator[Pools]:
     with (
-        ThreadPoolExecutor(settings.concurrent_uploads, "upload") as uploads,
-        ThreadPoolExecutor(settings.blob_read_threads, "read") as reads,
-        ThreadPoolExecutor(8, "other") as others,
+        Threads(settings.concurrent_uploads, "upload") as uploads,
+        Threads(settings.blob_read_threads, "read") as reads,
+        Threads(8, "other") as others,
     ):
         yield Pools(uploads, reads, others)
 

@@ -12,10 +12,12 @@ from its tail: its last 64 KiB mostly hold all of the trailer. Without a footer 
 """
 
 import hashlib
+import random
 import secrets
 import struct
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -32,8 +34,12 @@ COPY_SUFFIX = ".copy.pack"
 MAGIC = b"GNTPACK\x01"
 FOOTER = struct.Struct("<Q32s8s")
 TAIL_BYTES = 64 << 10
+DAY_S = 86_400
 INLINE_JSON_BYTES = 64 << 10
 """DICOM JSON up to this rides in the trailer."""
+
+_RANDOM = random.Random(secrets.token_bytes(64))
+"""Of this process alone. Keys are no secrets; asking the system each time gives the interpreter lock away."""
 
 _INSTANCES = blob_pb2.PackTrailer.DESCRIPTOR.fields_by_name["instances"].number
 
@@ -49,7 +55,7 @@ class PackLimits:
 
 def new_key(suffix: str = SUFFIX) -> str:
     """Return a key that nobody else has, and that sorts by time (UTC, microseconds)."""
-    return f"{_key_at(time.time())}-{secrets.token_hex(8)}{suffix}"
+    return f"{_key_at(time.time())}-{_RANDOM.getrandbits(64):016x}{suffix}"
 
 
 def time_of(key: str) -> float:
@@ -66,7 +72,12 @@ def key_before(age_s: float) -> str:
 
 
 def _key_at(at: float) -> str:
-    return f"{PREFIX}{time.strftime('%Y/%m/%d', time.gmtime(at))}/{int(at * 1e6):014x}"
+    return f"{PREFIX}{_day(int(at // DAY_S))}/{int(at * 1e6):014x}"
+
+
+@lru_cache(8)
+def _day(number: int) -> str:
+    return time.strftime("%Y/%m/%d", time.gmtime(number * DAY_S))
 
 
 class PackWriter:

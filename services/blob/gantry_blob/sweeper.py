@@ -19,7 +19,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from gantry_blob.pack_copy import copy_instance, name_of
 from gantry_blob.threads import in_thread
 from gantry_runtime import rpc_errors, telemetry
 from gantry_runtime.events import SUBJECTS, Publisher, partition_of
+from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Sweeper:
         announcer: Announcer,
         publisher: Publisher,
         index: "IndexServiceAsyncStub",
-        pool: ThreadPoolExecutor,
+        pool: Threads,
         times: SweeperTimes = SweeperTimes(),
         now: Callable[[], float] = time.time,
     ) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from gantry_runtime.threads import Threads
 
 T = TypeVar("T")
 
@@ -12,9 +13,9 @@ BATCH_BYTES = 2 << 20
 """What one visit to a thread brings back at most, plus one piece."""
 
 
-async def in_thread(pool: ThreadPoolExecutor, call: Callable[..., T], *args: object) -> T:
+async def in_thread(pool: Threads, call: Callable[..., T], *args: object) -> T:
     """Run a blocking call; when the caller is cancelled, the call ends by itself."""
-    return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+    return await pool.run(call, *args)
 
 
 class _Batches:
@@ -44,14 +45,14 @@ class _Batches:
                 close()
 
 
-async def pieces_in_threads(pool: ThreadPoolExecutor, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def pieces_in_threads(pool: Threads, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the pieces of a blocking iterator; the next batch is read while the last one is sent."""
     batches = _Batches(pieces)
     following: asyncio.Future[tuple[list[bytes], bool]] | None = None
     try:
         batch, more = await in_thread(pool, batches.take)
         while batch:
-            following = asyncio.get_running_loop().run_in_executor(pool, batches.take) if more else None
+            following = pool.run(batches.take) if more else None
             for piece in batch:
                 yield piece
             if following is None:

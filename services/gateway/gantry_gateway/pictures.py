@@ -6,7 +6,7 @@ to it, and nothing else of the request.
 Source: PS3.18 §10.5.2 (Table 10.5.2-1).
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from gantry.blob.v1 import blob_pb2
@@ -42,6 +42,11 @@ async def transformed(request: Request, events: AsyncIterator[Event], part_type:
                 yield made
         else:
             yield event
+
+
+def has_picture(events: Iterable[Event], part_type: str) -> bool:
+    """Say whether one of these events begins a picture that must be transformed."""
+    return any(type(event) is PartBegin and _media_type(event, part_type) in TRANSFORMED for event in events)
 
 
 def _media_type(event: PartBegin, part_type: str) -> str:

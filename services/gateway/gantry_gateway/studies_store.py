@@ -9,7 +9,7 @@ Source: PS3.18 §10.5, Annex I.
 
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 import orjson
@@ -18,7 +18,7 @@ from starlette.responses import Response
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_gateway import retrieval, urls, xml_parts
-from gantry_gateway.pictures import TRANSFORMED, transformed
+from gantry_gateway.pictures import TRANSFORMED, has_picture, transformed
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.upload import Outcomes, Upload
@@ -63,9 +63,7 @@ async def store(request: Request) -> Response:
         start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, study_instance_uid=study, request_uri=uri)
         upload = Upload(request, start, part_type)
         try:
-            async with aclosing(transformed(request, part_events(request, boundary), part_type)) as events:
-                async for event in events:
-                    await upload.take(event)
+            await _take_payload(request, boundary, part_type, upload)
             results = await upload.finish()
         finally:
             await upload.close()
@@ -75,6 +73,26 @@ async def store(request: Request) -> Response:
             if outcomes.by_part.get(result.part_number) == events_pb2.OUTCOME_REPLACED:
                 retrieval.of(request).records.changed(result.study_instance_uid)
     return respond(request, results, outcomes.by_part)
+
+
+async def _take_payload(request: Request, boundary: str | None, part_type: str, upload: Upload) -> None:
+    """Pass the payload on as it comes; from the first picture on that must be transformed, by way of the renderer."""
+    async with aclosing(part_events(request, boundary)) as pieces:
+        async for events in pieces:
+            if not has_picture(events, part_type):
+                await upload.take(events)
+                continue
+            async with aclosing(transformed(request, _one_by_one(events, pieces), part_type)) as all_that_follows:
+                async for event in all_that_follows:
+                    await upload.take((event,))
+
+
+async def _one_by_one(events: Sequence[Event], pieces: AsyncIterator[Sequence[Event]]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+    async for following in pieces:
+        for event in following:
+            yield event
 
 
 def accepted_payload(request: Request) -> tuple[str | None, str]:
@@ -107,8 +125,8 @@ def accepted_payload(request: Request) -> tuple[str | None, str]:
     return parameters["boundary"], root
 
 
-async def part_events(request: Request, boundary: str | None) -> AsyncIterator[Event]:
-    """Yield the parts of the payload as they come, a single instance as one part.
+async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[Sequence[Event]]:
+    """Yield the parts of the payload as they come, what is in each piece of it together; a single instance as one part.
 
     Raises:
         errors.BadRequest: the payload is empty, has no part, is broken or not whole.
@@ -117,20 +135,19 @@ async def part_events(request: Request, boundary: str | None) -> AsyncIterator[E
     count = 0
     if boundary is None:
         async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
-            if not count:
-                yield PartBegin({"content-type": DICOM})
+            data = PartData(memoryview(chunk))
+            yield (data,) if count else (PartBegin({"content-type": DICOM}), data)
             count += 1
-            yield PartData(memoryview(chunk))
         if count:
-            yield PartEnd()
+            yield (PartEnd(),)
     else:
         reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
         is_empty = True
         async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             is_empty = False
-            for event in reader.feed(chunk):
-                count += isinstance(event, PartBegin)
-                yield event
+            events = reader.feed(chunk)
+            count += sum(type(event) is PartBegin for event in events)
+            yield events
         if not is_empty:
             reader.close()
     if not count:

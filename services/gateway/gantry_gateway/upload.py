@@ -5,7 +5,7 @@ Source: PS3.18 §10.5.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from gantry.blob.v1 import blob_pb2
@@ -53,24 +53,25 @@ class Upload:
         self._size = 0
         self._parts = 0
 
-    async def take(self, event: Event | blob_pb2.PartStart) -> None:
-        """Pass one event on; a PartStart begins a part that is not as the client sent it."""
-        match event:
-            case PartData(data):
-                await self._add(data)
-            case PartBegin(headers):
-                await self._begin(
-                    blob_pb2.PartStart(
-                        content_type=headers.get("content-type", "") or self._part_type,
-                        content_location=headers.get("content-location", ""),
+    async def take(self, events: Iterable[Event | blob_pb2.PartStart]) -> None:
+        """Pass events on; a PartStart begins a part that is not as the client sent it."""
+        for event in events:
+            match event:
+                case PartData(data):
+                    await self._add(data)
+                case PartBegin(headers):
+                    await self._begin(
+                        blob_pb2.PartStart(
+                            content_type=headers.get("content-type", "") or self._part_type,
+                            content_location=headers.get("content-location", ""),
+                        )
                     )
-                )
-            case blob_pb2.PartStart():
-                await self._begin(event)
-            case PartEnd():
-                await self._flush()
-            case End():
-                pass
+                case blob_pb2.PartStart():
+                    await self._begin(event)
+                case PartEnd():
+                    await self._flush()
+                case End():
+                    pass
 
     async def finish(self) -> list[blob_pb2.PartResult]:
         """Say that the request is whole, and return what became of its instances, in the order of their numbers."""
@@ -163,6 +164,8 @@ class Outcomes:
 
     async def wait_for(self, parts: set[int], timeout_s: float) -> None:
         """Wait until the outcome of all parts is there, or the time is over."""
+        if parts <= self.by_part.keys():
+            return
         try:
             async with asyncio.timeout(timeout_s):
                 while parts := parts - self.by_part.keys():

@@ -30,6 +30,7 @@ from gantry_index.store import (
     Change,
     Counts,
     Dead,
+    Decide,
     Fragment,
     IndexStore,
     Move,
@@ -376,6 +377,14 @@ class ElasticsearchStore:
         by_id = {_dead_id(place): place for place in places}
         dead = await self._cluster.get("meta", list(by_id))
         return found, {by_id[name]: _dead(doc["_source"]) for name, doc in dead.items()}
+
+    async def decided(self, sop_instance_uids: Sequence[str], places: Sequence[Place], decide: Decide) -> bool:
+        """See IndexStore."""
+        batch = decide(*await self.present(sop_instance_uids, places))
+        if batch is None:
+            return False
+        await self.apply(batch)
+        return True
 
     async def apply(self, batch: Batch) -> None:
         """See IndexStore."""

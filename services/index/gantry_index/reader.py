@@ -38,7 +38,7 @@ from gantry_index.decide import (
     decide,
     uploads_of,
 )
-from gantry_index.store import Batch, IndexStore, Place, PoisonEvent, Present, place_of
+from gantry_index.store import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
 from gantry_runtime import events, rpc_errors, telemetry
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
@@ -68,6 +68,9 @@ OUTCOME_NAMES = {
     events_pb2.OUTCOME_DUPLICATE: "duplicate",
     events_pb2.OUTCOME_REPLACED: "replaced",
 }
+# Labels are looked up once, not for each instance.
+_STORED = {outcome: telemetry.INSTANCES_STORED.labels(name) for outcome, name in OUTCOME_NAMES.items()}
+_STORE_EVENTS_APPLIED = telemetry.EVENTS_APPLIED.labels("store")
 
 
 class Poison(Exception):
@@ -138,21 +141,26 @@ class Reader:
     async def _apply(self, reader: str, messages: Sequence[events.Message]) -> None:
         batch = [await self._event(message) for message in messages]
         uploads = [upload for event in batch for upload in uploads_of(event)]
-        uids, places = dict.fromkeys(uid for uid, _ in uploads), dict.fromkeys(place for _, place in uploads)
-        present, dead = await self.store.present(list(uids), list(places))
-        batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
-        decisions = decide(batch, present, dead, self._on_duplicate)
-        await self._keep(decisions, messages[-1])
-        versions: dict[str, int] = {}
-        for known in present.values():
-            study = known.stored.study_instance_uid
-            versions[study] = max(versions.get(study, 0), known.version)
-        seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
+        uids, places = list(dict.fromkeys(uid for uid, _ in uploads)), list(dict.fromkeys(place for _, place in uploads))
         sequence = messages[-1].sequence
-        await self.store.apply(Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen))
+        decisions = Decisions()
+
+        def decide_at_once(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch | None:
+            nonlocal decisions
+            decisions = decide(batch, present, dead, self._on_duplicate)
+            # Decisions are kept before they are applied.
+            return None if decisions.dead else _batch(reader, sequence, decisions, present)
+
+        is_restoring = any(isinstance(event, RestoredEvent) for event in batch)
+        if is_restoring or not await self.store.decided(uids, places, decide_at_once):
+            present, dead = await self.store.present(uids, places)
+            batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
+            decisions = decide(batch, present, dead, self._on_duplicate)
+            await self._keep(decisions, messages[-1])
+            await self.store.apply(_batch(reader, sequence, decisions, present))
         self.applied = max(self.applied, sequence)
         await self._tell(decisions)
-        telemetry.EVENTS_APPLIED.labels("store").inc(len(batch))
+        _STORE_EVENTS_APPLIED.inc(len(batch))
 
     async def _event(self, message: events.Message) -> Event:
         sequence, time_s = message.sequence, int(message.time_s)
@@ -209,7 +217,7 @@ class Reader:
         for subject, outcomes in decisions.outcomes:
             await self._client.publish(subject, outcomes.SerializeToString())
             for outcome in outcomes.outcomes:
-                telemetry.INSTANCES_STORED.labels(OUTCOME_NAMES[outcome.outcome]).inc()
+                _STORED[outcome.outcome].inc()
         for study_instance_uid, uids in decisions.changed.items():
             for start in range(0, len(uids), 1000):
                 changed = RecordsChanged(study_instance_uid=study_instance_uid, sop_instance_uids=uids[start : start + 1000])
@@ -235,6 +243,16 @@ class Reader:
                 with suppress(Exception):
                     await self._client.publish(events.SUBJECTS["IndexLease"], lease)
             await asyncio.sleep(HEARTBEAT_S)
+
+
+def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present]) -> Batch:
+    """Return what decisions change, made on what was present."""
+    versions: dict[str, int] = {}
+    for known in present.values():
+        study = known.stored.study_instance_uid
+        versions[study] = max(versions.get(study, 0), known.version)
+    seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
+    return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen)
 
 
 async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:

@@ -19,8 +19,8 @@ import os
 import sqlite3
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -37,6 +37,7 @@ from gantry_index.store import (
     Batch,
     Counts,
     Dead,
+    Decide,
     Fragment,
     IndexStore,
     Move,
@@ -60,7 +61,6 @@ from gantry_index.summary import (
     StudySummary,
     computed_terms,
     decoded,
-    gathered_of,
     level_terms,
     sort_number,
     start_of,
@@ -68,6 +68,7 @@ from gantry_index.summary import (
     workitem_terms,
 )
 from gantry_runtime import telemetry
+from gantry_runtime.threads import Threads
 from gantry_standard import errors, terms
 from gantry_standard.levels import Level
 from gantry_standard.matching import MatchKey, Operation, Query, group_keys
@@ -81,9 +82,12 @@ FORMAT = "3"
 RECENT_TERMS = 16_384
 """Terms in `recent_terms` from which on they are moved: some 200 instances of CT, 0.2 ms of a search. A batch of more goes
 into `terms` at once, so that there are never twice as many."""
-CHECKPOINT_PAGES = 4000
+PAGE_BYTES = 8192
+"""Of a new database; one that is there keeps what it has. With 4,096 a batch changes more of them, at two calls of the system each."""
+CHECKPOINT_PAGES = 2000
 """Pages of the write-ahead log from which on they are copied into the database: 16 MB."""
 PRAGMAS = (
+    f"page_size={PAGE_BYTES}",
     "journal_mode=WAL",
     "synchronous=FULL",
     "cache_size=-65536",
@@ -93,6 +97,10 @@ PRAGMAS = (
 )
 LOOKED_UP = 4
 """Rows by their key that are read on the event loop."""
+KEPT_SUMMARIES = 64
+KEPT_MEMORIES = 16
+"""Each of at most the elements of one data set whose DICOM JSON is up to INLINE_JSON_BYTES."""
+
 CHUNK = 500
 """Parameters in one statement."""
 
@@ -148,6 +156,21 @@ CREATE INDEX terms_of_owner ON terms (owner);
 UID_COLUMN = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
 
 
+class Recent(OrderedDict[tuple[str, ...], T]):
+    """What belongs to the studies and series that were written last, by their UIDs."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def keep(self, key: tuple[str, ...], value: T) -> T:
+        """Take over a value, and forget the one that was taken over first."""
+        self[key] = value
+        if len(self) > self._most:
+            self.popitem(last=False)
+        return value
+
+
 class _Database:
     """One database file: a writer connection in its thread, reader connections in theirs."""
 
@@ -155,8 +178,8 @@ class _Database:
         self.path = path
         self._closing: list[sqlite3.Connection] = []
         self._local = threading.local()
-        self._writer_thread = ThreadPoolExecutor(1, "index-writer")
-        self._reader_threads = ThreadPoolExecutor(readers, "index-reader")
+        self._writer_thread = Threads(1, "index-writer")
+        self._reader_threads = Threads(readers, "index-reader")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.writer = self._connected()
         if not self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
@@ -166,7 +189,15 @@ class _Database:
         if found != FORMAT:
             raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
         self._here = self._connected()
-        self.path_ids: dict[str, int] = dict(self.writer.execute("SELECT path, id FROM paths"))
+        self.path_ids: dict[str, int] = {}
+        """Of the table `paths`, the number of each."""
+        self.recent_terms = 0
+        """How many there are in the table. What is kept here is the writer thread's, and read anew after a transaction failed."""
+        self.kept: Recent[_Kept[Any]] = Recent(KEPT_SUMMARIES)
+        """The studies and series that were written last, as they are in the database."""
+        self.memories: Recent[terms.Memory] = Recent(KEPT_MEMORIES)
+        """Of series, what the terms of their last instance were derived from."""
+        self._read_anew()
 
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)
@@ -201,9 +232,9 @@ class _Database:
 
         self._writer_thread.submit(attempt)
 
-    async def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def _run(self, threads: Threads, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, work)
+            return await threads.run(work)
         except sqlite3.Error as error:
             raise errors.Unavailable(f"the index store failed: {error}") from error
 
@@ -222,8 +253,14 @@ class _Database:
         except BaseException:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
-            self.path_ids = dict(self.writer.execute("SELECT path, id FROM paths"))
+            self._read_anew()
             raise
+
+    def _read_anew(self) -> None:
+        self.path_ids = dict(self.writer.execute("SELECT path, id FROM paths"))
+        if self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'recent'").fetchone():
+            self.recent_terms = int(self.writer.execute("SELECT coalesce(sum(terms), 0) FROM recent").fetchone()[0])
+        self.kept.clear()
 
     def path_id(self, path: str) -> int:
         """Return the number of a path, made when it is new; in a transaction only."""
@@ -248,8 +285,8 @@ class _Database:
 
     def close(self) -> None:
         """Wait for what runs and close every connection."""
-        self._writer_thread.shutdown()
-        self._reader_threads.shutdown()
+        self._writer_thread.close()
+        self._reader_threads.close()
         for connection in self._closing:
             connection.close()
 
@@ -400,30 +437,38 @@ class SqliteStore:
 
     async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """See IndexStore."""
-
-        def work(connection: sqlite3.Connection) -> tuple[dict[str, Present], dict[Place, Dead]]:
-            found: dict[str, Present] = {}
-            for uids in _chunks(sop_instance_uids):
-                statement = f"SELECT sop, version, deleted, record FROM instances WHERE sop IN ({_marks(uids)})"
-                for sop, version, deleted, record in connection.execute(statement, uids):
-                    found[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
-            dead: dict[Place, Dead] = {}
-            for place in places:
-                values = connection.execute("SELECT kind, decided, lies_in FROM dead WHERE object = ? AND offset = ?", place).fetchone()
-                if values:
-                    dead[place] = Dead(*values)
-            return found, dead
-
         if len(sop_instance_uids) + len(places) <= 2 * LOOKED_UP:
-            return self._database.look_up(work)
-        return await self._database.read(work)
+            return self._database.look_up(lambda connection: _present(connection, sop_instance_uids, places))
+        return await self._database.read(lambda connection: _present(connection, sop_instance_uids, places))
 
     async def apply(self, batch: Batch) -> None:
         """See IndexStore."""
+        await self._written(lambda writing: writing.apply(batch))
+
+    async def decided(self, sop_instance_uids: Sequence[str], places: Sequence[Place], decide: Decide) -> bool:
+        """See IndexStore. One transaction."""
+
+        def work(writing: _Writing) -> bool:
+            present, dead = _present(writing.connection, sop_instance_uids, places)
+            batch = decide(present, dead)
+            if batch is None:
+                return False
+            writing.absent = frozenset(sop_instance_uids) - present.keys()
+            writing.apply(batch)
+            return True
+
+        return await self._written(work)
+
+    async def _written(self, work: "Callable[[_Writing], T]") -> T:
         database = self._database
-        recent = await database.write(lambda connection: _Writing(database, connection).apply(batch))
-        if recent >= RECENT_TERMS:
-            database.write_later(_merge)
+        done = await database.write(lambda connection: work(_Writing(database, connection)))
+        if database.recent_terms >= RECENT_TERMS:
+            database.write_later(self._merge)
+        return done
+
+    def _merge(self, connection: sqlite3.Connection) -> None:
+        _merge(connection)
+        self._database.recent_terms = 0
 
     async def search(self, query: Query) -> Page:
         """See IndexStore."""
@@ -540,6 +585,22 @@ def _names_studies(query: Query) -> bool:
     return query.level is Level.STUDY and len(query.keys) == len(named) == 1 and len(named[0].values) <= LOOKED_UP
 
 
+def _present(
+    connection: sqlite3.Connection, sop_instance_uids: Sequence[str], places: Sequence[Place]
+) -> tuple[dict[str, Present], dict[Place, Dead]]:
+    found: dict[str, Present] = {}
+    for uids in _chunks(sop_instance_uids):
+        statement = f"SELECT sop, version, deleted, record FROM instances WHERE sop IN ({_marks(uids)})"
+        for sop, version, deleted, record in connection.execute(statement, uids):
+            found[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
+    dead: dict[Place, Dead] = {}
+    for place in places:
+        values = connection.execute("SELECT kind, decided, lies_in FROM dead WHERE object = ? AND offset = ?", place).fetchone()
+        if values:
+            dead[place] = Dead(*values)
+    return found, dead
+
+
 def _merge(connection: sqlite3.Connection) -> None:
     """Move recent terms to where they are found by value, in the order in which they stand there."""
     connection.execute(
@@ -610,15 +671,17 @@ class _Writing:
     """Applies one batch, inside one transaction."""
 
     def __init__(self, database: _Database, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.absent: frozenset[str] = frozenset()
+        """SOP Instance UIDs of which it was seen in this transaction that nothing is known."""
         self._database = database
-        self._connection = connection
         self._added: dict[str, list[tuple[str, str, Attributes]]] = {}
         self._recount: set[str] = set()
         self._terms: list[tuple[int, Sequence[Term]]] = []
 
-    def apply(self, batch: Batch) -> int:
-        """Return how many terms are recent now."""
-        connection = self._connection
+    def apply(self, batch: Batch) -> None:
+        """Write what changes."""
+        connection = self.connection
         for sop, change in batch.changes.items():
             before = self._before(sop)
             if (seen := batch.seen.get(sop)) is not None and before[2] not in (seen, change.version):
@@ -645,7 +708,6 @@ class _Writing:
             connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
         if batch.reader:
             _set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
-        return int(connection.execute("SELECT coalesce(sum(terms), 0) FROM recent").fetchone()[0])
 
     def _write_terms(self) -> None:
         """Write the terms of new instances, in the order of the table that takes them."""
@@ -656,7 +718,7 @@ class _Writing:
                 for owner, found in self._terms
                 for path, value, item, root in found
             ]
-            self._connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", sorted(merged))
+            self.connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", sorted(merged))
             return
         recent = [
             (owner, known.get(path) or path_id(path), value, item, root)
@@ -664,13 +726,16 @@ class _Writing:
             for path, value, item, root in found
         ]
         recent.sort()
-        self._connection.executemany("INSERT OR IGNORE INTO recent_terms VALUES (?, ?, ?, ?, ?)", recent)
-        self._connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(found)) for owner, found in self._terms])
+        self.connection.executemany("INSERT OR IGNORE INTO recent_terms VALUES (?, ?, ?, ?, ?)", recent)
+        self.connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(found)) for owner, found in self._terms])
+        self._database.recent_terms += sum(len(found) for _, found in self._terms)
 
     def _before(self, sop: str) -> tuple[int, str, int, int]:
         """Return row id, study, version and whether it is a tombstone of what is there; zeros where nothing is."""
+        if sop in self.absent:
+            return 0, "", 0, 0
         statement = "SELECT id, study, version, deleted FROM instances WHERE sop = ?"
-        found: tuple[int, str, int, int] | None = self._connection.execute(statement, (sop,)).fetchone()
+        found: tuple[int, str, int, int] | None = self.connection.execute(statement, (sop,)).fetchone()
         return found or (0, "", 0, 0)
 
     def _put(self, sop: str, put: Put, before: tuple[int, str, int, int]) -> None:
@@ -679,12 +744,12 @@ class _Writing:
                 return
             if not before[3]:
                 self._recount |= {before[1], put.stored.study_instance_uid}
-            self._connection.execute("DELETE FROM instances WHERE id = ?", (before[0],))
+            self.connection.execute("DELETE FROM instances WHERE id = ?", (before[0],))
         dataset = decoded(put.dicom_json)
         attributes = tabulated(dataset)
         stored = put.stored
         record = InstanceRecord(stored=stored, version=put.version).SerializeToString()
-        cursor = self._connection.execute(
+        cursor = self.connection.execute(
             "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
             " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
             (
@@ -698,22 +763,30 @@ class _Writing:
                 put.dicom_json if len(put.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object else b"",
             ),
         )
-        derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
+        derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE, memory=self._memory(put))
         for limit, number in derived.left_out.items():
             telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
         self._terms.append((int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms))
         self._added.setdefault(stored.study_instance_uid, []).append((stored.series_instance_uid, sop, attributes))
 
+    def _memory(self, put: Put) -> terms.Memory | None:
+        """Return what is remembered of the series of an instance; of a large one nothing is."""
+        if len(put.dicom_json) > INLINE_JSON_BYTES:
+            return None
+        memories, series = self._database.memories, (put.stored.study_instance_uid, put.stored.series_instance_uid)
+        found = memories.get(series)
+        return found if found is not None else memories.keep(series, {})
+
     def _remove(self, sop: str, remove: Remove) -> None:
         """Leave a tombstone, also of what was never here."""
-        before = self._connection.execute("SELECT study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
+        before = self.connection.execute("SELECT study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
         if before and before[1] >= remove.version:
             return
         if before and not before[2]:
             self._recount.add(before[0])
         stored = remove.stored
         record = InstanceRecord(stored=stored, version=remove.version).SerializeToString()
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
             " VALUES (?, ?, ?, 0, ?, 1, ?, x'', x'') ON CONFLICT (sop) DO UPDATE SET study = excluded.study, series = excluded.series,"
             " version = excluded.version, deleted = 1, record = excluded.record, fragment = x'', attributes = x''",
@@ -722,7 +795,7 @@ class _Writing:
 
     def _move(self, sop: str, move: Move) -> None:
         record = InstanceRecord(stored=move.stored, version=move.version).SerializeToString()
-        self._connection.execute(
+        self.connection.execute(
             "UPDATE instances SET record = ?, version = ? WHERE sop = ? AND version < ?", (record, move.version, sop, move.version)
         )
 
@@ -731,15 +804,15 @@ class _Writing:
         self._gather(study, self._kept(Level.STUDY, (study,), StudySummary()), by_series, added)
 
     def _recount_study(self, study: str) -> None:
-        rows = self._connection.execute("SELECT series, sop, attributes FROM instances WHERE study = ? AND deleted = 0", (study,))
+        rows = self.connection.execute("SELECT series, sop, attributes FROM instances WHERE study = ? AND deleted = 0", (study,))
         live = [(series, sop, orjson.loads(attributes)) for series, sop, attributes in rows]
         by_series = {series: self._kept(Level.SERIES, (study, series), SeriesSummary()) for series in {series for series, _, _ in live}}
-        for (series,) in self._connection.execute("SELECT series FROM series WHERE study = ?", (study,)).fetchall():
+        for (series,) in self.connection.execute("SELECT series FROM series WHERE study = ?", (study,)).fetchall():
             if series not in by_series:
-                self._drop(Level.SERIES, self._kept(Level.SERIES, (study, series), SeriesSummary()))
+                self._drop(Level.SERIES, (study, series), self._kept(Level.SERIES, (study, series), SeriesSummary()))
         of_study = self._kept(Level.STUDY, (study,), StudySummary())
         if not live:
-            self._drop(Level.STUDY, of_study)
+            self._drop(Level.STUDY, (study,), of_study)
             return
         of_study.summary = StudySummary()
         for kept in by_series.values():
@@ -748,12 +821,14 @@ class _Writing:
 
     def _kept(self, level: Level, key: tuple[str, ...], summary: S) -> "_Kept[S]":
         """Return a study or series as it is in the database; with the empty `summary` when it is not there."""
+        if (kept := self._database.kept.get(key)) is not None:
+            return kept
         condition = " AND ".join(f"{column} = ?" for column in KEY_COLUMNS[level])
-        found = self._connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
+        found = self.connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
         if not found:
-            return _Kept(summary)
+            return self._database.kept.keep(key, _Kept(summary))
         known = summary.from_json(found[1])
-        return _Kept(known, found[0], known.attributes())
+        return self._database.kept.keep(key, _Kept(known, found[0], known.attributes()))
 
     def _gather(
         self,
@@ -778,24 +853,26 @@ class _Writing:
         values = (order, kept.summary.to_json(), orjson.dumps(attributes))
         if kept.row_id:
             row_id = kept.row_id
-            self._connection.execute(f"UPDATE {table} SET {order_column} = ?, summary = ?, attributes = ? WHERE id = ?", (*values, row_id))
+            self.connection.execute(f"UPDATE {table} SET {order_column} = ?, summary = ?, attributes = ? WHERE id = ?", (*values, row_id))
         else:
             names = ", ".join((*KEY_COLUMNS[level], order_column, "summary", "attributes"))
-            cursor = self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({_marks((*key, *values))})", (*key, *values))
+            cursor = self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({_marks((*key, *values))})", (*key, *values))
             row_id = int(cursor.lastrowid or 0)
         owner = row_id * 4 + level.value
         if not kept.row_id:
             self._database.add_terms(owner, level_terms(attributes))
-            return
-        # Where only counts changed, and that is nearly always, the gathered attributes need not be derived.
-        terms_of = computed_terms if gathered_of(kept.before) == gathered_of(attributes) else level_terms
-        old, new = set(terms_of(kept.before)), set(terms_of(attributes))
-        self._database.remove_terms(owner, old - new)
-        self._database.add_terms(owner, new - old)
+        else:
+            # Where only counts changed, and that is nearly always, the gathered attributes need not be derived.
+            terms_of = level_terms if kept.summary.gathered.is_changed else computed_terms
+            old, new = set(terms_of(kept.before)), set(terms_of(attributes))
+            self._database.remove_terms(owner, old - new)
+            self._database.add_terms(owner, new - old)
+        kept.row_id, kept.before, kept.summary.gathered.is_changed = row_id, attributes, False
 
-    def _drop(self, level: Level, kept: "_Kept[Any]") -> None:
+    def _drop(self, level: Level, key: tuple[str, ...], kept: "_Kept[Any]") -> None:
         self._database.remove_terms(kept.row_id * 4 + level.value, level_terms(kept.before))
-        self._connection.execute(f"DELETE FROM {TABLE[level]} WHERE id = ?", (kept.row_id,))
+        self.connection.execute(f"DELETE FROM {TABLE[level]} WHERE id = ?", (kept.row_id,))
+        self._database.kept.pop(key, None)
 
 
 @dataclass(slots=True)
@@ -826,7 +903,7 @@ class _Searching:
     """Answers one query."""
 
     def __init__(self, database: _Database, connection: sqlite3.Connection, query: Query) -> None:
-        self._connection = connection
+        self.connection = connection
         self._query = query
         self._condition = _Condition(database.path_ids)
         self._parents: dict[tuple[str, ...], Attributes] = {}
@@ -846,13 +923,13 @@ class _Searching:
         if with_metadata:
             columns += ", " + FRAGMENT[query.level]
         source = f"FROM {TABLE[query.level]} x WHERE {condition.text}"
-        found = self._connection.execute(
+        found = self.connection.execute(
             f"SELECT {columns} {source} ORDER BY {ORDER[query.level]} LIMIT ? OFFSET ?",
             (*condition.parameters, query.limit + 1, query.offset),
         ).fetchall()
         remaining = 0
         if len(found) > query.limit:
-            total = self._connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
+            total = self.connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
             remaining = total - query.offset - query.limit
         needed = levels_needed(query)
         depth = len(KEY_COLUMNS[query.level])
@@ -870,7 +947,7 @@ class _Searching:
         own = key[: len(columns)]
         if own not in self._parents:
             condition = " AND ".join(f"{column} = ?" for column in columns)
-            found = self._connection.execute(f"SELECT attributes FROM {TABLE[level]} WHERE {condition}", own).fetchone()
+            found = self.connection.execute(f"SELECT attributes FROM {TABLE[level]} WHERE {condition}", own).fetchone()
             self._parents[own] = orjson.loads(found[0]) if found else {}
         return self._parents[own]
 

@@ -3,7 +3,7 @@
 Adapters: `sqlite_store` (one machine) and `elasticsearch_store`. One contract suite runs against both: `tests/stores/test_index_store.py`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -138,6 +138,10 @@ class Batch:
     seen: Mapping[str, int] = field(default_factory=dict)
 
 
+Decide = Callable[[dict[str, Present], dict[Place, Dead]], Batch | None]
+"""Makes a batch of what is known; None where something else is to be done first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Rows of a search: DICOM JSON objects with 0x00 where the base URL goes, and how many matches follow."""
@@ -208,6 +212,20 @@ class IndexStore(Protocol):
 
     async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """Return what is known of these UIDs, tombstones included, and which of these places are dead. The unknown are left out."""
+        ...
+
+    async def decided(self, sop_instance_uids: Sequence[str], places: Sequence[Place], decide: Decide) -> bool:
+        """Give `decide` what `present` returns and apply the batch that it returns, as `apply` does.
+
+        Returns:
+            Whether it returned one.
+
+        Args:
+            decide: pure; it may be called in another thread.
+
+        Raises:
+            errors.Unavailable: as `apply`; also what `decide` raises.
+        """
         ...
 
     async def apply(self, batch: Batch) -> None:

@@ -72,25 +72,32 @@ def sort_number(attributes: Attributes, tag: str, absent: int) -> int:
 
 @dataclass(slots=True)
 class Gathered:
-    """Attributes of one level: per tag the element, and the SOP Instance UID that it is of."""
+    """Attributes of one level: per tag the element, and the SOP Instance UID that it is of. `is_changed`: an element is not what it was."""
 
     level: Level
     holders: dict[str, str] = field(default_factory=dict)
     elements: Attributes = field(default_factory=dict)
+    is_changed: bool = False
+    _state: dict[str, Any] | None = None
 
     def add(self, sop_instance_uid: str, attributes: Attributes) -> None:
         """Take over what a smaller UID says, and what nobody said."""
+        holders, elements = self.holders, self.elements
         for tag in KEPT[self.level]:
             element = attributes.get(tag)
-            if element is not None and (tag not in self.holders or sop_instance_uid <= self.holders[tag]):
-                self.holders[tag] = sop_instance_uid
-                self.elements[tag] = element
+            if element is not None and (tag not in holders or sop_instance_uid <= holders[tag]):
+                self.is_changed = self.is_changed or elements.get(tag) != element
+                holders[tag] = sop_instance_uid
+                elements[tag] = element
+                self._state = None
 
     def state(self) -> dict[str, Any]:
         """Return what `restored` takes: a list of UIDs, and per tag the number of its holder."""
-        uids = sorted(set(self.holders.values()))
-        number = {uid: index for index, uid in enumerate(uids)}
-        return {"uids": uids, "of": {tag: number[uid] for tag, uid in self.holders.items()}, "elements": self.elements}
+        if self._state is None:
+            uids = sorted(set(self.holders.values()))
+            number = {uid: index for index, uid in enumerate(uids)}
+            self._state = {"uids": uids, "of": {tag: number[uid] for tag, uid in self.holders.items()}, "elements": self.elements}
+        return self._state
 
     @classmethod
     def restored(cls, level: Level, state: Mapping[str, Any]) -> "Gathered":

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from gantry_blob.pack_copy import name_of
 from gantry_blob.store import StoreRules, Upload
 from gantry_blob.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
 from gantry_runtime import events, rpc
+from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from tests.support import instances
 from tests.support.blob_service import upload_messages
@@ -138,7 +138,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
             rpc.serving(lambda server: add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0)
         )
         stub = IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
-        pool = stack.enter_context(ThreadPoolExecutor(4))
+        pool = stack.enter_context(Threads(4, "test"))
         publisher = events.Publisher(client)
         announcer = Announcer(store, publisher, stub, pool)
         sweeper = Sweeper(store, announcer, publisher, stub, pool, TIMES, lambda: time.time() + clock[0])

@@ -155,3 +155,53 @@ async def test_applying_again_after_a_merge_changes_nothing(store: SqliteStore) 
     await merge(store)
     await apply(store, put(1))
     assert (rows(store, "terms"), rows(store, "recent_terms"), await found(store, InstanceNumber="1")) == (TERMS, 0, [1])
+
+
+async def test_what_a_failed_transaction_wrote_is_not_remembered(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await apply(store, put(5))
+    before = rows(store, "recent_terms")
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_store, "_set_meta", fail)
+        with pytest.raises(errors.Unavailable):
+            await apply(store, put(1), put(2))
+    assert (rows(store, "recent_terms"), store._database.recent_terms) == (before, TERMS)
+    await apply(store, put(3))
+    query, _ = parse_query(Level.STUDY, "", "", [("NumberOfStudyRelatedInstances", "2")], 10)
+    assert len((await store.search(query)).rows) == 1
+    assert store._database.recent_terms == 2 * TERMS
+
+
+async def test_more_series_than_are_kept_are_counted_right(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for recent in (store._database.kept, store._database.memories):
+        monkeypatch.setattr(recent, "_most", 2)
+    for number in range(1, 13):
+        one = put(number)
+        one.stored.series_instance_uid = f"1.2.3.{number % 4}"
+        await apply(store, Put(one.stored, one.dicom_json.replace(b'"1.2.3.4"', f'"1.2.3.{number % 4}"'.encode()), number))
+    assert (len(store._database.kept), len(store._database.memories)) == (2, 2)
+    query, _ = parse_query(Level.SERIES, STUDY, "", [], 10)
+    counts = [orjson.loads(row.replace(b"\0", b""))["00201209"]["Value"] for row in (await store.search(query)).rows]
+    assert counts == [[3], [3], [3], [3]]
+    assert await found(store, InstanceNumber="7") == [7]
+
+
+async def test_a_database_keeps_the_pages_with_which_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page_bytes(store: SqliteStore) -> int:
+        with sqlite3.connect(store._database.path) as connection:
+            return int(connection.execute("PRAGMA page_size").fetchone()[0])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_store, "PRAGMAS", sqlite_store.PRAGMAS[1:])
+        older = SqliteStore(tmp_path / "older")
+        await apply(older, put(1))
+        await older.close()
+    older, new = SqliteStore(tmp_path / "older"), SqliteStore(tmp_path / "new")
+    await apply(older, put(2))
+    assert (page_bytes(older), page_bytes(new)) == (4096, sqlite_store.PAGE_BYTES)
+    assert await found(older, ImageType="ORIGINAL") == [1, 2]
+    await older.close()
+    await new.close()

@@ -212,3 +212,49 @@ async def test_work_under_a_lease_is_done_by_one_and_taken_over_when_it_stops(js
     await until(lambda: working)
     assert working == list(tasks)
     await end_tasks(tasks.values())
+
+
+async def test_a_publisher_gets_sequences_also_of_duplicates_and_of_many_at_once(js: JetStreamContext, server: NatsServer) -> None:
+    async with events.connected(server.url, "publisher") as client:
+        publisher = events.Publisher(client)
+        found = await asyncio.gather(*(publisher.publish(f"example.{number}", b"x", f"id {number}") for number in range(50)))
+        assert sorted(found) == list(range(1, 51))
+        assert await publisher.publish("example.7", b"x", "id 7") == found[7]
+        assert [message.data for message in await read(js, 50)] == [b"x"] * 50
+
+
+async def test_a_publisher_says_where_there_is_no_stream_and_why_a_message_was_refused(js: JetStreamContext, server: NatsServer) -> None:
+    await js.update_stream(name=STREAM.name, subjects=list(STREAM.subjects), max_msg_size=100)
+    async with events.connected(server.url, "publisher") as client:
+        publisher = events.Publisher(client)
+        with pytest.raises(errors.Unavailable, match="NATS does not answer"):
+            await publisher.publish("nowhere.1", b"", "id")
+        with pytest.raises(errors.Unavailable, match=r"NATS refused a message: .*size"):
+            await publisher.publish("example.1", b"x" * 1000, "id")
+
+
+async def test_a_publisher_waits_no_longer_than_it_says_and_goes_on_after_a_loss(
+    js: JetStreamContext, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with events.connected(server.url, "publisher") as client:
+        publisher = events.Publisher(client)
+        assert await publisher.publish("example.1", b"", "one") == 1
+        server.stop()
+        await until(lambda: not publisher.is_connected)
+        with monkeypatch.context() as patched:
+            patched.setattr(events, "PUBLISH_S", 0.2)
+            with pytest.raises(errors.Unavailable):
+                await publisher.publish("example.2", b"", "two")
+        server.start()
+        await until(lambda: publisher.is_connected)
+        # The one that nobody waited for was kept by the client and comes first, or was lost: the id tells.
+        assert await publisher.publish("example.2", b"", "two") == 2
+
+
+async def test_messages_have_the_time_at_which_they_were_stored(js: JetStreamContext) -> None:
+    await events.publish(js, "example.1", b"")
+    (message,) = await read(js, 1)
+    stored = await js.get_msg(STREAM.name, message.sequence)
+    assert stored.time is not None
+    assert message.time_s == pytest.approx(stored.time.timestamp(), abs=1e-3)
+    assert message.time_s > 1.7e9
