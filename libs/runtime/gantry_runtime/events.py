@@ -342,12 +342,13 @@ def _message(m: Msg) -> Message:
 
 
 async def read_from(
-    js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1
+    js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1, ticks: bool = True
 ) -> AsyncGenerator[list[Message], None]:
     """Read a stream in order from a cursor, for ever, without acknowledgements.
 
     Each batch holds what has come since the one before (at most about `batch`), so that a slow consumer gets larger ones.
-    An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things.
+    An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things; without `ticks`
+    only where the server does not say itself that there is nothing new, so that the caller can look whether the stream is still there.
     After a loss of the server it goes on where it was.
 
     Args:
@@ -377,8 +378,10 @@ async def read_from(
                 while True:
                     fetched = await pulled.take()
                     if not fetched:
-                        await js.consumer_info(stream.name, consumer.name)
-                        yield []
+                        if not pulled.is_confirmed:
+                            await js.consumer_info(stream.name, consumer.name)
+                        if ticks or not pulled.is_confirmed:
+                            yield []
                         continue
                     messages = [_message(m) for m in fetched]
                     if messages[0].sequence <= after:
@@ -404,6 +407,8 @@ class _Pulled:
         self._request = json.dumps({"batch": batch, "expires": int(wait_s * 1e9)}).encode()
         self._batch = batch
         self._wait_s = wait_s
+        self.is_confirmed = False
+        """Whether the server said of the last request that its time was over: stream and consumer are there, and nothing is new."""
         self._open = 0
         self._delivered = 0
         self._waiting: list[Msg] = []
@@ -434,6 +439,7 @@ class _Pulled:
         Raises:
             nats.errors.Error: a message was lost on the way, or the server says that the consumer is no more.
         """
+        self.is_confirmed = False
         if self._open < self._batch // 2 + 1:
             self._open = self._batch
             await self._client.publish(self._subject, self._request, self._inbox)
@@ -451,6 +457,7 @@ class _Pulled:
             if status != "408":  # the request's time is over
                 raise nats.errors.Error(f"the consumer ended: {status} {message.headers.get('Description', '')}")
             self._open = 0
+            self.is_confirmed = True
             return False
         self._open -= 1
         self._delivered += 1
@@ -709,11 +716,19 @@ class Lease:
         self._holder = holder.encode()
         self._revision = 0
         self._renewed = 0.0
+        self._bucket: Bucket | None = None
+
+    async def _opened(self) -> Bucket:
+        """Return the bucket: asked for once, and again after it failed."""
+        if self._bucket is None:
+            self._bucket = await open_bucket(self._js, "lease", LEASE_S)
+        return self._bucket
 
     async def acquire(self) -> bool:
         """Take the lease if nobody else holds it."""
+        self._bucket = None
         with suppress(errors.Conflict, errors.RetryLater):
-            bucket = await open_bucket(self._js, "lease", LEASE_S)
+            bucket = await self._opened()
             value, revision = await bucket.get(self.key)
             self._revision = await bucket.replace(self.key, self._holder, revision if value == self._holder else 0)
             self._renewed = asyncio.get_running_loop().time()
@@ -725,7 +740,7 @@ class Lease:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(RENEW_S):
-                bucket = await open_bucket(self._js, "lease", LEASE_S)
+                bucket = await self._opened()
                 begin = loop.time()
                 try:
                     self._revision = await bucket.replace(self.key, self._holder, self._revision)
@@ -738,14 +753,14 @@ class Lease:
                 else:
                     self._renewed = begin
         except (errors.RetryLater, TimeoutError):
-            pass
+            self._bucket = None
         return loop.time() - self._renewed < LEASE_S - RENEW_S
 
     async def release(self) -> None:
         """Give the lease back, so that another has it at once."""
         with suppress(errors.Conflict, errors.RetryLater, TimeoutError):
             async with asyncio.timeout(RENEW_S):
-                await (await open_bucket(self._js, "lease", LEASE_S)).remove(self.key, self._revision)
+                await (await self._opened()).remove(self.key, self._revision)
 
 
 async def leases_held(js: JetStreamContext) -> list[str]:

@@ -99,7 +99,7 @@ class Reader:
                 cursor = await self.store.cursor(reader)
                 self.applied = max(self.applied, cursor)
                 self.problem = ""
-                async for messages in events.read_from(self._js, events.STORE, cursor, subjects):
+                async for messages in events.read_from(self._js, events.STORE, cursor, subjects, ticks=False):
                     if messages:
                         await self.apply(reader, messages)
                     elif await events.describe_stream(self._js, events.STORE) is None:

@@ -46,7 +46,7 @@ class WorkitemReader:
 
     async def _follow(self) -> None:
         self.applied = await self.store.cursor()
-        async for messages in events.read_from(self._js, events.WORKITEMS, self.applied, [SUBJECT]):
+        async for messages in events.read_from(self._js, events.WORKITEMS, self.applied, [SUBJECT], ticks=False):
             if not messages:
                 if await events.describe_stream(self._js, events.WORKITEMS) is None:
                     return
