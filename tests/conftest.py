@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use, the real servers of a run, and the tracing of requirements."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from tests.support import requirements
 from tests.support import sample_files as samples
 from tests.support.nats_server import NatsServer
 from tests.support.real_servers import ELASTICSEARCH, S3, RealServers
+
+# A background job of a shell is started with Ctrl-C ignored, and hands that on to every process that a test wants to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROWS = pytest.StashKey[dict[str, requirements.Row]]()
 OUTCOMES = pytest.StashKey[dict[str, dict[str, str]]]()
