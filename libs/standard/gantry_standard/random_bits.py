@@ -1,9 +1,11 @@
-"""Random numbers for names that nobody may guess, taken from the system many at a time: one by one they cost 10 µs each.
+"""Random numbers for names that nobody may guess, taken from the system many at a time: one by one they cost 10 µs each
+and give the interpreter lock away. For every thread.
 
 For processes that do not fork after their first use.
 """
 
 import os
+import threading
 
 POOL_BYTES = 4096
 
@@ -14,6 +16,7 @@ class _Pool:
     def __init__(self) -> None:
         self._digits = ""
         self._at = 0
+        self._lock = threading.Lock()
 
     def hex(self, count_bytes: int) -> str:
         """Return random bytes as hex digits.
@@ -21,13 +24,14 @@ class _Pool:
         Args:
             count_bytes: at most POOL_BYTES.
         """
-        end = self._at + 2 * count_bytes
-        if end > len(self._digits):
-            self._digits = os.urandom(POOL_BYTES).hex()
-            self._at, end = 0, 2 * count_bytes
-        found = self._digits[self._at : end]
-        self._at = end
-        return found
+        with self._lock:
+            end = self._at + 2 * count_bytes
+            if end > len(self._digits):
+                self._digits = os.urandom(POOL_BYTES).hex()
+                self._at, end = 0, 2 * count_bytes
+            found = self._digits[self._at : end]
+            self._at = end
+            return found
 
 
 random_hex = _Pool().hex

@@ -12,8 +12,6 @@ from its tail: its last 64 KiB mostly hold all of the trailer. Without a footer 
 """
 
 import hashlib
-import random
-import secrets
 import struct
 import time
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.object_store import ObjectStore, ObjectWriter
 from gantry_runtime import protobuf_wire
 from gantry_standard import errors
+from gantry_standard.random_bits import random_hex
 
 PREFIX = "packs/"
 SUFFIX = ".pack"
@@ -37,9 +36,6 @@ TAIL_BYTES = 64 << 10
 DAY_S = 86_400
 INLINE_JSON_BYTES = 64 << 10
 """DICOM JSON up to this rides in the trailer."""
-
-_RANDOM = random.Random(secrets.token_bytes(64))
-"""Of this process alone. Keys are no secrets; asking the system each time gives the interpreter lock away."""
 
 _INSTANCES = blob_pb2.PackTrailer.DESCRIPTOR.fields_by_name["instances"].number
 
@@ -55,7 +51,7 @@ class PackLimits:
 
 def new_key(suffix: str = SUFFIX) -> str:
     """Return a key that nobody else has, and that sorts by time (UTC, microseconds)."""
-    return f"{_key_at(time.time())}-{_RANDOM.getrandbits(64):016x}{suffix}"
+    return f"{_key_at(time.time())}-{random_hex(8)}{suffix}"
 
 
 def time_of(key: str) -> float:

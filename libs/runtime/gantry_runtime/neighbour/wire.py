@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,7 @@ LATE: Ending = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ())
 ABANDONED: Ending = (grpc.StatusCode.CANCELLED, "the call was cancelled", ())
 
 
-class Wire(asyncio.BufferedProtocol):
+class Wire(asyncio.BufferedProtocol, ABC):
     """One side of a connection: cuts what comes into frames, writes frames."""
 
     def __init__(self) -> None:
@@ -122,43 +123,53 @@ class Wire(asyncio.BufferedProtocol):
         else:
             self.transport.writelines((header, *pieces))
 
+    @abstractmethod
     def frame(self, kind: int, call: int, payload: Bytes) -> None:
         """Take one frame."""
-        raise NotImplementedError
 
 
-class Inflow:
-    """Messages of a stream that have come and were not taken yet."""
+class _Flow:
+    """Messages of one call in one direction, and who waits for something to change."""
 
     def __init__(self, wire: Wire, number: int) -> None:
         self.is_ended = False
         self._wire = wire
         self._number = number
+        self._changed: asyncio.Future[None] | None = None
+
+    def end(self) -> None:
+        """No more will come or go."""
+        self.is_ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def _change(self) -> None:
+        self._changed = asyncio.get_running_loop().create_future()
+        await self._changed
+
+
+class Inflow(_Flow):
+    """Messages of a stream that have come and were not taken yet."""
+
+    def __init__(self, wire: Wire, number: int) -> None:
+        super().__init__(wire, number)
         self._waiting: deque[Bytes] = deque()
         self._taken = 0
-        self._arrived: asyncio.Future[None] | None = None
 
     def arrive(self, message: Bytes) -> None:
         """Take a message from the wire."""
         self._waiting.append(message)
         self._wake()
 
-    def end(self) -> None:
-        """No more will come."""
-        self.is_ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
-
     async def take(self) -> Bytes | None:
         """Return the next message, None behind the last one."""
         while not self._waiting:
             if self.is_ended:
                 return None
-            self._arrived = asyncio.get_running_loop().create_future()
-            await self._arrived
+            await self._change()
         message = self._waiting.popleft()
         self._taken += len(message)
         if self._taken >= WINDOW_BYTES // 4 and not self.is_ended:
@@ -167,35 +178,22 @@ class Inflow:
         return message
 
 
-class Outflow:
+class Outflow(_Flow):
     """Sends the messages of a stream as fast as they are taken."""
 
     def __init__(self, wire: Wire, number: int) -> None:
-        self.is_ended = False
-        self._wire = wire
-        self._number = number
+        super().__init__(wire, number)
         self._untaken = 0
-        self._room: asyncio.Future[None] | None = None
 
     def taken(self, size: int) -> None:
         """Hear that the other side took messages."""
         self._untaken -= size
         self._wake()
 
-    def end(self) -> None:
-        """Let go of who waits."""
-        self.is_ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
-
     async def send(self, pieces: Sequence[Bytes]) -> None:
         """Send a message when there is room for it. Nothing is sent after the end."""
         while self._untaken >= WINDOW_BYTES and not self.is_ended:
-            self._room = asyncio.get_running_loop().create_future()
-            await self._room
+            await self._change()
         await self._wire.writable()
         if not self.is_ended:
             self._untaken += sum(map(len, pieces))
@@ -203,18 +201,21 @@ class Outflow:
 
 
 def status_of(ending: Ending) -> bytes:
+    """Return the payload of a STATUS."""
     code, details, metadata = ending
     told = [[name, value.decode("latin-1") if isinstance(value, bytes) else value] for name, value in metadata]
     return json.dumps([code.value[0], details, told]).encode()
 
 
 def ending_of(payload: Bytes) -> Ending:
+    """Return what a STATUS says."""
     code, details, metadata = json.loads(bytes(payload))
     told = tuple((name, value.encode("latin-1") if name.endswith("-bin") else value) for name, value in metadata)
     return CODES.get(code, grpc.StatusCode.UNKNOWN), details, told
 
 
 def error_of(ending: Ending) -> grpc.aio.AioRpcError:
+    """Return the error that a call raises which ended so."""
     code, details, metadata = ending
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details)
 
