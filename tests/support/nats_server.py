@@ -1,12 +1,16 @@
 """A real nats-server with JetStream on disk, on a free port, in a directory of its own."""
 
 import asyncio
+import os
+import random
 import shutil
 import socket
 import subprocess
 import sysconfig
 import time
 from pathlib import Path
+
+from gantry_suite.ports import is_free
 
 CONFIGURATION = """
 listen: "127.0.0.1:{port}"
@@ -15,12 +19,16 @@ jetstream {{ store_dir: "{directory}/jetstream", sync_interval: always }}
 """
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+_PORTS = iter(random.sample(range(10_000 + 2_000 * _WORKER, 12_000 + 2_000 * _WORKER), 2_000))
+
+
 def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of this process of the run that nobody listens on, another one each time.
+
+    It is below those that the system gives to outgoing connections, which may come and stay before it is listened on.
+    """
+    return next(port for port in _PORTS if is_free("127.0.0.1", port))
 
 
 def binary() -> str:

@@ -113,7 +113,7 @@ class Suite:
         with httpx.Client(verify=False, trust_env=False, timeout=5) as http:
             while not self._is_ready(http):
                 assert self.process is None or self.process.poll() is None, f"gantry up ended\n{self.output()}"
-                assert time.monotonic() < end, f"the suite is not ready after {READY_S} s\n{self.output()}\n{self.logs()}"
+                assert time.monotonic() < end, f"{self.logs()}\n{self.output()}\nthe suite is not ready after {READY_S} s"
                 time.sleep(0.05)
 
     def _is_ready(self, http: httpx.Client) -> bool:

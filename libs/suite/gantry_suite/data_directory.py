@@ -15,10 +15,11 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from gantry_suite.ports import Ports
 
 FORMAT = 1
 """Version of the layout that this program reads and writes."""
@@ -85,8 +86,8 @@ class DataDirectory:
         if int(text) > FORMAT:
             raise CannotStart(f"{self.path} has format {text}, written by a newer Gantry; this one reads up to format {FORMAT}")
 
-    def ports(self, names: tuple[str, ...]) -> dict[str, int]:
-        """Return a free loopback port per name, the same as last time where that one is still free."""
+    def ports(self, names: tuple[str, ...], taken: Ports) -> dict[str, int]:
+        """Take a free loopback port per name, the same as last time where that one is still free."""
         path = self.run / "ports.json"
         known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -94,7 +95,7 @@ class DataDirectory:
         chosen: dict[str, int] = {}
         for name in names:
             port = known.get(name, 0)
-            while port in chosen.values() or port not in PORTS or not is_free("127.0.0.1", port):
+            while port in chosen.values() or port not in PORTS or not taken.take("127.0.0.1", port):
                 port = random.choice(PORTS)
             chosen[name] = port
         path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
@@ -147,15 +148,3 @@ def _running(pid_file: Path) -> int:
     # gateway-2 is a gateway.
     ours = f"gantry_{pid_file.stem.partition('-')[0]}.main".encode() if pid_file.stem != "nats" else b"nats-server"
     return pid if ours in command else 0
-
-
-def is_free(host: str, port: int) -> bool:
-    """Say whether a TCP port can be listened on."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-        return True

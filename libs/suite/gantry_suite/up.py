@@ -19,7 +19,8 @@ from typing import Any
 
 from gantry_runtime import addresses
 from gantry_suite import samples
-from gantry_suite.data_directory import CannotStart, DataDirectory, is_free
+from gantry_suite.data_directory import CannotStart, DataDirectory
+from gantry_suite.ports import Ports
 from gantry_suite.supervisor import Program, Supervisor
 
 SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
@@ -56,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the suite until it is told to stop. Returns the exit status: 0, 1 after a failure, 2 when it cannot start."""
     data = DataDirectory(arguments.data)
     try:
-        with data.locked():
-            return asyncio.run(_run(data, arguments))
+        with data.locked(), contextlib.closing(Ports()) as taken:
+            return asyncio.run(_run(data, taken, arguments))
     except CannotStart as problem:
         print(f"gantry: {problem}", file=sys.stderr)
         return 2
@@ -69,14 +70,14 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-async def _run(data: DataDirectory, arguments: argparse.Namespace) -> int:
+async def _run(data: DataDirectory, taken: Ports, arguments: argparse.Namespace) -> int:
     begin = time.monotonic()
     host = os.environ.get("GANTRY_HOST") or "127.0.0.1"
-    port = _http_port(host, arguments.port)
+    port = _http_port(taken, host, arguments.port)
     for name in data.end_leftovers():
         say(f"{name} was still running from a suite that was killed, and has been stopped")
     gateways = number_of_gateways(os.environ)
-    ports = data.ports((*PORT_NAMES, *(f"{name}_admin" for name in GATEWAYS[1:gateways])))
+    ports = data.ports((*PORT_NAMES, *(f"{name}_admin" for name in GATEWAYS[1:gateways])), taken)
     data.write_pid("up", os.getpid())
     stopping = _signals()
     supervisor = Supervisor(data, say)
@@ -150,10 +151,10 @@ def _signals() -> asyncio.Event:
     return told
 
 
-def _http_port(host: str, port: int) -> int:
+def _http_port(taken: Ports, host: str, port: int) -> int:
     if port == 0:
-        return next(candidate for candidate in range(18_080, 20_000) if is_free(host, candidate))
-    if not is_free(host, port):
+        return next(candidate for candidate in range(18_080, 20_000) if taken.take(host, candidate))
+    if not taken.take(host, port):
         raise CannotStart(
             f"port {port} of {host} is taken by another program; choose another one: gantry up --port {port + 1} (make run PORT={port + 1})"
         )

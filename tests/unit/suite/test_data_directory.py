@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from gantry_suite.data_directory import PORTS, CannotStart, DataDirectory, is_free
+from gantry_suite.data_directory import PORTS, CannotStart, DataDirectory
+from gantry_suite.ports import Ports
 
 
 @pytest.fixture
@@ -51,24 +53,35 @@ def test_a_place_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:
 
 
 def test_ports_stay_the_same_unless_one_is_taken(data: DataDirectory) -> None:
-    with data.locked():
-        first = data.ports(("blob", "index", "nats"))
+    with data.locked(), closing(Ports()) as ports:
+        first = data.ports(("blob", "index", "nats"), ports)
         assert len(set(first.values())) == 3
         assert all(port in PORTS for port in first.values())
-        assert data.ports(("blob", "index", "nats")) == first
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", first["index"]))
-            taken.listen()
-            second = data.ports(("blob", "index", "nats"))
+        assert data.ports(("blob", "index", "nats"), ports) == first
+        with socket.create_server(("127.0.0.1", first["index"])):
+            second = data.ports(("blob", "index", "nats"), ports)
         assert second["index"] != first["index"]
         assert {name: second[name] for name in ("blob", "nats")} == {name: first[name] for name in ("blob", "nats")}
 
 
+def test_ports_of_a_suite_that_is_starting_are_not_given_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gantry_suite.data_directory.PORTS", range(PORTS.start, PORTS.start + 60))
+    names = tuple(f"service{number}" for number in range(12))
+    chosen: list[int] = []
+    with ExitStack() as stack:
+        for number in range(3):
+            data, taken = DataDirectory(tmp_path / str(number)), stack.enter_context(closing(Ports()))
+            stack.enter_context(data.locked())
+            # Nobody listens on any of them yet, as before the services have started.
+            chosen += data.ports(names, taken).values()
+    assert len(set(chosen)) == 36
+
+
 @pytest.mark.parametrize("text", ["", "[", "[]", '{"blob": "x"}', '{"blob": 80}'])
 def test_a_file_of_ports_that_cannot_be_read_is_written_again(data: DataDirectory, text: str) -> None:
-    with data.locked():
+    with data.locked(), closing(Ports()) as taken:
         (data.run / "ports.json").write_text(text)
-        ports = data.ports(("blob",))
+        ports = data.ports(("blob",), taken)
         assert ports["blob"] in PORTS
         assert json.loads((data.run / "ports.json").read_text()) == ports
 
@@ -99,10 +112,3 @@ def test_leftovers_of_a_killed_supervisor_are_ended_and_strangers_are_not(data: 
             assert stranger.poll() is None
             assert not list(data.run.glob("*.pid"))
             stranger.kill()
-
-
-def test_a_port_is_free_or_not() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        assert not is_free("127.0.0.1", taken.getsockname()[1])
