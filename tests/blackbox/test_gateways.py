@@ -60,6 +60,27 @@ def test_each_gateway_answers_and_a_delete_is_seen_by_all_at_once(three: Suite) 
     assert three.gateways() == list(GATEWAYS)
 
 
+def test_metadata_of_a_series_is_never_older_than_the_last_change(three: Suite) -> None:
+    first = instances.ct()
+    there: list[str] = []
+    series = instances.resource(first).partition("/instances/")[0]
+
+    def seen(client: httpx.Client) -> tuple[str, ...]:
+        answer = client.get(f"{series}/metadata")
+        assert answer.status_code == (200 if there else 410)
+        return tuple(sorted(one["00080018"]["Value"][0] for one in answer.json())) if there else ()
+
+    with connections(three) as clients:
+        for _ in range(3):
+            data_set = instances.ct(StudyInstanceUID=first.StudyInstanceUID, SeriesInstanceUID=first.SeriesInstanceUID)
+            three.client().store(instances.encoded(data_set))
+            there.append(data_set.SOPInstanceUID)
+            assert {seen(client) for client in clients + clients} == {tuple(sorted(there))}
+        while there:
+            assert clients[len(there)].delete(f"{series}/instances/{there.pop()}").status_code == 204
+            assert {seen(client) for client in clients + clients} == {tuple(sorted(there))}
+
+
 def test_a_replaced_instance_is_seen_by_all_at_once(tmp_path: Path) -> None:
     suite = Suite(tmp_path, one_machine() | {"GANTRY_GATEWAYS": "3", "GANTRY_ON_DUPLICATE": "replace"})
     try:

@@ -4,10 +4,15 @@
 # docker-compose.yml and services/Dockerfile use. First time: about 90 seconds after build.sh.
 #   engine.sh [NAME=KIND ...]   KIND is python, nats, minio or elasticsearch; NAME is the image name in your files, as in
 #   engine.sh python:3.11-slim-bookworm=python nats:2.12-alpine=nats minio/minio:RELEASE.X=minio
-# Prints the settings to export (DOCKER_HOST and what testcontainers needs).
+# Prints the settings to export (DOCKER_HOST and what testcontainers needs).   engine.sh stop   ends the engine.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 home=${SERVERS_HOME:-$HOME/.cache/gantry-servers}
+if [ "${1:-}" = stop ]; then
+  [ ! -e "$home/podman.pid" ] || kill "$(cat "$home/podman.pid")" 2>/dev/null || true
+  rm -f "$home/podman.pid"
+  exit
+fi
 mkdir -p "$home/images"
 {
   if ! type podman docker-compose debootstrap >/dev/null 2>&1; then

@@ -429,6 +429,44 @@ async def test_fragments_are_the_stored_bytes_with_the_byte_for_the_base_url(sto
     assert (fragment.dicom_json, fragment.version, fragment.location) == (json, 1, b"")
 
 
+async def test_the_state_of_a_scope_differs_after_every_change_in_it_and_after_no_other(store: IndexStore) -> None:
+    one, other = put("1.1", 1), put("1.2", 2, series="s.2")
+    changes = [
+        batch(2, one, other),
+        batch(3, put("1.3", 3)),
+        batch(4, put("1.1", 4, PatientName="Other")),
+        batch(5, Remove(put("1.3", 3).stored, 5)),
+        batch(6, Remove(one.stored, 6)),
+        batch(7, put("1.3", 7)),
+        batch(8, Move(put("1.3", 7).stored, 8)),
+    ]
+    seen, others = [], set()
+    for change in changes:
+        await store.apply(change)
+        for scope in (Scope(STUDY), Scope(STUDY, SERIES)):
+            seen.append((scope, await store.state(scope)))
+            assert await store.state(scope) == seen[-1][1]
+        others.add(await store.state(Scope(STUDY, "s.2")))
+    assert len(others) == 1
+    # Nothing is live any more in the series after the sixth change, which is not worth a state.
+    states = [(scope, state) for scope, state in seen if state]
+    assert len(set(states)) == len(states)
+    assert len(states) == (13 if isinstance(store, SqliteStore) else 0)
+
+
+async def test_there_is_no_state_of_one_instance_of_many_or_of_nothing(store: IndexStore, tmp_path: Path) -> None:
+    await store.apply(batch(501, *(put(f"1.{number}", number) for number in range(1, 502))))
+    for scope in (Scope(STUDY, SERIES), Scope(STUDY), Scope(STUDY, SERIES, "1.1"), Scope("9"), Scope(STUDY, "9")):
+        assert await store.state(scope) == b""
+    if isinstance(store, SqliteStore):
+        await store.apply(batch(502, Remove(put("1.1", 1).stored, 502)))
+        state = await store.state(Scope(STUDY))
+        assert state
+        again = SqliteStore(tmp_path)
+        assert await again.state(Scope(STUDY)) not in (b"", state), "what was opened again may have been put back from a copy"
+        await again.close()
+
+
 async def test_a_large_fragment_is_kept_by_its_location(store: IndexStore) -> None:
     large = put("1.1", 1, ImageComments="x" * 70_000)
     large.stored.dicom_json_location.CopyFrom(Location(object="packs/a", offset=77, length=70_500))

@@ -113,7 +113,7 @@ class Suite:
         with httpx.Client(verify=False, trust_env=False, timeout=5) as http:
             while not self._is_ready(http):
                 assert self.process is None or self.process.poll() is None, f"gantry up ended\n{self.output()}"
-                assert time.monotonic() < end, f"{self.logs()}\n{self.output()}\nthe suite is not ready after {READY_S} s"
+                assert time.monotonic() < end, f"{self.logs(20)}\n{self.output()}\n{self.logs(1)}\nthe suite is not ready after {READY_S} s"
                 time.sleep(0.05)
 
     def _is_ready(self, http: httpx.Client) -> bool:
@@ -128,10 +128,10 @@ class Suite:
         """Return what `gantry up` has printed so far."""
         return (self.directory / "up.log").read_text(encoding="utf-8", errors="replace")
 
-    def logs(self) -> str:
+    def logs(self, lines: int = 20) -> str:
         """Return the end of every service's log, for a failing test."""
         return "\n".join(
-            f"== {path.stem}\n" + "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+            f"== {path.stem}\n" + "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
             for path in sorted((self.data / "logs").glob("*.log"))
         )
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
-from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
+from gantry.index.v1.index_pb2 import GetMetadataRequest, GetMetadataResponse, InstanceRecord, MetadataFragment, Scope
 from gantry_gateway import urls
 from gantry_gateway.records import INDEX_S, Mark, Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
 from gantry_runtime import rpc_errors
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors, negotiation
 from gantry_standard.media_types import DICOM, EXPLICIT_VR_LE, Resource
 from gantry_standard.negotiation import Choice, Plan, negotiate, select
@@ -26,10 +27,30 @@ LONGEST_VALUE_BYTES = 0xFFFFFFFE
 
 
 @dataclass(frozen=True, slots=True)
+class KeptMetadata:
+    """An answer with metadata that was sent before.
+
+    Attributes:
+        state: of what it was made from, as index names it.
+    """
+
+    state: bytes
+    etag: str
+    body: bytes
+    content_encoding: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.body) + 1000
+
+
+@dataclass(frozen=True, slots=True)
 class Retrieval:
     """What the retrieve handlers use."""
 
     records: Records
+    metadata: ByteBoundedCache[KeptMetadata]
     reader: BlobReader
     renditions: Renditions
 
@@ -42,7 +63,8 @@ def install(gateway: Gateway, reader: BlobReader) -> Records:
     kept = Records(gateway.index, gateway.settings.record_cache_entries, mark=Mark(gateway.settings.port_shared_by))
     made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
     gateway.parts["reader"], gateway.parts["records"] = reader, kept
-    gateway.parts["retrieval"] = Retrieval(kept, reader, made)
+    metadata = ByteBoundedCache[KeptMetadata](gateway.settings.metadata_cache_bytes, lambda one: one.size_bytes)
+    gateway.parts["retrieval"] = Retrieval(kept, metadata, reader, made)
     return kept
 
 
@@ -113,16 +135,27 @@ async def records_of(request: Request, target: Target) -> AsyncGenerator[Instanc
             yield record
 
 
-async def fragments_of(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
-    """Yield the metadata of a study, a series or an instance, in batches, in the order of `records_of`. Errors as `Records.get`."""
+async def metadata_of(request: Request, target: Target, known_state: bytes = b"") -> AsyncGenerator[GetMetadataResponse, None]:
+    """Yield what index answers about the metadata of a study, a series or an instance. Errors as `Records.get`.
+
+    Args:
+        known_state: of the answer that is here already; where it is still so, one message says that.
+    """
     scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
-    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope), timeout=METADATA_S)
+    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope, known_state=known_state), timeout=METADATA_S)
     try:
         with rpc_errors.translated("index"):
             async for message in call:
-                yield list(message.fragments)
+                yield message
     finally:
         call.cancel()
+
+
+async def fragments_of(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
+    """Yield the metadata of a study, a series or an instance, in batches, in the order of `records_of`. Errors as `Records.get`."""
+    async with aclosing(metadata_of(request, target)) as answers:
+        async for answer in answers:
+            yield list(answer.fragments)
 
 
 def native_bytes(stored: StoredInstance) -> int:

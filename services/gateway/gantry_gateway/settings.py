@@ -50,6 +50,10 @@ class GatewaySettings(ProcessSettings):
     request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
     drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
     record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")
+    metadata_cache_bytes: int = setting(
+        32 << 20,
+        "Bytes of metadata kept for the next request, which asks index whether they still hold; an eighth of it at most for one; 0: none.",
+    )
     rendition_cache_bytes: int = setting(
         32 << 20, "Bytes of transcoded frames and instances kept for the next request, an eighth of it at most for one; 0: none."
     )

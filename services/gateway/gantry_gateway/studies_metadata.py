@@ -1,6 +1,7 @@
 """Studies service, Retrieve: metadata, joined from fragments that were made when the instances were stored.
 
-As DICOM JSON the fragments leave as they are kept; as XML each of them is written as a document.
+As DICOM JSON the fragments leave as they are kept; as XML each of them is written as a document. An answer in JSON is kept, coded as it
+was sent, and sent again when index says that nothing in its scope has changed.
 
 Source: PS3.18 §10.4.1.1.2.
 """
@@ -11,13 +12,13 @@ from functools import partial
 from hashlib import blake2b
 
 from gantry.blob.v1.blob_pb2 import Location
-from gantry.index.v1.index_pb2 import MetadataFragment
+from gantry.index.v1.index_pb2 import GetMetadataResponse, MetadataFragment
 from gantry_gateway import compression, payload, retrieval, urls, xml_parts
 from gantry_gateway.compression import Coding
 from gantry_gateway.conditional import entity_tag, not_modified
 from gantry_gateway.payload import Headers, Immediate, Response
 from gantry_gateway.request import Request
-from gantry_gateway.retrieval import Target
+from gantry_gateway.retrieval import KeptMetadata, Target
 from gantry_gateway.stored_content import Content, Piece, read
 from gantry_standard import errors, multipart_writer, native_xml
 from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource
@@ -39,7 +40,14 @@ async def retrieve_metadata(request: Request) -> Response:
     coding = compression.of(request)
     base = request.base_url.encode("latin-1")
     url = f"{target.url(request.base_url)}/metadata"
-    fragments = retrieval.fragments_of(request, target)
+    cache, key = retrieval.of(request).metadata, (target, base, coding)
+    kept = cache.get(key) if media_type == DICOM_JSON else None
+    answers = retrieval.metadata_of(request, target, kept.state if kept is not None else b"")
+    first = await anext(answers, GetMetadataResponse())
+    if kept is not None and first.unchanged:
+        await answers.aclose()
+        return _whole(request, url, kept)
+    fragments = _fragments(first, answers)
     try:
         gathered, ended = await _gather(fragments)
     except BaseException:
@@ -48,24 +56,38 @@ async def retrieve_metadata(request: Request) -> Response:
     etag = _metadata_tag(base, media_type, gathered) if ended else ""
     if etag and not_modified(request.headers.get("if-none-match", ""), etag):
         return payload.not_modified(etag, url)
-    fields = payload.headers(content_location=url, etag=etag, vary=compression.VARY, cache_control="private, no-cache")
+    if ended and media_type == DICOM_JSON and not any(fragment.HasField("location") for fragment in gathered):
+        made = KeptMetadata(first.state, etag, *await _joined(base, gathered, coding))
+        if made.state:
+            cache.put(key, made)
+        return _whole(request, url, made)
+    fields = _headers(url, etag)
     if media_type == DICOM_XML:
         boundary = multipart_writer.new_boundary()
         fields += payload.headers(content_type=multipart_writer.content_type(DICOM_XML, boundary))
         batches = _batches(request, target.study, base, gathered, fragments)
         return await _in_pieces(fields, xml_parts.pieces(boundary, batches, partial(_instance_url, request.base_url, target)), coding)
     fields += payload.headers(content_type=DICOM_JSON)
-    if ended and not any(fragment.HasField("location") for fragment in gathered):
-        return await _metadata_at_once(base, gathered, fields, coding)
     return await _in_pieces(fields, _metadata_pieces(request, target.study, base, gathered, fragments), coding)
 
 
-async def _metadata_at_once(base: bytes, fragments: list[MetadataFragment], fields: Headers, coding: Coding) -> Response:
+def _headers(url: str, etag: str) -> Headers:
+    return payload.headers(content_location=url, etag=etag, vary=compression.VARY, cache_control="private, no-cache")
+
+
+def _whole(request: Request, url: str, kept: KeptMetadata) -> Response:
+    if not_modified(request.headers.get("if-none-match", ""), kept.etag):
+        return payload.not_modified(kept.etag, url)
+    own = payload.headers(content_type=DICOM_JSON, content_encoding=kept.content_encoding, content_length=str(len(kept.body)))
+    return Immediate(200, [*_headers(url, kept.etag), *own], [kept.body])
+
+
+async def _joined(base: bytes, fragments: list[MetadataFragment], coding: Coding) -> tuple[bytes, str]:
+    """Return the body of an answer, and its Content-Encoding."""
     body = b"[" + b",".join([fragment.dicom_json for fragment in fragments]).replace(b"\0", base) + b"]"
     if coding.applies_to(len(body)):
-        body = await compression.packed(coding, body)
-        fields = [*fields, *payload.headers(content_encoding=coding.name)]
-    return Immediate(200, [*fields, *payload.headers(content_length=str(len(body)))], [body])
+        return await compression.packed(coding, body), coding.name
+    return body, ""
 
 
 async def _in_pieces(fields: Headers, pieces: AsyncGenerator[Piece, None], coding: Coding) -> Response:
@@ -105,6 +127,15 @@ async def _batches(
             gathered = await anext(rest, [])
     if waiting:
         yield waiting
+
+
+async def _fragments(
+    first: GetMetadataResponse, rest: AsyncGenerator[GetMetadataResponse, None]
+) -> AsyncGenerator[list[MetadataFragment], None]:
+    async with aclosing(rest):
+        yield list(first.fragments)
+        async for answer in rest:
+            yield list(answer.fragments)
 
 
 async def _gather(fragments: AsyncGenerator[list[MetadataFragment], None]) -> tuple[list[MetadataFragment], bool]:

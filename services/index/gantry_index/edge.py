@@ -76,10 +76,15 @@ class IndexEdge(IndexServiceServicer):
             yield index_pb2.GetInstancesResponse(records=[index_pb2.InstanceRecord.FromString(record) for record in records])
 
     async def GetMetadata(self, request: index_pb2.GetMetadataRequest, context: Any) -> AsyncIterator[index_pb2.GetMetadataResponse]:
-        """Return the metadata of a scope."""
-        async for fragments in self._store.fragments(scope_of(request.scope)):
+        """Return the metadata of a scope, or that it is as the caller knows it."""
+        scope = scope_of(request.scope)
+        state = await self._store.state(scope)
+        if state and state == request.known_state:
+            yield index_pb2.GetMetadataResponse(state=state, unchanged=True)
+            return
+        async for fragments in self._store.fragments(scope):
             for part in _bounded(fragments):
-                answer = index_pb2.GetMetadataResponse()
+                answer, state = index_pb2.GetMetadataResponse(state=state), b""
                 for one in part:
                     _add_fragment(answer, one)
                 yield answer

@@ -451,6 +451,10 @@ class ElasticsearchStore:
             raise errors.Gone(f"{what} was deleted")
         raise errors.NotFound(f"{what} is not here")
 
+    async def state(self, scope: Scope) -> bytes:
+        """See IndexStore. It would be a request to Elasticsearch like the one for the fragments."""
+        return b""
+
     async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
         """See IndexStore."""
         named = [{"term": {field: uid}} for field in UID_FIELD.values()]

@@ -260,6 +260,16 @@ class IndexStore(Protocol):
         """Yield the metadata of the scope, in the order and with the errors of `records`."""
         ...
 
+    async def state(self, scope: Scope) -> bytes:
+        """Return what differs as soon as anything in the scope does; b"" where that is not known at much less cost than `fragments`.
+
+        What is read after it is at least as new.
+
+        Raises:
+            errors.Unavailable: as `apply`.
+        """
+        ...
+
     def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
         """Yield the tombstones of a study, a series or an instance, at most PAGE at a time; nothing where there is none."""
         ...

@@ -119,7 +119,7 @@ async def _first_sequence(js: JetStreamContext, blob: "BlobServiceAsyncStub") ->
         await events.stream_state(js, WORKITEMS)
         return 1
     except errors.NotFound:
-        log.info("no stream of workitems yet")
+        log.debug("no stream of workitems yet")
     highest = 0
     async with aclosing(_copies(blob)) as copies:
         async for found in copies:

@@ -60,6 +60,7 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
 
 async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
     """Make the streams that workflow owns, with what the object store has of them; wait for NATS and blob as long as it takes."""
+    told = ""
     while True:
         try:
             await backup.restore(js, blob)
@@ -67,7 +68,9 @@ async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> No
             await events.ensure_stream(js, events.REPORTS)
             return
         except errors.GantryError as error:
-            log.warning("waiting for streams", extra={"reason": error.message})
+            if error.message != told:
+                log.warning("waiting for streams", extra={"reason": error.message})
+            told = error.message
             await asyncio.sleep(RETRY_S)
 
 

@@ -112,6 +112,9 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         self.deleted: set[str] = set()
         self.asked: list[str] = []
         self.before_answer: asyncio.Event | None = None
+        self.state = b""
+        """Of all metadata; it is said of a study or a series."""
+        self.known_states: list[bytes] = []
         self.moved_to = self.json_moved_to = ""
         """Object that requests for single instances tell, while those for a series or study tell the old one."""
 
@@ -140,7 +143,13 @@ class Index(index_pb2_grpc.IndexServiceServicer):
             yield index_pb2.GetInstancesResponse(records=[record])
 
     async def GetMetadata(self, request, context):
-        for record in self._in_scope(request.scope):
+        self.known_states.append(request.known_state)
+        found = self._in_scope(request.scope)
+        state = b"" if request.scope.sop_instance_uid else self.state
+        if state and state == request.known_state:
+            yield index_pb2.GetMetadataResponse(state=state, unchanged=True)
+            return
+        for record in found:
             uid = record.stored.sop_instance_uid
             fragment = index_pb2.MetadataFragment(sop_instance_uid=uid, version=record.version)
             if uid in self.json_places:
@@ -149,7 +158,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
                     fragment.location.object = self.json_moved_to
             else:
                 fragment.dicom_json = self.json.get(uid, b"{}")
-            yield index_pb2.GetMetadataResponse(fragments=[fragment])
+            answer, state = index_pb2.GetMetadataResponse(fragments=[fragment], state=state), b""
+            yield answer
 
 
 class Renderer(renderer_pb2_grpc.RendererServiceServicer):

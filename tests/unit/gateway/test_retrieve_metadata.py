@@ -25,6 +25,15 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         yield opened
 
 
+@pytest.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[World]:
+    """An index that says in which state its metadata is, all of which it has itself."""
+    async with running(tmp_path / "kept") as opened:
+        opened.index.json_places.clear()
+        opened.index.state = b"1"
+        yield opened
+
+
 def uids(answer) -> list[str]:
     return [row["00080018"]["Value"][0] for row in answer.json()]
 
@@ -106,6 +115,75 @@ async def test_much_metadata_is_streamed(world: World, monkeypatch: pytest.Monke
         world.add(f"1.2.3.4.{100 + number}", LE)
     answer = await world.get(f"/studies/{STUDY}/metadata", JSON)
     assert uids(answer) == list(world.index.records)
+
+
+# Answers that are kept
+
+
+async def all_of(world: World, path: str, **headers: str) -> httpx.Response:
+    """Return the metadata of what has none that lies in a pack."""
+    return await world.get(f"/studies/{STUDY}{path}/metadata", JSON, **headers)
+
+
+async def test_metadata_that_has_not_changed_is_sent_again_as_it_was(kept: World) -> None:
+    first = await all_of(kept, "")
+    again = await all_of(kept, "")
+    assert kept.index.known_states == [b"", b"1"]
+    assert (again.status_code, again.content) == (200, first.content)
+    assert again.headers["content-length"] == str(len(first.content))
+    differing = {"date", "x-request-id"}
+    assert {n: v for n, v in again.headers.items() if n not in differing} == {n: v for n, v in first.headers.items() if n not in differing}
+    assert (await all_of(kept, "", if_none_match=first.headers["etag"])).status_code == 304
+
+
+async def test_metadata_that_has_changed_is_never_the_kept_one(kept: World) -> None:
+    first = await all_of(kept, "")
+    kept.index.json[CT] = b'{"00080018":{"vr":"UI","Value":["1.9"]}}'
+    kept.index.records[CT].version += 1
+    kept.index.state = b"2"
+    second = await all_of(kept, "")
+    assert second.json()[0]["00080018"]["Value"] == ["1.9"]
+    assert second.headers["etag"] != first.headers["etag"]
+    assert (await all_of(kept, "", if_none_match=first.headers["etag"])).status_code == 200
+    kept.index.records.clear()
+    assert (await all_of(kept, "")).status_code == 404
+    assert kept.index.known_states == [b"", b"1", b"2", b"2"]
+
+
+async def test_each_base_url_scope_and_coding_has_its_own(kept: World) -> None:
+    identified = b'{"00080018":{"vr":"UI","Value":["%s"]},"7FE00010":{"vr":"OW","BulkDataURI":"\0/b"}' % CT.encode()
+    kept.index.json[CT] = identified + b" " * 4000 + b"}"
+    for _ in range(2):
+        plain = await all_of(kept, "")
+        series = await all_of(kept, f"/series/{OTHER_SERIES}")
+        behind = await all_of(kept, "", forwarded="proto=https;host=pacs.example.org")
+        packed = await all_of(kept, "", accept_encoding="gzip")
+        assert b"https://pacs.example.org/dicom-web/b" in behind.content
+        assert b"pacs.example.org" not in plain.content
+        assert uids(series) == [ONE]
+        assert packed.content == plain.content
+        assert (packed.headers["content-encoding"], "content-encoding" in plain.headers) == ("gzip", False)
+    assert kept.index.known_states == [b""] * 4 + [b"1"] * 4
+
+
+async def test_xml_and_single_instances_and_what_lies_in_a_pack_are_made_each_time(kept: World, world: World) -> None:
+    for _ in range(2):
+        assert (await kept.get(f"/studies/{STUDY}/metadata", XML)).status_code == 200
+        assert (await all_of(kept, f"/series/{SERIES}/instances/{CT}")).status_code == 200
+    world.index.state = b"1"
+    for _ in range(2):
+        assert uids(await all_of(world, "")) == [CT, WSI, BITS, SR, ONE]
+    assert {*kept.index.known_states, *world.index.known_states} == {b""}
+
+
+async def test_what_would_take_more_than_an_eighth_of_the_room_is_not_kept(tmp_path: Path) -> None:
+    async with running(tmp_path, metadata_cache_bytes=8 * 1200) as small:
+        small.index.json_places.clear()
+        small.index.state = b"1"
+        for _ in range(2):
+            assert (await all_of(small, "")).status_code == 200
+            assert (await all_of(small, f"/series/{OTHER_SERIES}")).status_code == 200
+        assert small.index.known_states == [b"", b"", b"", b"1"]
 
 
 async def test_unknown_and_deleted(world: World) -> None:

@@ -355,16 +355,20 @@ class GetMetadataRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCOPE_FIELD_NUMBER: _builtins.int
+    KNOWN_STATE_FIELD_NUMBER: _builtins.int
+    known_state: _builtins.bytes
+    """`state` of an answer for the same scope that the caller kept."""
     @_builtins.property
     def scope(self) -> Global___Scope: ...
     def __init__(
         self,
         *,
         scope: Global___Scope | None = ...,
+        known_state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known_state", b"known_state", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,16 +379,24 @@ class GetMetadataResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FRAGMENTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    """In the first message: differs as soon as anything in scope does. Empty where that costs as much as the fragments."""
+    unchanged: _builtins.bool
+    """The state is `known_state`; no fragments follow."""
     @_builtins.property
     def fragments(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataFragment]: ...
     def __init__(
         self,
         *,
         fragments: _abc.Iterable[Global___MetadataFragment] | None = ...,
+        state: _builtins.bytes = ...,
+        unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fragments", b"fragments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fragments", b"fragments", "state", b"state", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,7 +122,7 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMetadata(self, request, context):
-        """DICOM JSON fragments of everything in scope, same order and errors.
+        """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class IndexServiceStub:
     NOT_FOUND where there is nothing; with error Gone where it was deleted.
     """
     GetMetadata: _grpc.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]
-    """DICOM JSON fragments of everything in scope, same order and errors."""
+    """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
     DeleteInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]
     """Announces the deletion, waits until it is applied and the decision is durable."""
     RestoreInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]
@@ -73,7 +73,7 @@ class IndexServiceAsyncStub(IndexServiceStub):
     NOT_FOUND where there is nothing; with error Gone where it was deleted.
     """
     GetMetadata: _aio.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]  # type: ignore[assignment]
-    """DICOM JSON fragments of everything in scope, same order and errors."""
+    """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
     DeleteInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]  # type: ignore[assignment]
     """Announces the deletion, waits until it is applied and the decision is durable."""
     RestoreInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]  # type: ignore[assignment]
@@ -127,7 +127,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.GetMetadataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.GetMetadataResponse], _abc.AsyncIterator[_index_pb2.GetMetadataResponse]]:
-        """DICOM JSON fragments of everything in scope, same order and errors."""
+        """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
 
     @_abc_1.abstractmethod
     def DeleteInstances(
