@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from functools import lru_cache
 from typing import TextIO
 
 REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
@@ -35,6 +36,9 @@ class Lines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+_quoted = json.encoder.encode_basestring_ascii
+
+
 class _Requests:
     """Writes the line of each request without the machinery of logging, which costs as much as a fifth of a small answer."""
 
@@ -44,37 +48,41 @@ class _Requests:
         self._second = 0
         self._stamp = ""
 
-    def write(self, level: int, request_id: str, facts: dict[str, str | int | float]) -> None:
+    def write(self, level: int, request_id: str, what: str, seconds: float) -> None:
         """Write one line. Once there is a handler."""
         assert self.handler is not None
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        line = {
-            "time": f"{self._stamp}.{int((now - second) * 1000):03d}Z",
-            "level": logging.getLevelName(level).lower(),
-            "service": self.service,
-            "event": "request",
-            "request_id": request_id,
-            **facts,
-        }
         stream = self.handler.stream
-        stream.write(json.dumps(line) + "\n")
+        stream.write(
+            f'{{"time": "{self._stamp}.{int((now - second) * 1000):03d}Z", "level": "{_level(level)}", "service": "{self.service}", '
+            f'"event": "request", "request_id": {_quoted(request_id)}, {what}, "ms": {seconds * 1000:.2f}}}\n'
+        )
         stream.flush()
 
 
 _requests = _Requests()
 
 
-def request(log: logging.Logger, level: int, request_id: str, facts: dict[str, str | int | float]) -> None:
-    """Log a request that was answered, with these facts."""
-    if not log.isEnabledFor(level):
-        return
+@lru_cache
+def _level(level: int) -> str:
+    return logging.getLevelName(level).lower()
+
+
+@lru_cache(1024)
+def _what(method: str, transaction: str, status: int) -> str:
+    return json.dumps({"method": method, "transaction": transaction, "status": status})[1:-1]
+
+
+def request(log: logging.Logger, level: int, request_id: str, method: str, transaction: str, status: int, seconds: float) -> None:
+    """Log a request that was answered. For levels that the logger is enabled for."""
     if _requests.handler is None:
+        facts = {"method": method, "transaction": transaction, "status": status, "ms": round(seconds * 1000, 2)}
         log.log(level, "request", extra=facts)
     else:
-        _requests.write(level, request_id, facts)
+        _requests.write(level, request_id, _what(method, transaction, status), seconds)
 
 
 def configure(service: str, level: str) -> None:

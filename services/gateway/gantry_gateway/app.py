@@ -15,11 +15,14 @@ from typing import cast
 from urllib.parse import unquote
 
 from prometheus_client import Histogram
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gantry_gateway import cors, health, problems, urls
+from gantry_gateway.payload import Immediate
 from gantry_gateway.request import ClientGone, Gateway, Request
 from gantry_gateway.routes import Route, compile_path
+from gantry_gateway.server import write_whole
 from gantry_runtime import logs, telemetry
 from gantry_standard import errors
 from gantry_standard.random_bits import random_hex
@@ -117,7 +120,8 @@ class Application:
         transaction = "other"
         try:
             transaction, response = await self._respond(scope, receive)
-            await response(scope, receive, answer.send)
+            if not answer.send_whole(response):
+                await response(scope, receive, answer.send)
         except (_HeadAnswered, ClientGone):
             pass
         except Exception as error:
@@ -129,8 +133,8 @@ class Application:
             seconds = time.perf_counter() - begin
             self._observe(transaction, answer.status, seconds)
             level = logging.DEBUG if transaction == "health" else logging.INFO
-            facts = {"method": scope["method"], "transaction": transaction, "status": answer.status, "ms": round(seconds * 1000, 2)}
-            logs.request(log, level, request_id, facts)
+            if log.isEnabledFor(level):
+                logs.request(log, level, request_id, scope["method"], transaction, answer.status, seconds)
 
     def _observe(self, transaction: str, status: int, seconds: float) -> None:
         key = (transaction, status)
@@ -316,6 +320,19 @@ class _Answer:
         self._headers = headers
         self.started = False
         self.status = 0
+
+    def send_whole(self, response: ASGIApp) -> bool:
+        """Send an answer at once; say whether it is there and could be."""
+        if isinstance(response, Immediate):
+            status, fields, bodies = response.status, response.headers, response.bodies
+        elif type(response) is Response and response.background is None:
+            status, fields, bodies = response.status_code, response.raw_headers, (response.body,)
+        else:
+            return False
+        if not write_whole(self._send, status, [*fields, *self._headers], bodies):
+            return False
+        self.started, self.status = True, status
+        return True
 
     async def send(self, message: Message) -> None:
         """Pass one ASGI message on."""

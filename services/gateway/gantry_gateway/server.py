@@ -1,16 +1,16 @@
-"""uvicorn inside our own process: bounded request heads, no signals of its own, orderly end."""
+"""uvicorn inside our own process: bounded request heads, whole answers in one piece, no signals of its own, orderly end."""
 
 import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MOST_HEAD_BYTES = 256 << 10
 """Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
@@ -21,6 +21,9 @@ MOST_TARGET_BYTES = 65_535
 MOST_MESSAGE_BYTES = 64 << 10
 """Longest WebSocket message that is taken; a longer one closes the connection with 1009. Nothing that a subscriber says has a meaning."""
 
+_CONTROL = bytes([*range(9), *range(10, 32), 127])
+_OF_THE_CONNECTION = (b"connection", b"transfer-encoding")
+_WITHOUT_BODY = (204, 304)
 TICK_S = 0.1
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -72,6 +75,54 @@ class BoundedHttp(HttpToolsProtocol):
         )
         self.transport.write(f"HTTP/1.1 {status}\r\n{fields}\r\n\r\n{body}".encode())
         self.transport.close()
+
+
+def write_whole(send: Send, status: int, fields: Sequence[tuple[bytes, bytes]], bodies: Sequence[bytes | memoryview]) -> bool:
+    """Answer a request whose answer is there, in one write and without ASGI's messages, which cost a small answer a sixth of its time.
+
+    Args:
+        send: of the request, as uvicorn gave it.
+        fields: names in lower case.
+        bodies: left out for HEAD.
+
+    Returns:
+        Whether it was written; else nothing was, and ASGI's messages must do: this is not uvicorn's `send`, the client is gone or has
+        not taken what was sent before, or the fields do not say how long the answer is.
+
+    Raises:
+        RuntimeError: a field holds a control character, or the bodies are not as long as Content-Length says; nothing was written.
+    """
+    cycle = getattr(send, "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle) or cycle.disconnected or cycle.flow.write_paused or cycle.response_started:
+        return False
+    head, length = [STATUS_LINE[status]], -1
+    for name, value in (*cycle.default_headers, *fields):
+        head += (name, b": ", value, b"\r\n")
+        if name == b"content-length":
+            length = int(value)
+        elif name in _OF_THE_CONNECTION:
+            return False
+    if cycle.scope["method"] == "HEAD" or status in _WITHOUT_BODY:
+        bodies = ()
+    elif length < 0:
+        return False
+    elif length != sum(map(len, bodies)):
+        raise RuntimeError("the body is not as long as Content-Length says")
+    if not cycle.keep_alive:
+        head += (b"connection", b": ", b"close", b"\r\n")
+    head.append(b"\r\n")
+    joined = b"".join(head)
+    line_breaks = len(head) // 4 + 2
+    if len(joined.translate(None, _CONTROL)) != len(joined) - 2 * line_breaks:
+        raise RuntimeError("a header field holds a control character")
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.transport.writelines((joined, *bodies))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
 
 
 class _Server(uvicorn.Server):
