@@ -15,7 +15,8 @@ from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
-from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
+from gantry_index.sqlite_store import SqliteStore
+from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.store import (
     Batch,
     Dead,

@@ -11,7 +11,8 @@ from gantry_index.edge import IndexEdge
 from gantry_index.reader import Reader
 from gantry_index.service import Following
 from gantry_index.settings import IndexSettings
-from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
+from gantry_index.sqlite_store import SqliteStore
+from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.store import IndexStore, WorkitemStore
 from gantry_index.workitems import WorkitemReader
 from gantry_runtime import events, process, rpc, telemetry

@@ -20,7 +20,8 @@ from gantry.index.v1.index_pb2_grpc import IndexServiceStub, add_IndexServiceSer
 from gantry_index.edge import IndexEdge, named
 from gantry_index.reader import Reader
 from gantry_index.service import Following
-from gantry_index.sqlite_store import SqliteStore, SqliteWorkitemStore
+from gantry_index.sqlite_store import SqliteStore
+from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.workitems import WorkitemReader
 from gantry_runtime import events, rpc, rpc_errors
 from gantry_standard import errors

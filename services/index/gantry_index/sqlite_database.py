@@ -1,0 +1,217 @@
+"""One SQLite database file: its connections, its threads, its transactions.
+
+WAL mode, one writer connection in a thread of its own, a small pool of readers in others, and one on the event loop for a few rows by
+their key. `synchronous=FULL`: a commit is on disk when it returns.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from gantry_index.summary import Attributes, SeriesSummary, StudySummary
+from gantry_runtime.threads import Threads
+from gantry_standard import errors, terms
+from gantry_standard.random_bits import random_hex
+from gantry_standard.terms import Term
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S", StudySummary, SeriesSummary)
+FORMAT = "3"
+PAGE_BYTES = 8192
+"""Of a new database; one that is there keeps what it has. With 4,096 a batch changes more of them, at two calls of the system each."""
+CHECKPOINT_PAGES = 2000
+"""Pages of the write-ahead log from which on they are copied into the database: 16 MB."""
+PRAGMAS = (
+    f"page_size={PAGE_BYTES}",
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "cache_size=-65536",
+    "mmap_size=268435456",
+    "temp_store=MEMORY",
+    f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+)
+KEPT_SUMMARIES = 64
+KEPT_MEMORIES = 16
+"""Each of at most the elements of one data set whose DICOM JSON is up to INLINE_JSON_BYTES."""
+
+CHUNK = 500
+"""Parameters in one statement."""
+
+
+class Recent(OrderedDict[tuple[str, ...], T]):
+    """What belongs to the studies and series that were written last, by their UIDs."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def keep(self, key: tuple[str, ...], value: T) -> T:
+        """Take over a value, and forget the one that was taken over first."""
+        self[key] = value
+        if len(self) > self._most:
+            self.popitem(last=False)
+        return value
+
+
+@dataclass(slots=True)
+class Kept(Generic[S]):
+    """A study or series: what it is to be, its row (0: none yet), and the attributes whose terms are in the database."""
+
+    summary: S
+    row_id: int = 0
+    before: Attributes = field(default_factory=dict)
+
+
+class Database:
+    """One database file: a writer connection in its thread, reader connections in theirs."""
+
+    def __init__(self, path: Path, schema: str, readers: int) -> None:
+        self.path = path
+        self.opened = random_hex(16)
+        """A name that no other database has, nor this one when it is opened again."""
+        self._closing: list[sqlite3.Connection] = []
+        self._local = threading.local()
+        self._writer_thread = Threads(1, "index-writer")
+        self._reader_threads = Threads(readers, "index-reader")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = self._connected()
+        if not self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            self.writer.executescript(f"BEGIN; {schema} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;")
+            fsync_directory(path.parent)
+        found = self.writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()[0]
+        if found != FORMAT:
+            raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
+        self._here = self._connected()
+        self.path_ids: dict[str, int] = {}
+        """Of the table `paths`, the number of each."""
+        self.recent_terms = 0
+        """How many there are in the table. What is kept here is the writer thread's, and read anew after a transaction failed."""
+        self.kept: Recent[Kept[Any]] = Recent(KEPT_SUMMARIES)
+        """The studies and series that were written last, as they are in the database."""
+        self.memories: Recent[terms.Memory] = Recent(KEPT_MEMORIES)
+        """Of series, what the terms of their last instance were derived from."""
+        self._read_anew()
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)
+        self._closing.append(connection)
+        for pragma in PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read in a reader thread."""
+        return await self._run(self._reader_threads, lambda: work(self._reader()))
+
+    def look_up(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read of a few rows by their key right here, on the event loop: some 20 µs, where a thread would take ten times as long."""
+        try:
+            return work(self._here)
+        except sqlite3.Error as error:
+            raise errors.Unavailable(f"the index store failed: {error}") from error
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run one transaction in the writer thread; durable when it returns."""
+        return await self._run(self._writer_thread, lambda: self._transaction(work))
+
+    def write_later(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """Run one transaction in the writer thread after those that wait; one that fails changes nothing and is logged."""
+
+        def attempt() -> None:
+            try:
+                self._transaction(work)
+            except sqlite3.Error as error:
+                log.warning("index store is not tidied up", extra={"reason": str(error)})
+
+        self._writer_thread.submit(attempt)
+
+    async def _run(self, threads: Threads, work: Callable[[], T]) -> T:
+        try:
+            return await threads.run(work)
+        except sqlite3.Error as error:
+            raise errors.Unavailable(f"the index store failed: {error}") from error
+
+    def _reader(self) -> sqlite3.Connection:
+        if not hasattr(self._local, "connection"):
+            self._local.connection = self._connected()
+        connection: sqlite3.Connection = self._local.connection
+        return connection
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self.writer.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(self.writer)
+            self.writer.execute("COMMIT")
+            return result
+        except BaseException:
+            if self.writer.in_transaction:
+                self.writer.execute("ROLLBACK")
+            self._read_anew()
+            raise
+
+    def _read_anew(self) -> None:
+        self.path_ids = dict(self.writer.execute("SELECT path, id FROM paths"))
+        if self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'recent'").fetchone():
+            self.recent_terms = int(self.writer.execute("SELECT coalesce(sum(terms), 0) FROM recent").fetchone()[0])
+        self.kept.clear()
+
+    def path_id(self, path: str) -> int:
+        """Return the number of a path, made when it is new; in a transaction only."""
+        found = self.path_ids.get(path)
+        if found is None:
+            cursor = self.writer.execute("INSERT INTO paths (path) VALUES (?)", (path,))
+            found = self.path_ids[path] = int(cursor.lastrowid or 0)
+        return found
+
+    def add_terms(self, owner: int, found: Iterable[Term]) -> None:
+        """Write terms; in a transaction only."""
+        known = self.path_ids
+        rows = [(known.get(path) or self.path_id(path), value, owner, item, root) for path, value, item, root in found]
+        self.writer.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", rows)
+
+    def remove_terms(self, owner: int, found: Iterable[Term]) -> None:
+        """Delete terms; in a transaction only."""
+        self.writer.executemany(
+            "DELETE FROM terms WHERE path = ? AND value = ? AND owner = ? AND item = ?",
+            [(self.path_id(term.path), term.value, owner, term.item) for term in found],
+        )
+
+    def close(self) -> None:
+        """Wait for what runs and close every connection."""
+        self._writer_thread.close()
+        self._reader_threads.close()
+        for connection in self._closing:
+            connection.close()
+
+
+def fsync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def meta(connection: sqlite3.Connection, name: str) -> str:
+    found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return found[0] if found else ""
+
+
+def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def marks(values: Sequence[object]) -> str:
+    return ",".join("?" * len(values))
+
+
+def chunks(values: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))

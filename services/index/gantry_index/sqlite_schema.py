@@ -1,0 +1,51 @@
+"""Tables of the index store in SQLite.
+
+Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
+an instance that is gone stay until the next generation: their owner is not live any more, and row ids are never used again.
+
+Terms of new instances go into `recent_terms`, which is clustered by owner: a commit appends to it and touches a few pages, where `terms`,
+clustered by value, would take a page a term. Once there are enough of them all move, sorted, into `terms`, in a transaction of their
+own after the batch was answered. Terms of one owner stand in one of the two tables, never in both; a search by attributes of instances
+reads both (docs/decisions/0004-recent-terms.md).
+"""
+
+from gantry_standard.levels import Level
+
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE studies (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL,
+    summary BLOB NOT NULL, attributes BLOB NOT NULL
+);
+CREATE INDEX studies_in_order ON studies (sort_key DESC, study);
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
+    summary BLOB NOT NULL, attributes BLOB NOT NULL, UNIQUE (study, series)
+);
+CREATE INDEX series_in_order ON series (number, series);
+CREATE TABLE instances (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
+    version INTEGER NOT NULL, deleted INTEGER NOT NULL, record BLOB NOT NULL, attributes BLOB NOT NULL, fragment BLOB NOT NULL
+);
+CREATE INDEX instances_of_series ON instances (study, series, deleted, number, sop);
+CREATE INDEX instances_in_order ON instances (number, sop) WHERE deleted = 0;
+CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE terms (
+    path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (path, value, owner, item)
+) WITHOUT ROWID;
+CREATE TABLE recent (owner INTEGER PRIMARY KEY, terms INTEGER NOT NULL);
+CREATE TABLE recent_terms (
+    owner INTEGER NOT NULL, path INTEGER NOT NULL, value TEXT NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (owner, path, value, item)
+) WITHOUT ROWID;
+CREATE TABLE dead (
+    object TEXT NOT NULL, offset INTEGER NOT NULL, kind INTEGER NOT NULL, decided INTEGER NOT NULL, lies_in TEXT NOT NULL,
+    PRIMARY KEY (object, offset)
+) WITHOUT ROWID;
+CREATE INDEX dead_in_order ON dead (kind, lies_in, object, offset);
+CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
+"""
+TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
+KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}

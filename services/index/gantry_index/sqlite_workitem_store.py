@@ -1,0 +1,104 @@
+"""The workitem store on one machine: SQLite."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from gantry_index.rows import workitem_row
+from gantry_index.sqlite_database import Database, meta, set_meta
+from gantry_index.sqlite_search import Condition
+from gantry_index.store import Page, WorkitemDocument
+from gantry_index.summary import decoded, start_of, workitem_terms
+from gantry_standard.levels import Level
+from gantry_standard.matching import MatchKey, Operation, Query, group_keys
+
+WORKITEM_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE workitems (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL, version INTEGER NOT NULL,
+    deleted INTEGER NOT NULL, dicom_json BLOB NOT NULL
+);
+CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE terms (
+    path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
+    PRIMARY KEY (path, value, owner, item)
+) WITHOUT ROWID;
+CREATE INDEX terms_of_owner ON terms (owner);
+"""
+
+
+class SqliteWorkitemStore:
+    """WorkitemStore in one database file."""
+
+    def __init__(self, directory: Path, readers: int = 2) -> None:
+        self._database = Database(directory / "workitems.sqlite", WORKITEM_SCHEMA, readers)
+
+    async def cursor(self) -> int:
+        """See WorkitemStore."""
+        return await self._database.read(lambda connection: int(meta(connection, "cursor") or "0"))
+
+    async def apply(self, documents: Sequence[WorkitemDocument], sequence: int) -> None:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for document in documents:
+                self._apply_one(connection, document)
+            set_meta(connection, "cursor", str(sequence))
+
+        await self._database.write(work)
+
+    def _apply_one(self, connection: sqlite3.Connection, document: WorkitemDocument) -> None:
+        before = connection.execute("SELECT id, version FROM workitems WHERE uid = ?", (document.workitem_uid,)).fetchone()
+        if before:
+            if before[1] >= document.version:
+                return
+            connection.execute("DELETE FROM terms WHERE owner = ?", (before[0] * 4 + Level.INSTANCE.value,))
+            connection.execute("DELETE FROM workitems WHERE id = ?", (before[0],))
+        dataset = {} if document.deleted else decoded(document.dicom_json)
+        cursor = connection.execute(
+            "INSERT INTO workitems (uid, sort_key, version, deleted, dicom_json) VALUES (?, ?, ?, ?, ?)",
+            (document.workitem_uid, start_of(dataset), document.version, document.deleted, document.dicom_json),
+        )
+        self._database.add_terms(int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, workitem_terms(document, dataset))
+
+    async def clear(self) -> None:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for table in ("workitems", "terms"):
+                connection.execute(f"DELETE FROM {table}")
+            set_meta(connection, "cursor", "0")
+
+        await self._database.write(work)
+
+    async def search(self, query: Query) -> Page:
+        """See WorkitemStore."""
+
+        def work(connection: sqlite3.Connection) -> Page:
+            condition = Condition(self._database.path_ids)
+            condition.add("x.deleted = 0")
+            for group in group_keys(query.keys):
+                absent = [key for key in group if key.operation is Operation.ABSENT]
+                for key in absent:
+                    present, parameters = condition.owners([MatchKey(key.path, Operation.RANGE)], Level.INSTANCE.value)
+                    condition.add(f"x.id NOT IN ({present})", *parameters)
+                if wanted := [key for key in group if key not in absent]:
+                    owners, parameters = condition.owners(wanted, Level.INSTANCE.value)
+                    condition.add(f"x.id IN ({owners})", *parameters)
+            source = f"FROM workitems x WHERE {condition.text}"
+            found = connection.execute(
+                f"SELECT x.dicom_json {source} ORDER BY x.sort_key, x.uid LIMIT ? OFFSET ?",
+                (*condition.parameters, query.limit + 1, query.offset),
+            ).fetchall()
+            remaining = 0
+            if len(found) > query.limit:
+                total = connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
+                remaining = total - query.offset - query.limit
+            return Page([workitem_row(query, decoded(dicom_json)) for (dicom_json,) in found[: query.limit]], remaining)
+
+        return await self._database.read(work)
+
+    async def close(self) -> None:
+        """See WorkitemStore."""
+        await asyncio.to_thread(self._database.close)
