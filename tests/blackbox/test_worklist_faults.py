@@ -19,6 +19,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
+from gantry_runtime.process import end_tasks
 from tests.support import instances
 from tests.support.dicomweb import JSON, Object, value
 from tests.support.suite import AnotherGateway, Suite, another_gateway
@@ -277,11 +278,9 @@ async def story(suite: Suite, second: AnotherGateway) -> set[str]:
         beside.append(asyncio.create_task(killer.kill_on(lambda: len(driver.finished))))
         await ends_well(asyncio.gather(*(work() for _ in range(WORKERS))), beside)
         worked_s = time.monotonic() - begin
-        beside.pop().cancel()
+        await end_tasks([beside.pop()])
         await ends_well(everything_came(subscribers), beside)
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        await end_tasks(beside)
         tell(driver, killer, subscribers, worked_s, time.monotonic() - begin)
         for subscriber in subscribers:
             subscriber.check(driver.subscribed)

@@ -20,7 +20,7 @@ from gantry_blob.settings import BlobSettings
 from gantry_blob.store import StoreRules
 from gantry_blob.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.threads import in_thread
-from gantry_runtime import events, rpc, telemetry
+from gantry_runtime import events, leases, rpc, telemetry
 from gantry_runtime.process import Process, run
 from gantry_runtime.store_messages import SERIALISED
 from gantry_runtime.threads import Threads
@@ -100,7 +100,7 @@ async def _clean(store: ObjectStore, pools: Pools) -> None:
 async def _sweep(client: events.Client, connected: asyncio.Task[None], sweeper: Sweeper) -> None:
     await asyncio.shield(connected)
     holder = f"{socket.gethostname()}:{uuid.uuid4().hex}"
-    await events.hold_lease(client.jetstream(), LEASE, holder, sweeper.run)
+    await leases.hold_lease(client.jetstream(), LEASE, holder, sweeper.run)
 
 
 async def opens(process: Process, settings: BlobSettings) -> None:

@@ -39,7 +39,7 @@ from gantry_index.decide import (
     uploads_of,
 )
 from gantry_index.store import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
-from gantry_runtime import events, rpc_errors, telemetry
+from gantry_runtime import events, leases, rpc_errors, telemetry
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
@@ -298,10 +298,10 @@ class Partitions:
         self._reader = reader
         self._js = client.jetstream()
         self._me = uuid.uuid4().hex
-        self._member = events.Lease(self._js, f"index.member.{self._me}", self._me)
+        self._member = leases.Lease(self._js, f"index.member.{self._me}", self._me)
         self._is_member = False
         self._is_pausing_others = False
-        self._held: dict[int, tuple[events.Lease, asyncio.Task[None]]] = {}
+        self._held: dict[int, tuple[leases.Lease, asyncio.Task[None]]] = {}
 
     async def keep(self) -> None:
         """Take, renew and give back leases, for ever."""
@@ -309,7 +309,7 @@ class Partitions:
             while True:
                 with suppress(errors.RetryLater):
                     await self._look()
-                await asyncio.sleep(events.RENEW_S)
+                await asyncio.sleep(leases.RENEW_S)
         finally:
             for partition in list(self._held):
                 await self._drop(partition)
@@ -322,7 +322,7 @@ class Partitions:
         self._is_member = await (self._member.renew() if self._is_member else self._member.acquire())
         if self._is_pausing_others:
             return
-        held = await events.leases_held(self._js)
+        held = await leases.leases_held(self._js)
         members = max(1, sum(key.startswith("index.member.") for key in held))
         share = 0 if REINDEX_LEASE in held else math.ceil(events.PARTITIONS / members)
         for partition in range(events.PARTITIONS):
@@ -334,7 +334,7 @@ class Partitions:
             await self._drop(partition)
 
     async def _take(self, partition: int) -> None:
-        lease = events.Lease(self._js, f"index.partition.{partition}", self._me)
+        lease = leases.Lease(self._js, f"index.partition.{partition}", self._me)
         if await lease.acquire():
             follow = self._reader.follow(str(partition), [f"store.{partition}.>"])
             self._held[partition] = (lease, asyncio.create_task(follow, name=f"partition {partition}"))
@@ -355,7 +355,7 @@ class Partitions:
             errors.Conflict: another process reindexes, or one did not stop reading in time.
             errors.Unavailable: NATS does not answer.
         """
-        lease = events.Lease(self._js, REINDEX_LEASE, self._me)
+        lease = leases.Lease(self._js, REINDEX_LEASE, self._me)
         if not await lease.acquire():
             raise errors.Conflict("another process reindexes, or NATS does not answer")
         self._is_pausing_others = True
@@ -373,20 +373,20 @@ class Partitions:
             await end_tasks([renewing])
             await lease.release()
 
-    async def _renew(self, lease: events.Lease) -> None:
+    async def _renew(self, lease: leases.Lease) -> None:
         """Renew until the lease is lost."""
         is_held = True
         while is_held:
-            await asyncio.sleep(events.RENEW_S)
+            await asyncio.sleep(leases.RENEW_S)
             is_held = await lease.renew()
 
     async def _until_others_stopped(self) -> None:
         try:
             async with asyncio.timeout(PAUSE_TIMEOUT_S):
                 while True:
-                    held = {key for key in await events.leases_held(self._js) if key.startswith("index.partition.")}
+                    held = {key for key in await leases.leases_held(self._js) if key.startswith("index.partition.")}
                     if held <= {f"index.partition.{partition}" for partition in self._held}:
                         return
-                    await asyncio.sleep(events.RENEW_S / 2)
+                    await asyncio.sleep(leases.RENEW_S / 2)
         except TimeoutError as error:
             raise errors.Conflict(f"another index process has not stopped reading within {PAUSE_TIMEOUT_S:.0f} s") from error

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from gantry.blob.v1.blob_pb2 import Range, ReadRequest
 from gantry.events.v1.events_pb2 import InstancesStored, WorkitemState
 from gantry.index.v1 import index_pb2
-from gantry_runtime import events, rpc_errors, telemetry
+from gantry_runtime import events, leases, rpc_errors, telemetry
 from gantry_runtime.events import STORE, JetStreamContext, Message
 from gantry_standard import errors
 from gantry_standard.workitems import SCHEDULED
@@ -133,7 +133,7 @@ class Arrivals:
 
     async def lead(self, holder: str) -> None:
         """Work whenever this process holds the lease, for ever."""
-        await events.hold_lease(self._js, LEASE, holder, self._work)
+        await leases.hold_lease(self._js, LEASE, holder, self._work)
 
     async def _work(self) -> None:
         while True:

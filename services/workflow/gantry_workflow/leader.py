@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from gantry_runtime import events
+from gantry_runtime import leases
 from gantry_runtime.events import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import backup, deletion, history
@@ -41,7 +41,7 @@ async def lead(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: Repo
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
 
-    await events.hold_lease(js, "workflow", holder(settings), work)
+    await leases.hold_lease(js, "workflow", holder(settings), work)
 
 
 def holder(settings: WorkflowSettings) -> str:

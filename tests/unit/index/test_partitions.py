@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gantry_index.reader import Partitions
-from gantry_runtime import events
+from gantry_runtime import events, leases
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
@@ -57,7 +57,7 @@ async def test_one_process_at_a_time_reads_while_another_reindexes(tmp_path: Pat
             check()
         await until(is_shared, 20)
         async with mine.others_paused() as check:
-            bucket = await events.open_bucket(mine._js, "lease", events.LEASE_S)
+            bucket = await events.open_bucket(mine._js, "lease", leases.LEASE_S)
             await bucket.put("index.reindex", b"somebody else")
 
             def is_lost() -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from gantry_index.sqlite_store import SqliteStore
 from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.workitems import WorkitemReader
 from gantry_runtime import events, rpc, rpc_errors
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 
@@ -87,11 +88,7 @@ class Suite:
 
     async def stop(self) -> None:
         """Stop as a crash would: nothing is finished."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await end_tasks(self._tasks)
         await self._stack.aclose()
 
     async def is_ready(self) -> bool:

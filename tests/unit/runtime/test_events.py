@@ -10,7 +10,6 @@ from nats.js import JetStreamContext
 
 from gantry_runtime import events
 from gantry_runtime.events import Stream
-from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 
@@ -150,68 +149,6 @@ def test_a_study_has_always_the_same_partition() -> None:
     assert events.PARTITIONS == 16
     assert (events.partition_of("1.2.840.10008"), events.partition_of("2.25.7")) == (3, 2)
     assert len({events.partition_of(f"1.2.{number}") for number in range(500)}) == events.PARTITIONS
-
-
-async def test_a_lease_has_one_holder_and_is_free_when_it_is_released(js: JetStreamContext) -> None:
-    one, other = events.Lease(js, "a", "one"), events.Lease(js, "a", "other")
-    assert await one.acquire()
-    assert not await other.acquire()
-    assert await one.renew()
-    assert await events.leases_held(js) == ["a"]
-    await one.release()
-    assert await other.acquire()
-    assert not await one.renew()
-    await one.release()
-    assert await events.leases_held(js) == ["a"]
-
-
-async def test_a_lease_that_is_not_renewed_is_free_for_others_and_its_holder_knows(js: JetStreamContext) -> None:
-    one, other = events.Lease(js, "a", "one"), events.Lease(js, "a", "other")
-    assert await one.acquire()
-    await until(other.acquire, 3 * events.LEASE_S)
-    assert not await one.renew()
-
-
-async def test_a_holder_that_was_started_again_has_its_lease_back_at_once(js: JetStreamContext) -> None:
-    assert await events.Lease(js, "a", "one").acquire()
-    again = events.Lease(js, "a", "one")
-    assert await again.acquire()
-    assert await again.renew()
-
-
-async def test_a_lease_is_held_over_a_short_loss_of_the_server_and_lost_over_a_long_one(js: JetStreamContext, server: NatsServer) -> None:
-    lease = events.Lease(js, "a", "one")
-    assert await lease.acquire()
-    server.kill()
-    assert await lease.renew()
-    await until(lambda: _is_lost(lease), 2 * events.LEASE_S)
-    server.start()
-
-
-async def _is_lost(lease: events.Lease) -> bool:
-    return not await lease.renew()
-
-
-async def test_work_under_a_lease_is_done_by_one_and_taken_over_when_it_stops(js: JetStreamContext) -> None:
-    working: list[str] = []
-
-    async def hold(name: str) -> None:
-        async def work() -> None:
-            working.append(name)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                working.remove(name)
-
-        await events.hold_lease(js, "a", name, work)
-
-    tasks = {name: asyncio.create_task(hold(name)) for name in ("one", "other")}
-    await until(lambda: working)
-    (first,) = working
-    await end_tasks([tasks.pop(first)])
-    await until(lambda: working)
-    assert working == list(tasks)
-    await end_tasks(tasks.values())
 
 
 async def test_a_publisher_gets_sequences_also_of_duplicates_and_of_many_at_once(js: JetStreamContext, server: NatsServer) -> None:
