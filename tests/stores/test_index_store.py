@@ -14,7 +14,8 @@ from elasticsearch import AsyncElasticsearch
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
+from gantry_index.elasticsearch_store import ElasticsearchStore
+from gantry_index.elasticsearch_workitem_store import ElasticsearchWorkitemStore
 from gantry_index.sqlite_store import SqliteStore
 from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.store import (

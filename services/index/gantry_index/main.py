@@ -31,7 +31,8 @@ async def stores(process: Process, settings: IndexSettings) -> tuple[IndexStore,
         workitems = await asyncio.to_thread(SqliteWorkitemStore, settings.index_directory)
     else:
         # Its client is large and slow to import: one machine does without.
-        from gantry_index.elasticsearch_store import ElasticsearchStore, ElasticsearchWorkitemStore
+        from gantry_index.elasticsearch_store import ElasticsearchStore
+        from gantry_index.elasticsearch_workitem_store import ElasticsearchWorkitemStore
 
         url, prefix = settings.elasticsearch_url, settings.elasticsearch_prefix
         store = await _when_there(lambda: ElasticsearchStore.opened(url, prefix))

@@ -1,0 +1,150 @@
+"""A client of Elasticsearch (its only import), and the indices of one generation."""
+
+import base64
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import orjson
+from elasticsearch import ApiError, AsyncElasticsearch, NotFoundError, TransportError
+
+from gantry_index.store import PAGE
+from gantry_standard import errors
+
+T = TypeVar("T")
+TIMEOUT_S = 30.0
+BULK_BYTES = 512 << 10
+"""Body of one bulk request."""
+
+SETTINGS = {
+    "number_of_shards": 1,
+    "auto_expand_replicas": "0-1",
+    "refresh_interval": "-1",
+    "max_result_window": 110_000,
+    "mapping": {"nested_objects": {"limit": 20_000}},
+}
+
+
+async def answered(call: Awaitable[T]) -> T:
+    """Await a call and translate what it may raise."""
+    try:
+        return await call
+    except (TransportError, ApiError) as error:
+        raise errors.Unavailable(f"Elasticsearch failed: {type(error).__name__}") from error
+
+
+def packed(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def unpacked(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def _bounded(operations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split a bulk into bodies of about BULK_BYTES, an action and its document together."""
+    parts: list[list[dict[str, Any]]] = []
+    size = BULK_BYTES
+    for operation in operations:
+        is_action = "_index" in next(iter(operation.values()), ()) if len(operation) == 1 else False
+        if is_action and size >= BULK_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(operation)
+        size += len(orjson.dumps(operation))
+    return parts
+
+
+class Cluster:
+    """One client, and the names under which a generation's indices are found."""
+
+    def __init__(self, client: AsyncElasticsearch, prefix: str, generation: str = "") -> None:
+        self.client = client
+        self.prefix = prefix
+        self.generation = generation
+
+    def index(self, kind: str) -> str:
+        """Return an index of this generation, or the alias for that of the current one."""
+        return f"{self.prefix}-{kind}" + (f"-{self.generation}" if self.generation else "")
+
+    async def create(self, mappings: Mapping[str, dict[str, Any]]) -> None:
+        """Create the indices of this generation."""
+        for kind, properties in mappings.items():
+            mapping = {"dynamic": "strict", "properties": properties}
+            await answered(self.client.indices.create(index=self.index(kind), settings=SETTINGS, mappings=mapping))
+
+    async def behind(self, alias: str) -> list[str]:
+        """Return the indices that an alias stands for."""
+        try:
+            return list((await self.client.indices.get_alias(name=alias)).body)
+        except NotFoundError:
+            return []
+        except (TransportError, ApiError) as error:
+            raise errors.Unavailable("Elasticsearch does not answer") from error
+
+    async def bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> None:
+        """Write; an external version that is not newer is as good as written.
+
+        Raises:
+            errors.Unavailable: Elasticsearch is busy, or another writer was faster: read again.
+            ValueError: a document cannot be written, ever.
+        """
+        parts = _bounded(operations)
+        for number, part in enumerate(parts, 1):
+            await self._bulk(part, refresh=refresh and number == len(parts))
+
+    async def _bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> None:
+        answer = await answered(self.client.bulk(operations=operations, refresh=refresh))
+        if not answer["errors"]:
+            return
+        by_version = {action["index"]["_id"] for action in operations if "version" in action.get("index", ())}
+        for item in answer["items"]:
+            (result,) = item.values()
+            status = result["status"]
+            if status < 400 or (status == 409 and result["_id"] in by_version) or status == 404:
+                continue
+            if status in (409, 429, 503):
+                raise errors.Unavailable(f"Elasticsearch: {result['error']['type']}")
+            raise ValueError(f"Elasticsearch refused a document: {result['error']['type']}")
+
+    async def get(self, kind: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
+        """Return the documents that are there, by id; as of now, not as of the last refresh."""
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(ids), PAGE):
+            docs = [{"_index": self.index(kind), "_id": one, "_source": source} for one in ids[start : start + PAGE]]
+            answer = await answered(self.client.mget(docs=docs))
+            if any("error" in doc for doc in answer["docs"]):
+                raise errors.Unavailable("Elasticsearch could not read a document")
+            found.update({doc["_id"]: doc for doc in answer["docs"] if doc["found"]})
+        return found
+
+    async def pages(self, kind: str, query: dict[str, Any], sort: list[Any], source: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the sources of all hits in order, PAGE at a time."""
+        after: list[Any] | None = None
+        while True:
+            answer = await answered(
+                self.client.search(
+                    index=self.index(kind),
+                    query=query,
+                    sort=sort,
+                    size=PAGE,
+                    source_includes=source,
+                    search_after=after,
+                    track_total_hits=False,
+                )
+            )
+            hits = answer["hits"]["hits"]
+            if hits:
+                yield [hit["_source"] for hit in hits]
+            if len(hits) < PAGE:
+                return
+            after = hits[-1]["sort"]
+
+
+async def opened(url: str) -> AsyncElasticsearch:
+    client = AsyncElasticsearch([part.strip() for part in url.split(",")], request_timeout=TIMEOUT_S, retry_on_timeout=False)
+    try:
+        await answered(client.info())
+    except errors.Unavailable:
+        await client.close()
+        raise
+    return client

@@ -1,0 +1,175 @@
+"""Queries in Elasticsearch's language: keys, and the search for studies, series and instances."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from gantry_index.elasticsearch_cluster import Cluster, answered, unpacked
+from gantry_index.elasticsearch_mappings import AFTER_SEPARATOR, KEY_FIELDS, KIND, SEPARATOR, series_id
+from gantry_index.rows import Identity, levels_needed, needs_metadata, row
+from gantry_index.store import Page
+from gantry_index.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
+from gantry_standard import errors
+from gantry_standard.levels import Level
+from gantry_standard.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.terms import PER_FRAME_FUNCTIONAL_GROUPS
+
+JOIN_MAXIMUM = 10_000
+"""Most studies or series that keys of another level may match."""
+
+UID_FIELD = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
+ORDER: dict[Level, list[Any]] = {
+    Level.STUDY: [{"sort_key": "desc"}, {"study": "asc"}],
+    Level.SERIES: [{"number": "asc"}, {"series": "asc"}, {"study": "asc"}],
+    Level.INSTANCE: [{"number": "asc"}, {"sop": "asc"}],
+}
+
+
+def _comparison(key: MatchKey, field: str) -> list[dict[str, Any]]:
+    prefix = key.term_path + SEPARATOR
+    if key.operation is Operation.EQUAL:
+        return [{"terms": {field: [prefix + value for value in key.values]}}]
+    if key.operation is Operation.ALL:
+        return [{"term": {field: prefix + value}} for value in key.values]
+    if key.operation is Operation.PATTERN:
+        return [{"wildcard": {field: {"value": (prefix + key.values[0]).replace("\\", "\\\\")}}}]
+    bounds = {"gte": prefix + key.low, **({"lte": prefix + key.high} if key.high else {"lt": key.term_path + AFTER_SEPARATOR})}
+    return [{"range": {field: bounds}}]
+
+
+def group_query(group: Sequence[MatchKey]) -> dict[str, Any]:
+    """Return the query for keys that must match together; ABSENT ones are of no item."""
+    filters: list[dict[str, Any]] = []
+    absent: list[dict[str, Any]] = []
+    wanted = [key for key in group if key.operation is not Operation.ABSENT]
+    nested = len(group[0].path) > 1 and group[0].path[0] != PER_FRAME_FUNCTIONAL_GROUPS
+    for key in group:
+        if key.operation is Operation.ABSENT:
+            present = {"prefix": {"items.terms" if nested else "terms": key.term_path + SEPARATOR}}
+            absent.append({"nested": {"path": "items", "query": present}} if nested else present)
+    if wanted and nested:
+        same_path = len({key.path[:-1] for key in wanted}) == 1
+        path = ".".join(wanted[0].path[:-1]) if same_path else wanted[0].path[0]
+        inner = [{"term": {"items.path": path}}, *(clause for key in wanted for clause in _comparison(key, "items.terms"))]
+        filters.append({"nested": {"path": "items", "query": {"bool": {"filter": inner}}}})
+    else:
+        filters += [clause for key in wanted for clause in _comparison(key, "terms")]
+    return {"bool": {"filter": filters, "must_not": absent}}
+
+
+class Searching:
+    """Answers one query."""
+
+    def __init__(self, cluster: Cluster, query: Query) -> None:
+        self._cluster = cluster
+        self._query = query
+
+    async def page(self) -> Page:
+        query = self._query
+        filters = await self._filters()
+        of_instances = query.level is Level.INSTANCE
+        fields = [*KEY_FIELDS[query.level], "attributes", *(["fragment"] if needs_metadata(query) and of_instances else [])]
+        answer = await answered(
+            self._cluster.client.search(
+                index=self._cluster.index(KIND[query.level]),
+                query={"bool": {"filter": filters}},
+                sort=ORDER[query.level],
+                from_=query.offset,
+                size=query.limit,
+                source_includes=fields,
+                track_total_hits=True,
+            )
+        )
+        sources = [hit["_source"] for hit in answer["hits"]["hits"]]
+        if needs_metadata(query) and not of_instances:
+            for source in sources:
+                source["fragment"] = await self._fragment(source)
+        parents = await self._parents(sources)
+        rows = [self._row(source, parents) for source in sources]
+        return Page(rows, max(0, answer["hits"]["total"]["value"] - query.offset - len(rows)) if rows else 0)
+
+    async def _fragment(self, source: Mapping[str, Any]) -> Any:
+        """Return the metadata of the instance with the smallest UID of a study or series that has it at hand."""
+        fields = KEY_FIELDS[self._query.level]
+        answer = await answered(
+            self._cluster.client.search(
+                index=self._cluster.index(KIND[Level.INSTANCE]),
+                query={"bool": {"filter": [{"term": {"deleted": False}}, *({"term": {field: source[field]}} for field in fields)]}},
+                sort=[{"sop": "asc"}],
+                size=1,
+                source_includes=["fragment"],
+            )
+        )
+        hits = answer["hits"]["hits"]
+        return hits[0]["_source"].get("fragment") if hits else None
+
+    def _row(self, source: Mapping[str, Any], parents: Mapping[Level, Mapping[str, Attributes]]) -> bytes:
+        query = self._query
+        attributes: dict[Level, Attributes] = {query.level: orjson.loads(unpacked(source["attributes"]))}
+        for level, by_id in parents.items():
+            attributes[level] = by_id.get(_id_at(level, source), {})
+        fragment = unpacked(source["fragment"]) if source.get("fragment") else b""
+        identity = Identity(*(source[field] for field in KEY_FIELDS[query.level]))
+        return row(query, identity, attributes, decoded(fragment) if fragment else None)
+
+    async def _parents(self, sources: Sequence[Mapping[str, Any]]) -> dict[Level, dict[str, Attributes]]:
+        found: dict[Level, dict[str, Attributes]] = {}
+        for level in levels_needed(self._query) - {self._query.level}:
+            ids = list({_id_at(level, source) for source in sources})
+            docs = await self._cluster.get(KIND[level], ids, ["attributes"])
+            found[level] = {one: orjson.loads(unpacked(doc["_source"]["attributes"])) for one, doc in docs.items()}
+        return found
+
+    async def _filters(self) -> list[dict[str, Any]]:
+        query = self._query
+        filters: list[dict[str, Any]] = []
+        if query.study_instance_uid:
+            filters.append({"term": {"study": query.study_instance_uid}})
+        if query.series_instance_uid:
+            filters.append({"term": {"series": query.series_instance_uid}})
+        if query.level is Level.INSTANCE:
+            filters.append({"term": {"deleted": False}})
+        within = [clause for clause in filters if "deleted" not in clause["term"]]
+        for group in group_keys(query.keys):
+            key = group[0]
+            level = key.level or query.level
+            field = UID_FIELD.get(key.path[0]) if len(key.path) == 1 else None
+            if field and level.value <= query.level.value and key.operation is Operation.EQUAL:
+                filters.append({"terms": {field: list(key.values)}})
+            elif level is query.level:
+                filters.append(group_query(group))
+            else:
+                filters.append(await self._joined(group, level, within))
+        return filters
+
+    async def _joined(self, group: Sequence[MatchKey], level: Level, within: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return which studies or series match keys of another level."""
+        shared = min(level, self._query.level, key=lambda one: one.value)
+        fields = KEY_FIELDS[shared]
+        where = [clause for clause in within if next(iter(clause["term"])) in KEY_FIELDS[level]]
+        if level is Level.INSTANCE:
+            where.append({"term": {"deleted": False}})
+        answer = await answered(
+            self._cluster.client.search(
+                index=self._cluster.index(KIND[level]),
+                query={"bool": {"filter": [*where, group_query(group)]}},
+                size=0,
+                aggs={
+                    "shared": {
+                        "composite": {"size": JOIN_MAXIMUM + 1, "sources": [{field: {"terms": {"field": field}}} for field in fields]}
+                    }
+                },
+            )
+        )
+        buckets = answer["aggregations"]["shared"]["buckets"]
+        if len(buckets) > JOIN_MAXIMUM:
+            raise errors.PayloadTooLarge(f"keys of another level match more than {JOIN_MAXIMUM}: make the search narrower")
+        if shared is Level.STUDY:
+            return {"terms": {"study": [bucket["key"]["study"] for bucket in buckets]}}
+        # A Series Instance UID is unique; its study is checked by the document's own.
+        return {"terms": {"series": [bucket["key"]["series"] for bucket in buckets]}}
+
+
+def _id_at(level: Level, source: Mapping[str, Any]) -> str:
+    return source["study"] if level is Level.STUDY else series_id(source["study"], source["series"])

@@ -1,0 +1,223 @@
+"""One batch of changes in Elasticsearch: instances first, then the studies and series that they add up to."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gantry.events.v1.events_pb2 import Decision
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_index.elasticsearch_cluster import Cluster, answered, packed, unpacked
+from gantry_index.elasticsearch_mappings import MAPPINGS, dead_id, name_of, pack_id, series_id, term_fields
+from gantry_index.store import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, Put, Remove
+from gantry_index.summary import (
+    INSTANCE_NUMBER,
+    NOT_TERMS_OF_INSTANCE,
+    SERIES_NUMBER,
+    Attributes,
+    SeriesSummary,
+    StudySummary,
+    decoded,
+    level_terms,
+    sort_number,
+    tabulated,
+)
+from gantry_runtime import telemetry
+from gantry_standard import errors, terms
+
+
+class Writing:
+    """Applies one batch: first instances, then what follows from them."""
+
+    def __init__(self, cluster: Cluster, batch: Batch) -> None:
+        self._cluster = cluster
+        self._batch = batch
+        self._added: defaultdict[str, list[tuple[str, str, Attributes]]] = defaultdict(list)
+        self._recount: set[str] = set()
+        self._last: defaultdict[str, int] = defaultdict(int, batch.versions)
+
+    async def run(self) -> None:
+        batch = self._batch
+        fields = ["study", "deleted", "version"]
+        before = await self._cluster.get(
+            "instances", [sop for sop, change in batch.changes.items() if not isinstance(change, Move)], fields
+        )
+        before |= await self._cluster.get("instances", [sop for sop, change in batch.changes.items() if isinstance(change, Move)])
+        self._check(before)
+        operations: list[dict[str, Any]] = []
+        for sop, change in batch.changes.items():
+            operations += self._instance(sop, change, before.get(sop))
+        studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *batch.versions}))
+        for study, version in batch.versions.items():
+            if study not in studies or studies[study]["_source"]["applied"] < version:
+                self._recount.add(study)
+        for study, doc in studies.items():
+            if study in self._added and doc["_source"]["applied"] >= min(batch.changes[sop].version for _, sop, _ in self._added[study]):
+                self._recount.add(study)
+        # What is dead comes before what takes its place, and what lives again before it is dead no more: after a crash between, the same
+        # events decide the same.
+        await self._cluster.bulk(self._deaths(), refresh=False)
+        touched = {*self._added, *self._recount}
+        await self._cluster.bulk(operations, refresh=bool(self._recount) or not touched)
+        if not touched:
+            await self._cluster.bulk(self._facts(), refresh=False)
+            return
+        follow_up: list[dict[str, Any]] = self._facts()
+        for study in sorted(touched):
+            if study in self._recount:
+                follow_up += await self._recounted(study, studies.get(study))
+            else:
+                follow_up += await self._increased(study, studies.get(study))
+        await self._cluster.bulk(follow_up, refresh=False)
+        changed = [self._cluster.index(kind) for kind in MAPPINGS]
+        await answered(self._cluster.client.indices.refresh(index=changed))
+
+    def _check(self, before: Mapping[str, dict[str, Any]]) -> None:
+        """Compare what is there with what the decisions were made on."""
+        for sop, seen in self._batch.seen.items():
+            if (change := self._batch.changes.get(sop)) is None:
+                continue
+            source = before[sop]["_source"] if sop in before else {"version": 0}
+            is_applied = source["version"] == change.version and source["study"] == change.stored.study_instance_uid
+            if source["version"] != seen and not is_applied:
+                raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
+
+    def _deaths(self) -> list[dict[str, Any]]:
+        """Return the operations for what is dead from now on."""
+        index = self._cluster.index("meta")
+        operations: list[dict[str, Any]] = []
+        for place, one in self._batch.dead.items():
+            if one is not None:
+                due = {"due": one.decided_s} if one.kind in DUE_KINDS else {}
+                document = {"name": name_of(place), "lies_in": one.object, "decided": one.decided_s, **due}
+                operations += [
+                    {"index": {"_index": index, "_id": dead_id(place)}},
+                    {"kind": "dead", "value": Decision.Kind.Name(one.kind), **document},
+                ]
+        return operations
+
+    def _facts(self) -> list[dict[str, Any]]:
+        """Return the operations for what is dead no more, packs and poison."""
+        documents = {pack_id(key): ("pack", "") for key in self._batch.packs}
+        documents |= {f"poison {one.sequence}": ("poison", one.reason) for one in self._batch.poison}
+        index = self._cluster.index("meta")
+        operations: list[dict[str, Any]] = [
+            {"delete": {"_index": index, "_id": dead_id(place)}} for place, one in self._batch.dead.items() if one is None
+        ]
+        for name, (kind, value) in documents.items():
+            operations += [{"index": {"_index": index, "_id": name}}, {"kind": kind, "value": value}]
+        return operations
+
+    def _instance(self, sop: str, change: Change, before: dict[str, Any] | None) -> list[dict[str, Any]]:
+        stored = change.stored
+        if before and before["_source"]["version"] >= change.version:
+            return []
+        record = packed(InstanceRecord(stored=stored, version=change.version).SerializeToString())
+        action = {"_index": self._cluster.index("instances"), "_id": sop}
+        if isinstance(change, Move):
+            if before is None:
+                return []
+            self._last[stored.study_instance_uid] = max(self._last[stored.study_instance_uid], change.version)
+            return _compared(action, before, {**before["_source"], "record": record, "version": change.version})
+        study = stored.study_instance_uid
+        self._last[study] = max(self._last[study], change.version)
+        if before and not before["_source"]["deleted"]:
+            self._recount |= {before["_source"]["study"], study}
+        document: dict[str, Any] = {
+            "study": study,
+            "series": stored.series_instance_uid,
+            "sop": sop,
+            "number": 0,
+            "version": change.version,
+            "deleted": isinstance(change, Remove),
+            "record": record,
+            "attributes": "",
+            "fragment": "",
+        }
+        if isinstance(change, Put):
+            dataset = decoded(change.dicom_json)
+            attributes = tabulated(dataset)
+            derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
+            for limit, number in derived.left_out.items():
+                telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
+            inline = len(change.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object
+            document |= {
+                "number": sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT),
+                "attributes": packed(orjson.dumps(attributes)),
+                "fragment": packed(change.dicom_json) if inline else "",
+                **term_fields(derived.terms),
+            }
+            self._added[study].append((stored.series_instance_uid, sop, attributes))
+        return _compared(action, before, document)
+
+    async def _increased(self, study: str, before: dict[str, Any] | None) -> list[dict[str, Any]]:
+        summary = StudySummary.from_json(unpacked(before["_source"]["summary"])) if before else StudySummary()
+        added = self._added[study]
+        ids = {series_id(study, series): series for series, _, _ in added}
+        docs = await self._cluster.get("series", list(ids))
+        by_series = {
+            series: SeriesSummary.from_json(unpacked(docs[one]["_source"]["summary"])) if one in docs else SeriesSummary()
+            for one, series in ids.items()
+        }
+        return self._gathered(study, summary, by_series, added, before, docs)
+
+    async def _recounted(self, study: str, before: dict[str, Any] | None) -> list[dict[str, Any]]:
+        live: list[tuple[str, str, Attributes]] = []
+        query = {"bool": {"filter": [{"term": {"study": study}}, {"term": {"deleted": False}}]}}
+        async for page in self._cluster.pages("instances", query, [{"sop": "asc"}], ["series", "sop", "attributes"]):
+            live += [(source["series"], source["sop"], orjson.loads(unpacked(source["attributes"]))) for source in page]
+        by_series = {series: SeriesSummary() for series, _, _ in live}
+        known = list(StudySummary.from_json(unpacked(before["_source"]["summary"])).modalities) if before else []
+        docs = await self._cluster.get("series", [series_id(study, series) for series in {*known, *by_series}])
+        operations: list[dict[str, Any]] = [
+            {"delete": {"_index": self._cluster.index("series"), "_id": one}}
+            for one, doc in docs.items()
+            if doc["_source"]["series"] not in by_series
+        ]
+        if live:
+            return operations + self._gathered(study, StudySummary(), by_series, live, before, docs)
+        return operations + ([{"delete": {"_index": self._cluster.index("studies"), "_id": study}}] if before else [])
+
+    def _gathered(
+        self,
+        study: str,
+        summary: StudySummary,
+        by_series: dict[str, SeriesSummary],
+        added: list[tuple[str, str, Attributes]],
+        before: dict[str, Any] | None,
+        series_before: Mapping[str, dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        for series, sop, attributes in added:
+            summary.add(sop, attributes)
+            by_series[series].add(sop, attributes)
+        operations: list[dict[str, Any]] = []
+        for series, of_series in by_series.items():
+            summary.modalities[series] = of_series.modality
+            own = {"study": study, "series": series, "number": sort_number(of_series.gathered.elements, SERIES_NUMBER, NUMBER_ABSENT)}
+            one = series_id(study, series)
+            operations += self._level("series", one, series_before.get(one), of_series, own)
+        applied = max(self._last[study], before["_source"]["applied"] if before else 0)
+        # The study last: while it does not say `applied`, its instances count as not yet applied.
+        return operations + self._level(
+            "studies", study, before, summary, {"study": study, "sort_key": summary.sort_key, "applied": applied}
+        )
+
+    def _level(
+        self, kind: str, one: str, before: dict[str, Any] | None, summary: StudySummary | SeriesSummary, own: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        attributes = summary.attributes()
+        document = {
+            **own,
+            "summary": packed(summary.to_json()),
+            "attributes": packed(orjson.dumps(attributes)),
+            **term_fields(level_terms(attributes)),
+        }
+        return _compared({"_index": self._cluster.index(kind), "_id": one}, before, document)
+
+
+def _compared(action: dict[str, Any], before: Mapping[str, Any] | None, document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the operation that writes a document where it is still as it was read."""
+    if before is None:
+        return [{"create": action}, document]
+    return [{"index": {**action, "if_seq_no": before["_seq_no"], "if_primary_term": before["_primary_term"]}}, document]
