@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 from nats.js import JetStreamContext
@@ -14,15 +13,6 @@ from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 
 STREAM = Stream("EXAMPLE", ("example.>",), "nobody")
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A nats-server of the test's own."""
-    own = NatsServer(tmp_path / "nats")
-    own.start()
-    yield own
-    own.stop()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from nats.js import JetStreamContext
@@ -10,15 +9,6 @@ from nats.js import JetStreamContext
 from gantry_runtime import events, leases
 from gantry_runtime.process import end_tasks
 from tests.support.nats_server import NatsServer, until
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A nats-server of the test's own."""
-    own = NatsServer(tmp_path / "nats")
-    own.start()
-    yield own
-    own.stop()
 
 
 @pytest.fixture
