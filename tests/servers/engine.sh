@@ -9,7 +9,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 home=${SERVERS_HOME:-$HOME/.cache/gantry-servers}
 if [ "${1:-}" = stop ]; then
-  [ ! -e "$home/podman.pid" ] || kill "$(cat "$home/podman.pid")" 2>/dev/null || true
+  # The number may be another process's by now.
+  pid=$(cat "$home/podman.pid" 2>/dev/null || true)
+  if [ -n "$pid" ] && grep -qz 'podman' "/proc/$pid/cmdline" 2>/dev/null; then kill "$pid"; fi
   rm -f "$home/podman.pid"
   exit
 fi

@@ -195,7 +195,7 @@ async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Inde
             await get(records)
             return len(index.asked) == asked
 
-        await until(kept)
+        assert await until(kept)
         changed = RecordsChanged(study_instance_uid=STUDY, sop_instance_uids=[f"{SERIES}.1"])
         before = len(index.asked)
         await client.publish(events.SUBJECTS["RecordsChanged"], changed.SerializeToString())
@@ -204,7 +204,7 @@ async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Inde
             await get(records)
             return len(index.asked) > before
 
-        await until(asked_again)
+        assert await until(asked_again)
 
 
 async def test_after_a_reconnection_nothing_that_was_kept_counts(records: Records, index: Index, nats_server: NatsServer) -> None:
@@ -230,4 +230,4 @@ async def test_after_a_reconnection_nothing_that_was_kept_counts(records: Record
                 await get(records)
                 return len(index.asked) > before
 
-            await until(asked_again)
+            assert await until(asked_again)

@@ -1,6 +1,5 @@
 """Instances: PS3.10 files as stored or transcoded, streamed; partial answers; what the client does meanwhile."""
 
-import asyncio
 import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -188,8 +187,7 @@ async def test_a_client_that_goes_away_ends_what_the_renderer_does(world: World)
     world.renderer.endless = True
     async with world.http.stream("GET", f"{world.root}{world.instance(WSI)}", headers={"accept": DICOM}) as answer:
         await anext(answer.aiter_raw())
-    async with asyncio.timeout(10):
-        await world.renderer.cancelled.wait()
+    assert await until(world.renderer.cancelled.is_set)
 
 
 async def test_a_client_that_goes_away_ends_the_reading(world: World) -> None:

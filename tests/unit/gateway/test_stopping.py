@@ -25,4 +25,4 @@ async def test_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
 
 
 async def test_nothing_to_end_is_fine() -> None:
-    await end_tasks([])
+    assert await asyncio.wait_for(end_tasks([]), 5) is None

@@ -106,3 +106,4 @@ async def test_a_client_that_goes_away_leaves_no_work_behind(served: Any) -> Non
     call.cancel()
     await until(lambda: served.pool.waiting_jobs == 0 and served.pool.running_jobs == 0)
     await asyncio.gather(reading, return_exceptions=True)
+    assert (served.pool.waiting_jobs, served.pool.running_jobs) == (0, 0)

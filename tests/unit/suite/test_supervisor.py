@@ -78,7 +78,7 @@ async def test_what_a_program_started_ends_with_it(supervisor: Supervisor, data:
     killed = pid_of(data, "one")
     (child,) = psutil.Process(killed).children()
     os.kill(killed, signal.SIGKILL)
-    await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    assert await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_programs_stop_in_order_and_a_stubborn_one_is_killed(
@@ -135,7 +135,7 @@ def test_programs_end_when_their_supervisor_is_killed(data: DataDirectory) -> No
         child = psutil.Process(pid_of(data, "one"))
         running.kill()
         running.wait()
-    asyncio.run(until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE))
+    assert asyncio.run(until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE))
 
 
 @pytest.mark.parametrize("text", ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"])
