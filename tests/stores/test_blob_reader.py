@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from gantry_blob.directory_store import DirectoryStore
-from gantry_runtime import rpc
 from gantry_runtime.blob_reader import READY_BYTES, BlobReader, MappedReader, Ranges, StreamedReader, coalesced, object_path
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 from tests.support.blob_service import RunningBlob, a_store, running_blob
 from tests.support.nats_server import NatsServer
@@ -122,7 +122,7 @@ async def test_ready_gives_warm_ranges_of_a_mapped_object_at_once_and_nothing_el
 async def test_a_blob_that_does_not_answer_is_unavailable() -> None:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 
-    async with rpc.channel("127.0.0.1:1") as channel:
+    async with channels.channel("127.0.0.1:1") as channel:
         with pytest.raises(errors.Unavailable):
             await content(StreamedReader(BlobServiceStub(channel)), [(0, 1)])
 

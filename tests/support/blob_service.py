@@ -21,7 +21,8 @@ from gantry_blob.edge import BlobEdge, Pools
 from gantry_blob.object_store import ObjectStore
 from gantry_blob.s3_store import S3Store
 from gantry_blob.store import StoreRules
-from gantry_runtime import events, rpc, rpc_errors
+from gantry_runtime.events import streams
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_runtime.store_messages import SERIALISED
 from gantry_runtime.threads import Threads
 
@@ -127,32 +128,32 @@ async def running_blob(
     index = KnownPacks()
     async with contextlib.AsyncExitStack() as stack:
         pools = Pools(*(stack.enter_context(Threads(most, "test")) for most in (16, 8, 4)))
-        client, connected = await stack.enter_async_context(events.connecting(nats_url, "test-blob"))
+        client, connected = await stack.enter_async_context(streams.connecting(nats_url, "test-blob"))
         await connected
-        await events.ensure_stream(client.jetstream(), events.STORE)
-        publisher = events.Publisher(client)
+        await streams.ensure_stream(client.jetstream(), streams.STORE)
+        publisher = streams.Publisher(client)
         index_port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0)
+            channels.serving(lambda server: add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0)
         )
-        index_stub = IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{index_port}")))
+        index_stub = IndexServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{index_port}")))
         announcer = Announcer(store, publisher, index_stub, pools.others, times or AnnouncerTimes())
         edge = BlobEdge(store, announcer, rules or StoreRules(), pools, lambda: publisher.is_connected, concurrent_uploads)
         port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), "127.0.0.1:0", drain_s=0, as_bytes=SERIALISED)
+            channels.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), "127.0.0.1:0", drain_s=0, as_bytes=SERIALISED)
         )
-        stub = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
+        stub = BlobServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
         yield RunningBlob(stub, store, announcer, index, client, edge, port)
 
 
 async def announced(client: Client, pack: str) -> list[events_pb2.InstancesStored]:
     """Return all events about a pack that are on the stream, in their order."""
     found = []
-    async for batch in events.read_from(client.jetstream(), events.STORE, 0, wait_s=0.2):
+    async for batch in streams.read_from(client.jetstream(), streams.STORE, 0, wait_s=0.2):
         if not batch:
             return found
         for message in batch:
             event = events_pb2.InstancesStored.FromString(message.data)
             if event.object == pack:
-                assert message.subject == f"store.{events.partition_of(event.study_instance_uid)}.stored"
+                assert message.subject == f"store.{streams.partition_of(event.study_instance_uid)}.stored"
                 found.append(event)
     return found

@@ -21,8 +21,9 @@ from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
-from gantry_runtime import events, rpc
+from gantry_runtime.events import streams
 from gantry_runtime.process import Process
+from gantry_runtime.rpc import channels
 from gantry_workflow import main
 from gantry_workflow.settings import WorkflowSettings
 from tests.support.nats_server import NatsServer, free_port
@@ -167,7 +168,7 @@ class Worklist:
         async with AsyncExitStack() as stack:
             process = Process(stack)
             await main.opens(process, configured)
-            channel = await stack.enter_async_context(rpc.channel(self.workflow_address))
+            channel = await stack.enter_async_context(channels.channel(self.workflow_address))
             yield workflow_pb2_grpc.WorkflowServiceStub(channel)  # type: ignore[misc]
             process.stopping.set()
             await process.cancel_tasks()
@@ -177,18 +178,18 @@ class Worklist:
     async def gateway(self, **settings: Any) -> AsyncIterator["Http"]:
         """Run a gateway on a free port."""
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(events.connected(self.nats.url, "gateway"))
-            channels = [
-                await stack.enter_async_context(rpc.channel(address))
+            client = await stack.enter_async_context(streams.connected(self.nats.url, "gateway"))
+            open_channels = [
+                await stack.enter_async_context(channels.channel(address))
                 for address in (self.blob_address, self.index_address, self.workflow_address)
             ]
             gateway = Gateway(
                 settings=GatewaySettings(**settings),
                 nats=client,
-                blob=blob_pb2_grpc.BlobServiceStub(channels[0]),
-                index=index_pb2_grpc.IndexServiceStub(channels[1]),
-                renderer=renderer_pb2_grpc.RendererServiceStub(channels[1]),
-                workflow=workflow_pb2_grpc.WorkflowServiceStub(channels[2]),
+                blob=blob_pb2_grpc.BlobServiceStub(open_channels[0]),
+                index=index_pb2_grpc.IndexServiceStub(open_channels[1]),
+                renderer=renderer_pb2_grpc.RendererServiceStub(open_channels[1]),
+                workflow=workflow_pb2_grpc.WorkflowServiceStub(open_channels[2]),
             )
             await stack.enter_async_context(notifications.running(gateway))
             rows = [route for route in ROUTES if route.handler.startswith(("worklist:", "notifications:"))]
@@ -252,7 +253,7 @@ async def worklist(nats: NatsServer) -> AsyncIterator[Worklist]:
             def register(opened: grpc.aio.Server, add=add, servicer=servicer) -> None:
                 add(servicer, opened)
 
-            ports.append(await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1)))
+            ports.append(await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1)))
         yield Worklist(nats, blob, index, f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", free_port())
 
 

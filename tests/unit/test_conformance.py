@@ -6,7 +6,7 @@ import pytest
 
 from gantry_gateway.server import MOST_MESSAGE_BYTES
 from gantry_gateway.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
-from gantry_runtime.events import DAY_S, REPORTS
+from gantry_runtime.events.streams import DAY_S, REPORTS
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.subscriptions import MAX_FILTERS, MAX_FILTERS_OF_ONE
 from gantry_workflow.workitem import DEFAULT_WORKLIST_LABEL

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gantry.blob.v1 import blob_pb2
-from gantry_runtime import rpc_errors
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from gantry.blob.v1 import blob_pb2
-from gantry_runtime import protobuf_wire
+from gantry_runtime.rpc import protobuf_wire
 from gantry_standard import errors
 
 SERIALISED = frozenset(("StoreWhole",))

@@ -15,7 +15,7 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
-from gantry_runtime import rpc, rpc_errors
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from gantry_suite.client import Failed
 
@@ -38,7 +38,7 @@ async def _channel(data: Path, service: str) -> AsyncIterator[grpc.aio.Channel]:
         port = json.loads((data / "run" / "ports.json").read_text(encoding="utf-8"))[service]
     except (OSError, ValueError, KeyError) as error:
         raise Failed(f"{data} is no data directory of a suite: {error}") from error
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+    async with channels.channel(f"127.0.0.1:{port}") as channel:
         yield channel
 
 

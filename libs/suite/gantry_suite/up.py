@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gantry_runtime import addresses
+from gantry_runtime.rpc import addresses
 from gantry_suite import samples
 from gantry_suite.data_directory import CannotStart, DataDirectory
 from gantry_suite.ports import Ports

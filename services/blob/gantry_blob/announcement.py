@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
-from gantry_runtime import protobuf_wire
-from gantry_runtime.events import SUBJECTS, partition_of
+from gantry_runtime.events.streams import SUBJECTS, partition_of
+from gantry_runtime.rpc import protobuf_wire
 
 EVENT_BYTES = 256 << 10
 _INSTANCES = events_pb2.InstancesStored.DESCRIPTOR.fields_by_name["instances"].number

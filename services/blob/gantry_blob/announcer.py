@@ -20,8 +20,8 @@ from gantry_blob import pack
 from gantry_blob.announcement import Event, PackEvents
 from gantry_blob.object_store import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
-from gantry_runtime import rpc_errors
-from gantry_runtime.events import Publisher
+from gantry_runtime.events.streams import Publisher
+from gantry_runtime.rpc import rpc_errors
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 

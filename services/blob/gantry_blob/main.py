@@ -20,8 +20,10 @@ from gantry_blob.settings import BlobSettings
 from gantry_blob.store import StoreRules
 from gantry_blob.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.threads import in_thread
-from gantry_runtime import events, leases, rpc, telemetry
+from gantry_runtime import telemetry
+from gantry_runtime.events import leases, streams
 from gantry_runtime.process import Process, run
+from gantry_runtime.rpc import channels
 from gantry_runtime.store_messages import SERIALISED
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
@@ -97,7 +99,7 @@ async def _clean(store: ObjectStore, pools: Pools) -> None:
             await asyncio.sleep(60)
 
 
-async def _sweep(client: events.Client, connected: asyncio.Task[None], sweeper: Sweeper) -> None:
+async def _sweep(client: streams.Client, connected: asyncio.Task[None], sweeper: Sweeper) -> None:
     await asyncio.shield(connected)
     holder = f"{socket.gethostname()}:{uuid.uuid4().hex}"
     await leases.hold_lease(client.jetstream(), LEASE, holder, sweeper.run)
@@ -108,9 +110,9 @@ async def opens(process: Process, settings: BlobSettings) -> None:
     enter = process.stack.enter_async_context
     store = process.stack.enter_context(_store(settings))
     pools = process.stack.enter_context(_pools(settings))
-    client, connected = await enter(events.connecting(settings.nats_url, "gantry-blob"))
-    publisher = events.Publisher(client)
-    index = IndexServiceStub(await enter(rpc.channel(settings.index_address)))
+    client, connected = await enter(streams.connecting(settings.nats_url, "gantry-blob"))
+    publisher = streams.Publisher(client)
+    index = IndexServiceStub(await enter(channels.channel(settings.index_address)))
     announcer = Announcer(store, publisher, index, pools.others, AnnouncerTimes(every_s=settings.announce_every_s))
     edge = BlobEdge(
         store, announcer, _rules(settings), pools, lambda: publisher.is_connected, settings.concurrent_uploads, settings.concurrent_reads
@@ -125,7 +127,7 @@ async def opens(process: Process, settings: BlobSettings) -> None:
             return "the object store does not answer"
         return "" if status.ready else status.explanation
 
-    await enter(rpc.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen, as_bytes=SERIALISED))
+    await enter(channels.serving(lambda server: add_BlobServiceServicer_to_server(edge, server), settings.blob_listen, as_bytes=SERIALISED))
     await enter(telemetry.admin(settings.blob_admin_listen, missing))
     process.watch(announcer.run(), "announcer")
     times = SweeperTimes(settings.sweep_every_s, settings.delete_after_s, settings.sweep_settle_s, settings.sweep_trash_s)

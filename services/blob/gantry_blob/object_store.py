@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gantry_runtime.blob_reader import Ranges
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)

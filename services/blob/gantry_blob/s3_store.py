@@ -21,7 +21,7 @@ from minio.error import MinioException, S3Error
 
 from gantry_blob.object_store import ObjectEntry, StoreStatus, joined
 from gantry_runtime.blob_reader import Ranges, check_object_key, check_ranges, coalesced
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 
 GAP_BYTES = 64 << 10

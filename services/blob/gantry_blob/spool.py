@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 
 IN_MEMORY_BYTES = 1 << 20

@@ -26,7 +26,7 @@ from gantry_blob.pack import INLINE_JSON_BYTES, PackLimits, PackWriter, new_key
 from gantry_blob.payload_parts import BulkPart, PayloadParts, part_type
 from gantry_blob.spool import Spool
 from gantry_runtime import telemetry
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors, reasons
 from gantry_standard.elements import Elements
 from gantry_standard.limits import BrokenStructure, Limits, ScanFailure

@@ -32,8 +32,9 @@ from gantry_blob.announcer import Announcer
 from gantry_blob.object_store import ObjectEntry, ObjectStore
 from gantry_blob.pack_copy import copy_instance, name_of
 from gantry_blob.threads import in_thread
-from gantry_runtime import rpc_errors, telemetry
-from gantry_runtime.events import SUBJECTS, Publisher, partition_of
+from gantry_runtime import telemetry
+from gantry_runtime.events.streams import SUBJECTS, Publisher, partition_of
+from gantry_runtime.rpc import rpc_errors
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 

@@ -17,7 +17,7 @@ from gantry.renderer.v1 import renderer_pb2
 from gantry.workflow.v1 import workflow_pb2
 from gantry_gateway import problems
 from gantry_gateway.request import Gateway, Request
-from gantry_runtime.rpc_errors import translated
+from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
 
 TIMEOUT_S = 2.0

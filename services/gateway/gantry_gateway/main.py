@@ -20,9 +20,11 @@ from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
-from gantry_runtime import events, rpc, telemetry
+from gantry_runtime import telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
+from gantry_runtime.events import streams
 from gantry_runtime.process import Process, end_tasks, run
+from gantry_runtime.rpc import channels
 from gantry_runtime.store_messages import SERIALISED
 
 LOOK_S = 0.05
@@ -34,13 +36,13 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
     """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
     stack = process.stack
     router = Router(ROUTES)
-    client, connected = await stack.enter_async_context(events.connecting(settings.nats_url, "gantry-gateway"))
+    client, connected = await stack.enter_async_context(streams.connecting(settings.nats_url, "gantry-gateway"))
     gateway = Gateway(
         settings=settings,
-        blob=BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address, SERIALISED))),
-        index=IndexServiceStub(await stack.enter_async_context(rpc.channel(settings.index_address))),
-        renderer=RendererServiceStub(await stack.enter_async_context(rpc.channel(settings.renderer_address))),
-        workflow=WorkflowServiceStub(await stack.enter_async_context(rpc.channel(settings.workflow_address))),
+        blob=BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address, SERIALISED))),
+        index=IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address))),
+        renderer=RendererServiceStub(await stack.enter_async_context(channels.channel(settings.renderer_address))),
+        workflow=WorkflowServiceStub(await stack.enter_async_context(channels.channel(settings.workflow_address))),
         nats=client,
     )
     reader: BlobReader = StreamedReader(gateway.blob)
@@ -71,7 +73,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
     async def follow() -> None:
         await connected
         async with AsyncExitStack() as stack:
-            gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
+            gateway.parts["inbox"] = await stack.enter_async_context(streams.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
             await stack.enter_async_context(records.listening(kept, gateway.nats))
             await stack.enter_async_context(notifications.running(gateway))
             await asyncio.Event().wait()

@@ -25,8 +25,9 @@ from gantry_gateway import cors, problems
 from gantry_gateway.request import Gateway, Request, parse_query
 from gantry_gateway.subscriber_cursors import Cursors
 from gantry_gateway.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
-from gantry_runtime import events, telemetry
-from gantry_runtime.events import REPORTS, Message
+from gantry_runtime import telemetry
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import REPORTS, Message
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_valid_ae_title
@@ -137,7 +138,7 @@ class Hub:
             try:
                 _, end = await self._state()
                 self._level(end)
-                async with aclosing(events.read_from(self._js, REPORTS, end)) as batches:
+                async with aclosing(streams.read_from(self._js, REPORTS, end)) as batches:
                     async for batch in batches:
                         for message in batch:
                             self._fan_out(message)
@@ -211,7 +212,7 @@ class Hub:
             if not await _send(connection, text_frame(_dropped(connection.position)), first - 1):
                 return
             connection.position = first - 1
-        async with aclosing(events.read_from(self._js, REPORTS, connection.position, batch=CATCH_UP_BATCH)) as batches:
+        async with aclosing(streams.read_from(self._js, REPORTS, connection.position, batch=CATCH_UP_BATCH)) as batches:
             async for batch in batches:
                 for message in batch:
                     report = EventReport.FromString(message.data)
@@ -228,7 +229,7 @@ class Hub:
 
     async def _state(self) -> tuple[int, int]:
         try:
-            return await events.stream_state(self._js, REPORTS)
+            return await streams.stream_state(self._js, REPORTS)
         except errors.NotFound as error:
             raise errors.Unavailable("there is no stream of reports yet: workflow was never started") from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
 from gantry_gateway.request import Request
-from gantry_runtime import rpc_errors
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors, reasons
 from gantry_standard.media_types import OCTET_STREAM
 from gantry_standard.multipart import Event, PartBegin, PartData, PartEnd

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from gantry.events.v1.events_pb2 import RecordsChanged
 from gantry.index.v1.index_pb2 import GetInstancesRequest, InstanceRecord, Scope
-from gantry_runtime import events, rpc_errors
+from gantry_runtime.events import streams
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -169,14 +170,14 @@ class Records:
 
 
 @asynccontextmanager
-async def listening(records: Records, client: events.Client) -> AsyncIterator[None]:
+async def listening(records: Records, client: streams.Client) -> AsyncIterator[None]:
     """Follow the heartbeats and changes of index while the context is open."""
-    connections = events.reconnections(client)
+    connections = streams.reconnections(client)
 
     def lease(_: bytes) -> None:
         nonlocal connections
-        if events.reconnections(client) != connections:
-            connections = events.reconnections(client)
+        if streams.reconnections(client) != connections:
+            connections = streams.reconnections(client)
             records.clear()
         records.heartbeat()
 
@@ -184,5 +185,5 @@ async def listening(records: Records, client: events.Client) -> AsyncIterator[No
         message = RecordsChanged.FromString(data)
         records.forget(message.study_instance_uid, message.sop_instance_uids)
 
-    async with events.listening(client, {events.SUBJECTS["IndexLease"]: lease, events.SUBJECTS["RecordsChanged"]: changed}):
+    async with streams.listening(client, {streams.SUBJECTS["IndexLease"]: lease, streams.SUBJECTS["RecordsChanged"]: changed}):
         yield

@@ -25,8 +25,8 @@ from gantry.renderer.v1.renderer_pb2 import (
     TranscodeInstanceRequest,
 )
 from gantry_gateway.records import INDEX_S
-from gantry_runtime import rpc_errors
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.media_types import EXPLICIT_VR_LE
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
     from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceAsyncStub
     from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceAsyncStub
-    from gantry_runtime.events import Client
+    from gantry_runtime.events.streams import Client
 
 
 @dataclass

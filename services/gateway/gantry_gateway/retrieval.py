@@ -11,9 +11,9 @@ from gantry_gateway import urls
 from gantry_gateway.records import INDEX_S, Mark, Records
 from gantry_gateway.renditions import Renditions
 from gantry_gateway.request import Gateway, Request
-from gantry_runtime import rpc_errors
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors, negotiation
 from gantry_standard.media_types import DICOM, EXPLICIT_VR_LE, Resource
 from gantry_standard.negotiation import Choice, Plan, negotiate, select

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from gantry.index.v1 import index_pb2
 from gantry_gateway import retrieval, urls
 from gantry_gateway.request import Request
-from gantry_runtime.rpc_errors import translated
+from gantry_runtime.rpc.rpc_errors import translated
 
 
 async def delete(request: Request) -> Response:

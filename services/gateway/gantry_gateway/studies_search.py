@@ -12,7 +12,7 @@ from gantry_gateway import retrieval, urls, xml_parts
 from gantry_gateway.compression import json_response, response
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
-from gantry_runtime.rpc_errors import translated
+from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import matching, multipart_writer
 from gantry_standard.matching import Level, MatchKey, Operation, Query
 from gantry_standard.media_types import DICOM_XML, Resource

@@ -22,7 +22,7 @@ from gantry_gateway.pictures import TRANSFORMED, has_picture, transformed
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.upload import Outcomes, Upload
-from gantry_runtime.events import Inbox
+from gantry_runtime.events.streams import Inbox
 from gantry_standard import errors, negotiation, store_response
 from gantry_standard.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
 from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from gantry_runtime import events
-from gantry_runtime.events import Bucket, JetStreamContext
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import Bucket, JetStreamContext
 from gantry_standard import errors
 
 BUCKET = "subscribers"
@@ -65,7 +65,7 @@ class Cursors:
     async def begin(self, ae_title: str, end: int) -> None:
         """Begin to count for an AE title at `end`, unless it is known already."""
         if self._bucket is None:
-            self._bucket = await events.open_bucket(self._js, BUCKET)
+            self._bucket = await streams.open_bucket(self._js, BUCKET)
         _, revision = await self._bucket.get(_key(ae_title))
         if not revision:
             await self._change(ae_title, end, lambda record: None)
@@ -91,7 +91,7 @@ class Cursors:
 
     async def _change(self, ae_title: str, end: int, change: Callable[[Record], None]) -> Record:
         if self._bucket is None:
-            self._bucket = await events.open_bucket(self._js, BUCKET)
+            self._bucket = await streams.open_bucket(self._js, BUCKET)
         for _ in range(ATTEMPTS):
             data, revision = await self._bucket.get(_key(ae_title))
             record = Record.read(data) if data else Record(end)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_gateway.request import Request
-from gantry_runtime import rpc, rpc_errors
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_runtime.store_messages import Chunk, Message, serialised, whole
 from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
 
@@ -140,7 +140,7 @@ class Upload:
             await self._writing
 
     async def _send(self, message: Message) -> None:
-        await rpc.send_serialised(self._call, serialised(message), "blob")
+        await channels.send_serialised(self._call, serialised(message), "blob")
 
 
 class Outcomes:

@@ -14,7 +14,7 @@ from gantry_gateway.compression import json_response, response
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.studies_search import match_key
-from gantry_runtime.rpc_errors import translated
+from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors, matching, multipart, multipart_writer, native_xml
 from gantry_standard.limits import Limits
 from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource

@@ -12,7 +12,8 @@ from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
 from gantry_index.service import Following
 from gantry_index.store import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
 from gantry_index.workitems import WorkitemReader
-from gantry_runtime import events, telemetry
+from gantry_runtime import telemetry
+from gantry_runtime.events import streams
 from gantry_standard import errors
 from gantry_standard.levels import Level
 from gantry_standard.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
@@ -42,7 +43,7 @@ class IndexEdge(IndexServiceServicer):
         following: Following,
         workitems: WorkitemReader,
         blob: "BlobServiceAsyncStub",
-        client: events.Client,
+        client: streams.Client,
         search_maximum: int,
         current_timeout_s: float,
     ) -> None:
@@ -140,7 +141,7 @@ class IndexEdge(IndexServiceServicer):
         self, name: str, message: type[InstancesDeleted | InstancesRestored], study_instance_uid: str, uploads: Sequence[NamedUpload]
     ) -> None:
         """Publish an event about uploads of a study, in parts, and wait until each is applied."""
-        subject = events.SUBJECTS[name].format(partition=events.partition_of(study_instance_uid))
+        subject = streams.SUBJECTS[name].format(partition=streams.partition_of(study_instance_uid))
         for start in range(0, len(uploads), UPLOADS_PER_EVENT):
             reply_subject = self._client.new_inbox()
             event = message(
@@ -159,7 +160,7 @@ class IndexEdge(IndexServiceServicer):
 
         subscription = await self._client.subscribe(reply_subject, cb=heard)
         try:
-            await events.publish(self._js, subject, data, {"Nats-Msg-Id": reply_subject})
+            await streams.publish(self._js, subject, data, {"Nats-Msg-Id": reply_subject})
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 await applied
         except TimeoutError as error:
@@ -202,7 +203,7 @@ class IndexEdge(IndexServiceServicer):
     async def GetAppliedSequence(self, request: index_pb2.GetAppliedSequenceRequest, context: Any) -> index_pb2.GetAppliedSequenceResponse:
         """Return the cursor of the reader that has the study's partition, whichever process that runs in."""
         readers = self._following.readers
-        reader = readers[events.partition_of(request.study_instance_uid) % len(readers)]
+        reader = readers[streams.partition_of(request.study_instance_uid) % len(readers)]
         return index_pb2.GetAppliedSequenceResponse(sequence=await self._store.cursor(reader))
 
     async def GetStatus(self, request: index_pb2.GetStatusRequest, context: Any) -> index_pb2.GetStatusResponse:
@@ -213,7 +214,7 @@ class IndexEdge(IndexServiceServicer):
             status.studies, status.series, status.instances = counts.studies, counts.series, counts.instances
             status.poison_events = counts.poison
             status.generation = await self._store.generation()
-            state = await events.describe_stream(self._js, events.STORE)
+            state = await streams.describe_stream(self._js, streams.STORE)
             status.stream_sequence = state.last_sequence if state else 0
             telemetry.INDEX_LAG.set(max(0, status.stream_sequence - status.applied_sequence))
             status.explanation = self._following.reader.problem

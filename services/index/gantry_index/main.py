@@ -15,8 +15,10 @@ from gantry_index.sqlite_store import SqliteStore
 from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.store import IndexStore, WorkitemStore
 from gantry_index.workitems import WorkitemReader
-from gantry_runtime import events, process, rpc, telemetry
+from gantry_runtime import process, telemetry
+from gantry_runtime.events import streams
 from gantry_runtime.process import Process
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 
 T = TypeVar("T")
@@ -53,15 +55,15 @@ async def _when_there(opened: Callable[[], Awaitable[T]]) -> T:
 async def opens(process: Process, settings: IndexSettings) -> None:
     """Open everything and begin to follow the streams."""
     store, workitem_store = await stores(process, settings)
-    client, connected = await process.stack.enter_async_context(events.connecting(settings.nats_url, "gantry-index"))
-    channel = await process.stack.enter_async_context(rpc.channel(settings.blob_address))
+    client, connected = await process.stack.enter_async_context(streams.connecting(settings.nats_url, "gantry-index"))
+    channel = await process.stack.enter_async_context(channels.channel(settings.blob_address))
     blob = BlobServiceStub(channel)
     reader = Reader(store, blob, client, settings.on_duplicate)
     following = Following(reader, blob, client)
     workitems = WorkitemReader(workitem_store, client)
     edge = IndexEdge(following, workitems, blob, client, settings.index_search_maximum, settings.index_current_timeout_s)
     await process.stack.enter_async_context(
-        rpc.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), settings.index_listen)
+        channels.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), settings.index_listen)
     )
 
     async def ready() -> str:

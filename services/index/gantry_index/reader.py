@@ -39,8 +39,10 @@ from gantry_index.decide import (
     uploads_of,
 )
 from gantry_index.store import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
-from gantry_runtime import events, leases, rpc_errors, telemetry
+from gantry_runtime import telemetry
+from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Reader:
     """Applies events of STORE. `lock` is held for each batch: who holds it pauses every reader of this process."""
 
     def __init__(
-        self, store: IndexStore, blob: "BlobServiceAsyncStub", client: events.Client, on_duplicate: OnDuplicate = "reject"
+        self, store: IndexStore, blob: "BlobServiceAsyncStub", client: streams.Client, on_duplicate: OnDuplicate = "reject"
     ) -> None:
         self.store = store
         self.lock = asyncio.Lock()
@@ -99,10 +101,10 @@ class Reader:
                 cursor = await self.store.cursor(reader)
                 self.applied = max(self.applied, cursor)
                 self.problem = ""
-                async for messages in events.read_from(self._js, events.STORE, cursor, subjects, ticks=False):
+                async for messages in streams.read_from(self._js, streams.STORE, cursor, subjects, ticks=False):
                     if messages:
                         await self.apply(reader, messages)
-                    elif await events.describe_stream(self._js, events.STORE) is None:
+                    elif await streams.describe_stream(self._js, streams.STORE) is None:
                         raise errors.Unavailable("the stream STORE is not there")
             except errors.Conflict as error:
                 self.problem = error.message
@@ -114,7 +116,7 @@ class Reader:
                 if reader == ALL:
                     return
 
-    async def apply(self, reader: str, messages: Sequence[events.Message]) -> None:
+    async def apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
         """Apply one batch; event by event when it cannot be applied as a whole."""
         try:
             await self._apply_when_possible(reader, messages)
@@ -126,7 +128,7 @@ class Reader:
             await self._pass(reader, messages[0], error)
         self.applied = max(self.applied, messages[-1].sequence)
 
-    async def _apply_when_possible(self, reader: str, messages: Sequence[events.Message]) -> None:
+    async def _apply_when_possible(self, reader: str, messages: Sequence[streams.Message]) -> None:
         while True:
             try:
                 async with self.lock:
@@ -138,7 +140,7 @@ class Reader:
                 log.warning("batch waits", extra={"reason": error.message, "sequence": messages[0].sequence})
                 await asyncio.sleep(0.2)
 
-    async def _apply(self, reader: str, messages: Sequence[events.Message]) -> None:
+    async def _apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
         batch = [await self._event(message) for message in messages]
         uploads = [upload for event in batch for upload in uploads_of(event)]
         uids, places = list(dict.fromkeys(uid for uid, _ in uploads)), list(dict.fromkeys(place for _, place in uploads))
@@ -162,7 +164,7 @@ class Reader:
         await self._tell(decisions)
         _STORE_EVENTS_APPLIED.inc(len(batch))
 
-    async def _event(self, message: events.Message) -> Event:
+    async def _event(self, message: streams.Message) -> Event:
         sequence, time_s = message.sequence, int(message.time_s)
         try:
             match message.subject.rpartition(".")[2]:
@@ -205,7 +207,7 @@ class Reader:
                 log.warning("nothing to restore", extra={"object": object_key, "reason": error.message})
         return RestoredEvent(event.sequence, event.event, facts, event.time_s)
 
-    async def _keep(self, decisions: Decisions, message: events.Message) -> None:
+    async def _keep(self, decisions: Decisions, message: streams.Message) -> None:
         """Make decisions durable; a retry writes the same objects again."""
         for kind, locations, uids in decisions.to_keep():
             for start in range(0, len(locations), LOCATIONS_PER_DECISION):
@@ -221,11 +223,11 @@ class Reader:
         for study_instance_uid, uids in decisions.changed.items():
             for start in range(0, len(uids), 1000):
                 changed = RecordsChanged(study_instance_uid=study_instance_uid, sop_instance_uids=uids[start : start + 1000])
-                await self._client.publish(events.SUBJECTS["RecordsChanged"], changed.SerializeToString())
+                await self._client.publish(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
         for subject in decisions.applied:
             await self._client.publish(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
 
-    async def _pass(self, reader: str, message: events.Message, error: Exception) -> None:
+    async def _pass(self, reader: str, message: streams.Message, error: Exception) -> None:
         log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject}, exc_info=error)
         telemetry.EVENTS_POISON.labels("store").inc()
         reason = f"{type(error).__name__}: {error}" if isinstance(error, (Poison, errors.GantryError)) else type(error).__name__
@@ -241,7 +243,7 @@ class Reader:
             if not self.problem and self._client.is_connected:
                 lease = IndexLease(applied_sequence=self.applied).SerializeToString()
                 with suppress(Exception):
-                    await self._client.publish(events.SUBJECTS["IndexLease"], lease)
+                    await self._client.publish(streams.SUBJECTS["IndexLease"], lease)
             await asyncio.sleep(HEARTBEAT_S)
 
 
@@ -294,7 +296,7 @@ PAUSE_TIMEOUT_S = 60.0
 class Partitions:
     """Spreads the partitions of STORE over the index processes: a lease each, shared out evenly."""
 
-    def __init__(self, reader: Reader, client: events.Client) -> None:
+    def __init__(self, reader: Reader, client: streams.Client) -> None:
         self._reader = reader
         self._js = client.jetstream()
         self._me = uuid.uuid4().hex
@@ -324,8 +326,8 @@ class Partitions:
             return
         held = await leases.leases_held(self._js)
         members = max(1, sum(key.startswith("index.member.") for key in held))
-        share = 0 if REINDEX_LEASE in held else math.ceil(events.PARTITIONS / members)
-        for partition in range(events.PARTITIONS):
+        share = 0 if REINDEX_LEASE in held else math.ceil(streams.PARTITIONS / members)
+        for partition in range(streams.PARTITIONS):
             if len(self._held) >= share:
                 break
             if partition not in self._held and f"index.partition.{partition}" not in held:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gantry_index.reader import ALL, Partitions, Reader
 from gantry_index.reindex import Progress, Rebuild
 from gantry_index.store import Batch
-from gantry_runtime import events
+from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
@@ -30,7 +30,7 @@ class Following:
     high-water mark. A stream of another generation, or one that ends before the cursor, is an error that a person must look at.
     """
 
-    def __init__(self, reader: Reader, blob: "BlobServiceAsyncStub", client: events.Client) -> None:
+    def __init__(self, reader: Reader, blob: "BlobServiceAsyncStub", client: streams.Client) -> None:
         self.reader = reader
         self.store = reader.store
         self._blob = blob
@@ -42,7 +42,7 @@ class Following:
     @property
     def readers(self) -> list[str]:
         """Names of the cursors: one for SQLite, one a partition for Elasticsearch."""
-        return [ALL] if self.store.name == "sqlite" else [str(number) for number in range(events.PARTITIONS)]
+        return [ALL] if self.store.name == "sqlite" else [str(number) for number in range(streams.PARTITIONS)]
 
     async def run(self) -> None:
         """Follow the stream for ever."""
@@ -74,7 +74,7 @@ class Following:
     async def _until_stream_is_lost(self) -> None:
         while True:
             with suppress(errors.Unavailable):
-                if await events.describe_stream(self._js, events.STORE) is None:
+                if await streams.describe_stream(self._js, streams.STORE) is None:
                     return
             await asyncio.sleep(1)
 
@@ -87,15 +87,15 @@ class Following:
         """
         known = await self.store.generation()
         high_water = await self.store.high_water()
-        state = await events.describe_stream(self._js, events.STORE)
+        state = await streams.describe_stream(self._js, streams.STORE)
         if state is None:
             metadata = {"generation": uuid.uuid4().hex, "after": known}
             try:
-                await events.ensure_stream(self._js, events.STORE, high_water + 1, metadata)
+                await streams.ensure_stream(self._js, streams.STORE, high_water + 1, metadata)
             except Exception as error:
                 raise errors.Unavailable("the stream STORE could not be created") from error
             log.info("stream created", extra={"stream": "STORE", "first_sequence": high_water + 1})
-            state = await events.describe_stream(self._js, events.STORE)
+            state = await streams.describe_stream(self._js, streams.STORE)
             if state is None:
                 raise errors.Unavailable("the stream STORE is not there")
         generation = state.metadata.get("generation", UNNAMED)
@@ -125,11 +125,11 @@ class Following:
             errors.Unavailable: one has not within the time, or the store is being built.
         """
         generation = await self.store.generation()
-        state = await events.describe_stream(self._js, events.STORE)
+        state = await streams.describe_stream(self._js, streams.STORE)
         if not generation or state is None or state.metadata.get("generation", UNNAMED) != generation:
             raise errors.Unavailable("the index does not follow the stream yet")
         subjects = {reader: "store.>" if reader == ALL else f"store.{reader}.>" for reader in self.readers}
-        last = {reader: await events.last_sequence(self._js, events.STORE, subject) for reader, subject in subjects.items()}
+        last = {reader: await streams.last_sequence(self._js, streams.STORE, subject) for reader, subject in subjects.items()}
         end = asyncio.get_running_loop().time() + timeout_s
         while any(cursor < last[reader] for reader, cursor in (await self.store.cursors(self.readers)).items()):
             if asyncio.get_running_loop().time() > end:

@@ -8,7 +8,8 @@ from google.protobuf.message import DecodeError
 
 from gantry.events.v1.events_pb2 import WorkitemState
 from gantry_index.store import WorkitemDocument, WorkitemStore
-from gantry_runtime import events, telemetry
+from gantry_runtime import telemetry
+from gantry_runtime.events import streams
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ comes alone is applied at once, and so is everything that a search waits for."""
 class WorkitemReader:
     """Applies every state of a workitem to the store."""
 
-    def __init__(self, store: WorkitemStore, client: events.Client) -> None:
+    def __init__(self, store: WorkitemStore, client: streams.Client) -> None:
         self.store = store
         self.applied = 0
         self._js = client.jetstream()
@@ -33,7 +34,7 @@ class WorkitemReader:
         """Follow the stream for ever; wait where there is none yet."""
         while True:
             try:
-                if await events.describe_stream(self._js, events.WORKITEMS) is None:
+                if await streams.describe_stream(self._js, streams.WORKITEMS) is None:
                     await asyncio.sleep(0.2)
                     continue
                 await self._follow()
@@ -46,9 +47,9 @@ class WorkitemReader:
 
     async def _follow(self) -> None:
         self.applied = await self.store.cursor()
-        async for messages in events.read_from(self._js, events.WORKITEMS, self.applied, [SUBJECT], ticks=False):
+        async for messages in streams.read_from(self._js, streams.WORKITEMS, self.applied, [SUBJECT], ticks=False):
             if not messages:
-                if await events.describe_stream(self._js, events.WORKITEMS) is None:
+                if await streams.describe_stream(self._js, streams.WORKITEMS) is None:
                     return
                 continue
             latest = {document.workitem_uid: document for message in messages if (document := _document(message))}
@@ -67,7 +68,7 @@ class WorkitemReader:
         Raises:
             errors.Unavailable: it is not within the time.
         """
-        last = await events.last_sequence(self._js, events.WORKITEMS, SUBJECT)
+        last = await streams.last_sequence(self._js, streams.WORKITEMS, SUBJECT)
         self._waiting += 1
         self._is_waited_for.set()
         try:
@@ -81,7 +82,7 @@ class WorkitemReader:
                 self._is_waited_for.clear()
 
 
-def _document(message: events.Message) -> WorkitemDocument | None:
+def _document(message: streams.Message) -> WorkitemDocument | None:
     try:
         state = WorkitemState.FromString(message.data)
     except DecodeError:

@@ -13,7 +13,7 @@ from gantry_renderer.pool import Pool
 from gantry_renderer.render import Presentation, Viewport
 from gantry_renderer.rendering import Rendering
 from gantry_renderer.transcode import Transcoding
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 
 Context = Any
 

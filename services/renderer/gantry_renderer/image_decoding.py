@@ -15,7 +15,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer.decode_image import FILE, FRAMES, DecodedImage
 from gantry_renderer.pool import Admission, Pool
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 
 GATHER_BYTES = 1 << 20

@@ -11,16 +11,17 @@ from gantry_renderer.pool import Admission
 from gantry_renderer.rendering import Rendering
 from gantry_renderer.settings import RendererSettings
 from gantry_renderer.transcode import Transcoding
-from gantry_runtime import process, rpc, telemetry
+from gantry_runtime import process, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.process import Process
+from gantry_runtime.rpc import channels
 
 
 async def open_all(running: Process, settings: RendererSettings) -> None:
     """Open everything; ready when the workers are warm and the port answers."""
     stack = running.stack
-    blob = BlobServiceStub(await stack.enter_async_context(rpc.channel(settings.blob_address)))
+    blob = BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address)))
     reader: BlobReader = StreamedReader(blob) if settings.blob_directory is None else MappedReader(settings.blob_directory, blob)
     pool = await stack.enter_async_context(pools.opened(settings.renderer_workers, settings.render_timeout_s))
     service = make_service(reader, pool, settings)
@@ -30,7 +31,7 @@ async def open_all(running: Process, settings: RendererSettings) -> None:
 
     await stack.enter_async_context(telemetry.admin(settings.renderer_admin_listen, missing))
     await stack.enter_async_context(
-        rpc.serving(lambda server: renderer_pb2_grpc.add_RendererServiceServicer_to_server(service, server), settings.renderer_listen)
+        channels.serving(lambda server: renderer_pb2_grpc.add_RendererServiceServicer_to_server(service, server), settings.renderer_listen)
     )
 
 

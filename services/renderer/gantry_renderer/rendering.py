@@ -8,7 +8,7 @@ from gantry_renderer.pool import Admission, Pool
 from gantry_renderer.render import Presentation
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
-from gantry_runtime.rpc import OPTIONS
+from gantry_runtime.rpc.channels import OPTIONS
 from gantry_standard import errors
 
 MAX_IMAGE_BYTES = int(dict(OPTIONS)["grpc.max_send_message_length"]) - 4096

@@ -24,7 +24,7 @@ from gantry_renderer.instances import Instance, read, read_frame, run_with_frame
 from gantry_renderer.pool import Admission, Pool
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
-from gantry_runtime.rpc import CHUNK_BYTES
+from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 from gantry_standard.scanned import PixelDescription
 from gantry_standard.transfer_syntaxes import transfer_syntax

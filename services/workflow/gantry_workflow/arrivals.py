@@ -22,8 +22,10 @@ from google.protobuf.message import DecodeError
 from gantry.blob.v1.blob_pb2 import Range, ReadRequest
 from gantry.events.v1.events_pb2 import InstancesStored, WorkitemState
 from gantry.index.v1 import index_pb2
-from gantry_runtime import events, leases, rpc_errors, telemetry
-from gantry_runtime.events import STORE, JetStreamContext, Message
+from gantry_runtime import telemetry
+from gantry_runtime.events import leases, streams
+from gantry_runtime.events.streams import STORE, JetStreamContext, Message
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.workitems import SCHEDULED
 from gantry_workflow import workitem
@@ -91,7 +93,7 @@ async def begin(js: JetStreamContext, has_rules: bool) -> None:
     """
     while True:
         try:
-            bucket = await events.open_bucket(js, BUCKET)
+            bucket = await streams.open_bucket(js, BUCKET)
             noted, revision = await bucket.get(CURSOR)
             if has_rules and not noted:
                 await bucket.replace(CURSOR, str(await _end(js)).encode(), revision)
@@ -107,7 +109,7 @@ async def begin(js: JetStreamContext, has_rules: bool) -> None:
 
 async def _end(js: JetStreamContext) -> int:
     try:
-        return (await events.stream_state(js, STORE))[1]
+        return (await streams.stream_state(js, STORE))[1]
     except errors.NotFound:
         return 0
 
@@ -152,11 +154,11 @@ class Arrivals:
             errors.Conflict: the stream ends before the cursor: index has to make it anew.
             errors.Unavailable: NATS does not answer.
         """
-        bucket = await events.open_bucket(self._js, BUCKET)
+        bucket = await streams.open_bucket(self._js, BUCKET)
         cursor = position = int((await bucket.get(CURSOR))[0] or b"0")
         self._waiting = {}
         noted_s = 0.0
-        async with aclosing(events.read_from(self._js, STORE, cursor, wait_s=LOOK_S)) as batches:
+        async with aclosing(streams.read_from(self._js, STORE, cursor, wait_s=LOOK_S)) as batches:
             async for batch in batches:
                 for message in batch:
                     self._note(message)

@@ -15,8 +15,9 @@ import grpc.aio
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1.events_pb2 import MessageCopy, SubscriptionState, WorkitemState
-from gantry_runtime import events, rpc_errors
-from gantry_runtime.events import WORKITEMS, JetStreamContext, Message
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_workflow import workitem
 from gantry_workflow.report_writer import BUCKET
@@ -50,9 +51,9 @@ async def copy(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
     Raises:
         errors.Unavailable: NATS or blob does not answer; what is not copied is copied by the next call.
     """
-    bucket = await events.open_bucket(js, BUCKET)
+    bucket = await streams.open_bucket(js, BUCKET)
     cursor = int((await bucket.get(CURSOR))[0] or b"0")
-    async with aclosing(events.read_from(js, WORKITEMS, cursor, batch=2000)) as batches:
+    async with aclosing(streams.read_from(js, WORKITEMS, cursor, batch=2000)) as batches:
         async for batch in batches:
             if not batch:
                 continue
@@ -90,21 +91,21 @@ async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
     Raises:
         errors.Unavailable: NATS or blob does not answer.
     """
-    bucket = await events.open_bucket(js, BUCKET)
+    bucket = await streams.open_bucket(js, BUCKET)
     done, _ = await bucket.get(RESTORED)
     if done:
         return 0
     first = await _first_sequence(js, blob)
-    await events.ensure_stream(js, WORKITEMS, first)
+    await streams.ensure_stream(js, WORKITEMS, first)
     count = 0
     async with aclosing(_copies(blob)) as copies:
         async for found in copies:
             try:
-                await events.publish(js, found.subject, _settled(found), {"Nats-Expected-Last-Subject-Sequence": "0"})
+                await streams.publish(js, found.subject, _settled(found), {"Nats-Expected-Last-Subject-Sequence": "0"})
                 count += 1
             except errors.Conflict:
                 log.info("restored already", extra={"subject": found.subject.split(".")[0]})
-    _, last = await events.stream_state(js, WORKITEMS)
+    _, last = await streams.stream_state(js, WORKITEMS)
     for cursor in (CURSOR, REPORTED) if count else ():
         await bucket.put(cursor, str(last).encode())
     await bucket.put(RESTORED, b"yes")
@@ -116,7 +117,7 @@ async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
 async def _first_sequence(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
     """Return where a new stream begins: above every sequence that a copy names. Not asked where the stream is there."""
     try:
-        await events.stream_state(js, WORKITEMS)
+        await streams.stream_state(js, WORKITEMS)
         return 1
     except errors.NotFound:
         log.debug("no stream of workitems yet")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
-from gantry_runtime import events, rpc_errors
-from gantry_runtime.events import WORKITEMS, Bucket, JetStreamContext, Message
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import WORKITEMS, Bucket, JetStreamContext, Message
+from gantry_runtime.rpc import rpc_errors
 from gantry_workflow import subscriptions, workitem
 from gantry_workflow.backup import BLOB_S, object_of
 from gantry_workflow.history import old_enough
@@ -49,7 +50,7 @@ async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: floa
     Raises:
         errors.Unavailable: NATS does not answer.
     """
-    bucket = await events.open_bucket(js, BUCKET)
+    bucket = await streams.open_bucket(js, BUCKET)
     workitems = Workitems(js)
     while True:
         async with aclosing(_old(js, reports, int((await bucket.get(DELETED))[0] or b"0"), keep_s)) as batches:
@@ -68,7 +69,7 @@ async def purge_deleted(js: JetStreamContext, blob: "BlobServiceAsyncStub", repo
     Raises:
         errors.Unavailable: NATS or blob does not answer.
     """
-    bucket = await events.open_bucket(js, BUCKET)
+    bucket = await streams.open_bucket(js, BUCKET)
     while True:
         async with aclosing(_old(js, reports, int((await bucket.get(BURIED))[0] or b"0"), tombstone_s)) as batches:
             async for batch in batches:
@@ -85,7 +86,7 @@ def _rest_s(age_s: float) -> float:
 
 async def _old(js: JetStreamContext, reports: ReportWriter, after: int, age_s: float) -> AsyncGenerator[list[Message], None]:
     """Yield the messages after a sequence that are older than `age_s` seconds and reported, in batches; end with the last of them."""
-    async with aclosing(events.read_from(js, WORKITEMS, after, batch=BATCH)) as batches:
+    async with aclosing(streams.read_from(js, WORKITEMS, after, batch=BATCH)) as batches:
         async for batch in batches:
             old = old_enough(batch, time.time() - age_s, reports.reported)
             if old:
@@ -151,4 +152,4 @@ async def _forget(js: JetStreamContext, blob: "BlobServiceAsyncStub", message: M
     if message.subject.startswith("workitem."):
         with rpc_errors.translated("blob"):
             await blob.RemoveObject(blob_pb2.RemoveObjectRequest(object=object_of(message.subject)), timeout=BLOB_S)
-    await events.purge_before(js, WORKITEMS, message.subject, message.sequence + 1)
+    await streams.purge_before(js, WORKITEMS, message.subject, message.sequence + 1)

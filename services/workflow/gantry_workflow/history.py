@@ -8,8 +8,8 @@ import asyncio
 import time
 from contextlib import aclosing
 
-from gantry_runtime import events
-from gantry_runtime.events import WORKITEMS, JetStreamContext, Message
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
 from gantry_workflow.report_writer import BUCKET, ReportWriter
 
 CURSOR = "purged"
@@ -24,14 +24,14 @@ async def purge_superseded(js: JetStreamContext, reports: ReportWriter, history_
     Raises:
         errors.Unavailable: NATS does not answer.
     """
-    bucket = await events.open_bucket(js, BUCKET)
+    bucket = await streams.open_bucket(js, BUCKET)
     cursor = int((await bucket.get(CURSOR))[0] or b"0")
     while True:
-        async with aclosing(events.read_from(js, WORKITEMS, cursor, batch=BATCH)) as batches:
+        async with aclosing(streams.read_from(js, WORKITEMS, cursor, batch=BATCH)) as batches:
             async for batch in batches:
                 old = old_enough(batch, time.time() - history_s, reports.reported)
                 for subject, sequence in {m.subject: m.sequence for m in old}.items():
-                    await events.purge_before(js, WORKITEMS, subject, sequence)
+                    await streams.purge_before(js, WORKITEMS, subject, sequence)
                 if old:
                     cursor = old[-1].sequence
                     await bucket.put(CURSOR, str(cursor).encode())

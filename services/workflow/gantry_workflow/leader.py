@@ -7,8 +7,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from gantry_runtime import leases
-from gantry_runtime.events import JetStreamContext
+from gantry_runtime.events import leases
+from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow import backup, deletion, history
 from gantry_workflow.report_writer import ReportWriter

@@ -10,8 +10,10 @@ import grpc.aio
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import add_WorkflowServiceServicer_to_server
-from gantry_runtime import events, process, rpc, telemetry
-from gantry_runtime.events import JetStreamContext
+from gantry_runtime import process, telemetry
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import JetStreamContext
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 from gantry_workflow import arrivals, backup, leader
 from gantry_workflow.edge import WorkflowEdge
@@ -31,9 +33,9 @@ RETRY_S = 0.2
 async def opens(running: process.Process, settings: WorkflowSettings) -> None:
     """Open everything; return when requests are served. Waits while NATS is away."""
     stack = running.stack
-    client = await stack.enter_async_context(events.connected(settings.nats_url, "workflow"))
+    client = await stack.enter_async_context(streams.connected(settings.nats_url, "workflow"))
     js = client.jetstream()
-    channel = await stack.enter_async_context(rpc.channel(settings.blob_address))
+    channel = await stack.enter_async_context(channels.channel(settings.blob_address))
     blob = BlobServiceStub(channel)
     reports = ReportWriter(js)
 
@@ -50,10 +52,10 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
     await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
     await open_streams(js, blob)
     await arrivals.begin(js, settings.workitem_rules is not None)
-    await stack.enter_async_context(rpc.serving(register, settings.workflow_listen))
+    await stack.enter_async_context(channels.serving(register, settings.workflow_listen))
     running.watch(leader.lead(js, blob, reports, settings), "leader")
     if settings.workitem_rules is not None:
-        index = IndexServiceStub(await stack.enter_async_context(rpc.channel(settings.index_address)))
+        index = IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address)))
         arrived = arrivals.Arrivals(js, index, blob, load_rules(settings.workitem_rules), settings)
         running.watch(arrived.lead(leader.holder(settings)), "arrivals")
 
@@ -64,8 +66,8 @@ async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> No
     while True:
         try:
             await backup.restore(js, blob)
-            await events.ensure_stream(js, events.WORKITEMS)
-            await events.ensure_stream(js, events.REPORTS)
+            await streams.ensure_stream(js, streams.WORKITEMS)
+            await streams.ensure_stream(js, streams.REPORTS)
             return
         except errors.GantryError as error:
             if error.message != told:

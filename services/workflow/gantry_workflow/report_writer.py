@@ -11,8 +11,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gantry.events.v1.events_pb2 import EventReport, SubscriptionState, WorkitemState
-from gantry_runtime import events, telemetry
-from gantry_runtime.events import REPORTS, WORKITEMS, JetStreamContext, Message
+from gantry_runtime import telemetry
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import REPORTS, WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
 from gantry_workflow import reports, subscriptions, workitem
 from gantry_workflow.stream import ALL_SUBSCRIPTIONS
@@ -46,14 +47,14 @@ class ReportWriter:
             errors.Conflict: another one writes, or the answer to a report was lost: begin again.
             errors.Unavailable: NATS does not answer: begin again.
         """
-        bucket = await events.open_bucket(self._js, BUCKET)
+        bucket = await streams.open_bucket(self._js, BUCKET)
         self._worldwide = {}
-        async for message in events.last_messages(self._js, WORKITEMS, [ALL_SUBSCRIPTIONS]):
+        async for message in streams.last_messages(self._js, WORKITEMS, [ALL_SUBSCRIPTIONS]):
             self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
         after = await self._resume(int((await bucket.get(CURSOR))[0] or b"0"))
         log.info("writing reports", extra={"after": after})
         noted_s = 0.0
-        async with aclosing(events.read_from(self._js, WORKITEMS, after)) as batches:
+        async with aclosing(streams.read_from(self._js, WORKITEMS, after)) as batches:
             async for batch in batches:
                 for message in batch:
                     await self._report(message)
@@ -68,22 +69,22 @@ class ReportWriter:
         Raises:
             errors.Unavailable, errors.NotFound: NATS does not answer, or has no such stream yet.
         """
-        _, last = await events.stream_state(self._js, WORKITEMS)
-        noted, _ = await (await events.open_bucket(self._js, BUCKET)).get(CURSOR)
+        _, last = await streams.stream_state(self._js, WORKITEMS)
+        noted, _ = await (await streams.open_bucket(self._js, BUCKET)).get(CURSOR)
         return last, max(self.reported, int(noted or b"0"))
 
     async def _resume(self, cursor: int) -> int:
         """Return the sequence to read after; what is written already of the change behind it is skipped."""
-        _, self._last_sequence = await events.stream_state(self._js, REPORTS)
+        _, self._last_sequence = await streams.stream_state(self._js, REPORTS)
         last = EventReport(source_sequence=cursor)
         try:
-            last = EventReport.FromString((await events.last_message(self._js, REPORTS, "report.>")).data)
+            last = EventReport.FromString((await streams.last_message(self._js, REPORTS, "report.>")).data)
         except errors.NotFound:
             log.debug("no report yet")
         self._skip = (last.source_sequence, last.ordinal + 1) if last.more else (0, 0)
         after = max(cursor, last.source_sequence - 1 if last.more else last.source_sequence)
         if not self._has_announced:
-            first, _ = await events.stream_state(self._js, WORKITEMS)
+            first, _ = await streams.stream_state(self._js, WORKITEMS)
             # A stream that was restored begins far above 1 (`backup`), so this one began with nothing.
             cold = self._last_sequence == 0 and first == 1
             await self._publish(reports.restarted(last.source_sequence or after, last.ordinal, last.more, cold))
@@ -141,7 +142,7 @@ class ReportWriter:
 
     async def _messages_until(self, sequence: int) -> AsyncGenerator[Message, None]:
         """Yield the messages of workitems before `sequence`, which is that of a message on the stream."""
-        async with aclosing(events.read_from(self._js, WORKITEMS, 0)) as batches:
+        async with aclosing(streams.read_from(self._js, WORKITEMS, 0)) as batches:
             async for batch in batches:
                 for message in batch:
                     if message.sequence >= sequence:
@@ -152,5 +153,5 @@ class ReportWriter:
     async def _publish(self, report: EventReport) -> None:
         headers = {"Nats-Expected-Last-Sequence": str(self._last_sequence)}
         subject = f"report.{report.workitem_uid}"
-        self._last_sequence = await events.publish(self._js, subject, report.SerializeToString(), headers)
+        self._last_sequence = await streams.publish(self._js, subject, report.SerializeToString(), headers)
         telemetry.REPORTS_WRITTEN.inc()

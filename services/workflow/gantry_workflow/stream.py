@@ -11,9 +11,10 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
-from gantry_runtime import events, telemetry
+from gantry_runtime import telemetry
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
-from gantry_runtime.events import JetStreamContext
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
 from gantry_standard.random_bits import random_hex
 from gantry_workflow import subscriptions, workitem
@@ -81,7 +82,7 @@ class Workitems:
         subject = f"subscription.{ae_title.encode().hex()}.>" if ae_title else ALL_SUBSCRIPTIONS
         return [
             subscriptions.from_message(SubscriptionState.FromString(message.data), message.sequence)
-            async for message in events.last_messages(self._js, events.WORKITEMS, [subject])
+            async for message in streams.last_messages(self._js, streams.WORKITEMS, [subject])
         ]
 
     async def change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str, is_new: bool = False) -> Decision:
@@ -121,7 +122,7 @@ class Workitems:
 
     async def _last(self, subject: str, cls: type[M]) -> tuple[M | None, int]:
         try:
-            message = await events.last_message(self._js, events.WORKITEMS, subject)
+            message = await streams.last_message(self._js, streams.WORKITEMS, subject)
         except errors.NotFound:
             return None, 0
         return cls.FromString(message.data), message.sequence
@@ -175,7 +176,7 @@ class Workitems:
         data = state.SerializeToString()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
         try:
-            written = await events.publish(self._js, subject, data, headers, PUBLISH_S)
+            written = await streams.publish(self._js, subject, data, headers, PUBLISH_S)
             self._written.put(subject, (data, written))
             return True
         except errors.Conflict:
@@ -188,7 +189,7 @@ class Workitems:
     async def _is_written(self, subject: str, state: WorkitemState | SubscriptionState, after: int) -> bool:
         while True:
             try:
-                message = await events.next_message(self._js, events.WORKITEMS, subject, after)
+                message = await streams.next_message(self._js, streams.WORKITEMS, subject, after)
             except errors.NotFound:
                 return False
             except errors.Unavailable:

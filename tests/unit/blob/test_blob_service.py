@@ -21,7 +21,7 @@ from gantry_blob import directory_store
 from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.pack import PackLimits
 from gantry_blob.store import StoreRules
-from gantry_runtime import rpc, rpc_errors
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from gantry_standard.limits import Limits
 from tests.support import instances
@@ -575,7 +575,7 @@ async def test_memory_does_not_grow_with_the_instance(
         assert process.stdout is not None
         port = await asyncio.to_thread(process.stdout.readline)
         most = before = psutil.Process(process.pid).memory_info().rss
-        async with rpc.channel(f"127.0.0.1:{int(port)}") as channel:
+        async with channels.channel(f"127.0.0.1:{int(port)}") as channel:
             storing = asyncio.ensure_future(BlobServiceStub(channel).StoreInstances(messages(), timeout=120).read())
             while not storing.done():
                 most = max(most, psutil.Process(process.pid).memory_info().rss)

@@ -19,7 +19,8 @@ from gantry_blob.directory_store import DirectoryStore
 from gantry_blob.pack_copy import name_of
 from gantry_blob.store import StoreRules, Upload
 from gantry_blob.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
-from gantry_runtime import events, rpc
+from gantry_runtime.events import streams
+from gantry_runtime.rpc import channels
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from tests.support import instances
@@ -66,7 +67,7 @@ class World:
 
     store: DirectoryStore
     index: KnownUploads
-    client: events.Client
+    client: streams.Client
     sweeper: Sweeper
     clock: list[float]
     applied: int = 0
@@ -90,16 +91,16 @@ class World:
 
     async def follow(self) -> None:
         """Apply the stream as index does."""
-        last = await events.last_sequence(self.client.jetstream(), events.STORE, "store.>")
+        last = await streams.last_sequence(self.client.jetstream(), streams.STORE, "store.>")
         while self.applied < last:
-            async for batch in events.read_from(self.client.jetstream(), events.STORE, self.applied, wait_s=0.1):
+            async for batch in streams.read_from(self.client.jetstream(), streams.STORE, self.applied, wait_s=0.1):
                 for message in batch:
                     self.applied = message.sequence
                     self.kinds.append(message.subject.rpartition(".")[2])
                     self._apply(message)
                 break
 
-    def _apply(self, message: events.Message) -> None:
+    def _apply(self, message: streams.Message) -> None:
         if message.subject.endswith(".swept"):
             for upload in events_pb2.InstancesSwept.FromString(message.data).instances:
                 name = upload.location.object, upload.location.offset
@@ -132,14 +133,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     nats.start()
     store, index, clock = DirectoryStore(tmp_path / "objects", 0), KnownUploads(), [0.0]
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(events.connected(nats.url, "test"))
-        await events.ensure_stream(client.jetstream(), events.STORE)
+        client = await stack.enter_async_context(streams.connected(nats.url, "test"))
+        await streams.ensure_stream(client.jetstream(), streams.STORE)
         port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0)
+            channels.serving(lambda server: add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0)
         )
-        stub = IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
+        stub = IndexServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
         pool = stack.enter_context(Threads(4, "test"))
-        publisher = events.Publisher(client)
+        publisher = streams.Publisher(client)
         announcer = Announcer(store, publisher, stub, pool)
         sweeper = Sweeper(store, announcer, publisher, stub, pool, TIMES, lambda: time.time() + clock[0])
         made = World(store, index, client, sweeper, clock)

@@ -17,8 +17,9 @@ from gantry_gateway.app import Application, Router
 from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
-from gantry_runtime import events, rpc
 from gantry_runtime.blob_reader import StreamedReader
+from gantry_runtime.events import streams
+from gantry_runtime.rpc import channels
 from gantry_runtime.store_messages import SERIALISED
 from tests.support.nats_server import NatsServer, free_port
 
@@ -180,7 +181,7 @@ async def running(
         without: services that are not there, of blob, index, renderer, workflow.
     """
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(events.connected(nats.url, "test"))
+        client = await stack.enter_async_context(streams.connected(nats.url, "test"))
         blob, index = Blob(), Index()
         blob.reply = client.publish
         servicers = {
@@ -197,10 +198,10 @@ async def running(
                 def register(opened: grpc.aio.Server, add=add, servicer=servicer) -> None:
                     add(servicer, opened)
 
-                port = await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1))
-            stubs[name] = stub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}", SERIALISED)))
+                port = await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1))
+            stubs[name] = stub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}", SERIALISED)))
         gateway = Gateway(settings=GatewaySettings(**settings), nats=client, **stubs)
-        gateway.parts["inbox"] = await stack.enter_async_context(events.inbox(client, f"reply.{free_port()}"))
+        gateway.parts["inbox"] = await stack.enter_async_context(streams.inbox(client, f"reply.{free_port()}"))
         retrieval.install(gateway, StreamedReader(gateway.blob))
         app = Application(gateway, Router(routes if routes is not None else own_routes()))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))

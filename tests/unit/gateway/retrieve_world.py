@@ -18,7 +18,7 @@ from gantry_gateway.records import Records
 from gantry_gateway.request import Gateway
 from gantry_gateway.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
-from gantry_runtime import rpc
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 
 LE = "1.2.840.10008.1.2.1"
@@ -314,8 +314,8 @@ async def running(directory: Path, **settings: object) -> AsyncIterator[World]:
             index_pb2_grpc.add_IndexServiceServicer_to_server(index, opened)
             renderer_pb2_grpc.add_RendererServiceServicer_to_server(renderer, opened)
 
-        services = await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1))
-        channel = await stack.enter_async_context(rpc.channel(f"127.0.0.1:{services}"))
+        services = await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1))
+        channel = await stack.enter_async_context(channels.channel(f"127.0.0.1:{services}"))
         await channel.channel_ready()
         gateway = Gateway(
             settings=GatewaySettings(**settings),

@@ -11,7 +11,8 @@ from gantry.events.v1.events_pb2 import IndexLease, RecordsChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry_gateway import records as records_module
 from gantry_gateway.records import Mark, Records, listening
-from gantry_runtime import events, rpc
+from gantry_runtime.events import streams
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 from tests.unit.gateway.retrieve_world import Index
@@ -38,9 +39,9 @@ async def index() -> Index:
 async def stub(index: Index) -> AsyncIterator[index_pb2_grpc.IndexServiceStub]:
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(
-            rpc.serving(lambda server: index_pb2_grpc.add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0.1)
+            channels.serving(lambda server: index_pb2_grpc.add_IndexServiceServicer_to_server(index, server), "127.0.0.1:0", drain_s=0.1)
         )
-        yield index_pb2_grpc.IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
+        yield index_pb2_grpc.IndexServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
 
 
 @pytest.fixture
@@ -180,17 +181,17 @@ async def test_bytes_are_bounded_too(records: Records, index: Index, monkeypatch
 
 
 async def test_index_that_does_not_answer_is_unavailable(clock: Clock) -> None:
-    async with rpc.channel("127.0.0.1:1") as channel:
+    async with channels.channel("127.0.0.1:1") as channel:
         with pytest.raises(errors.Unavailable):
             await Records(index_pb2_grpc.IndexServiceStub(channel), 3, clock).get(STUDY, SERIES, "1")
 
 
 async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Index, nats_server: NatsServer) -> None:
-    async with events.connected(nats_server.url, "test") as client, listening(records, client):
+    async with streams.connected(nats_server.url, "test") as client, listening(records, client):
         await client.flush()
 
         async def kept() -> bool:
-            await client.publish(events.SUBJECTS["IndexLease"], IndexLease(applied_sequence=1).SerializeToString())
+            await client.publish(streams.SUBJECTS["IndexLease"], IndexLease(applied_sequence=1).SerializeToString())
             asked = len(index.asked)
             await get(records)
             return len(index.asked) == asked
@@ -198,7 +199,7 @@ async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Inde
         assert await until(kept)
         changed = RecordsChanged(study_instance_uid=STUDY, sop_instance_uids=[f"{SERIES}.1"])
         before = len(index.asked)
-        await client.publish(events.SUBJECTS["RecordsChanged"], changed.SerializeToString())
+        await client.publish(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
 
         async def asked_again() -> bool:
             await get(records)
@@ -208,25 +209,25 @@ async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Inde
 
 
 async def test_after_a_reconnection_nothing_that_was_kept_counts(records: Records, index: Index, nats_server: NatsServer) -> None:
-    async with events.connected(nats_server.url, "test") as client, events.connected(nats_server.url, "other") as other:
+    async with streams.connected(nats_server.url, "test") as client, streams.connected(nats_server.url, "other") as other:
         async with listening(records, client):
             await client.flush()
 
             async def beat() -> bool:
-                await other.publish(events.SUBJECTS["IndexLease"], b"")
+                await other.publish(streams.SUBJECTS["IndexLease"], b"")
                 asked = len(index.asked)
                 await get(records)
                 return len(index.asked) == asked
 
             await until(beat)
-            connections = events.reconnections(client)
+            connections = streams.reconnections(client)
             nats_server.kill()
             nats_server.start()
-            await until(lambda: events.reconnections(client) > connections and other.is_connected)
+            await until(lambda: streams.reconnections(client) > connections and other.is_connected)
             before = len(index.asked)
 
             async def asked_again() -> bool:
-                await other.publish(events.SUBJECTS["IndexLease"], b"")
+                await other.publish(streams.SUBJECTS["IndexLease"], b"")
                 await get(records)
                 return len(index.asked) > before
 

@@ -9,7 +9,7 @@ import pytest
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
-from gantry_runtime.events import connecting
+from gantry_runtime.events.streams import connecting
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 from tests.unit.gateway.harness import CT, Running, Uploaded, running, stored

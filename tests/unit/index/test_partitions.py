@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gantry_index.reader import Partitions
-from gantry_runtime import events, leases
+from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
@@ -31,7 +31,7 @@ class Reading:
 @asynccontextmanager
 async def a_process(nats: NatsServer) -> AsyncIterator[tuple[Reading, Partitions]]:
     reading = Reading()
-    async with events.connected(nats.url, "test") as client:
+    async with streams.connected(nats.url, "test") as client:
         partitions = Partitions(reading, client)  # type: ignore[arg-type]
         keeping = asyncio.create_task(partitions.keep())
         yield reading, partitions
@@ -45,19 +45,19 @@ async def test_one_process_at_a_time_reads_while_another_reindexes(tmp_path: Pat
         (first, mine), (second, theirs) = [await stack.enter_async_context(a_process(nats)) for _ in range(2)]
 
         def is_shared() -> bool:
-            return len(first.now) == len(second.now) == events.PARTITIONS // 2 and not first.now & second.now
+            return len(first.now) == len(second.now) == streams.PARTITIONS // 2 and not first.now & second.now
 
         await until(is_shared, 20)
         async with mine.others_paused() as check:
             assert second.now == set()
-            assert len(first.now) == events.PARTITIONS // 2
+            assert len(first.now) == streams.PARTITIONS // 2
             with pytest.raises(errors.Conflict):
                 async with theirs.others_paused():
                     pass
             check()
         await until(is_shared, 20)
         async with mine.others_paused() as check:
-            bucket = await events.open_bucket(mine._js, "lease", leases.LEASE_S)
+            bucket = await streams.open_bucket(mine._js, "lease", leases.LEASE_S)
             await bucket.put("index.reindex", b"somebody else")
 
             def is_lost() -> bool:

@@ -23,8 +23,9 @@ from gantry_index.service import Following
 from gantry_index.sqlite_store import SqliteStore
 from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
 from gantry_index.workitems import WorkitemReader
-from gantry_runtime import events, rpc, rpc_errors
+from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 
@@ -67,10 +68,10 @@ class Suite:
         """Open everything as main does."""
         self._stack = stack = AsyncExitStack()
         port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_BlobServiceServicer_to_server(self.blob, server), "127.0.0.1:0", 0)
+            channels.serving(lambda server: add_BlobServiceServicer_to_server(self.blob, server), "127.0.0.1:0", 0)
         )
-        blob = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
-        self.client = await stack.enter_async_context(events.connected(self.nats.url, "test"))
+        blob = BlobServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
+        self.client = await stack.enter_async_context(streams.connected(self.nats.url, "test"))
         self.js = self.client.jetstream()
         store, workitem_store = SqliteStore(self.directory), SqliteWorkitemStore(self.directory)
         stack.push_async_callback(store.close)
@@ -80,9 +81,9 @@ class Suite:
         workitems = WorkitemReader(workitem_store, self.client)
         edge = IndexEdge(following, workitems, blob, self.client, 1000, 3)
         index_port = await stack.enter_async_context(
-            rpc.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), "127.0.0.1:0", 0)
+            channels.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), "127.0.0.1:0", 0)
         )
-        self.index: Any = IndexServiceStub(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{index_port}")))
+        self.index: Any = IndexServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{index_port}")))
         self._tasks = [asyncio.create_task(work) for work in (following.run(), workitems.run(), self.reader.heartbeat())]
         await until(self.is_ready)
 
@@ -115,7 +116,7 @@ class Suite:
             last_of_pack=True,
         )
         self.last_event = (subject_of(event.study_instance_uid), event.SerializeToString())
-        await events.publish(self.js, *self.last_event)
+        await streams.publish(self.js, *self.last_event)
         outcomes = StoreOutcomes.FromString((await subscription.next_msg(5)).data)
         await subscription.unsubscribe()
         return {one.part_number: one.outcome for one in outcomes.outcomes}
@@ -130,14 +131,14 @@ class Suite:
             copies.append(copy)
         self.blob.trailers[key] = copies
         event = InstancesStored(object=key, study_instance_uid=STUDY, instances=copies, last_of_pack=True)
-        await events.publish(self.js, subject_of(STUDY), event.SerializeToString())
+        await streams.publish(self.js, subject_of(STUDY), event.SerializeToString())
         await self.describe()
         return copies
 
     async def give_up(self, *swept: blob_pb2.StoredInstance) -> None:
         event = InstancesSwept(study_instance_uid=STUDY, instances=[named(one) for one in swept])
-        subject = events.SUBJECTS["InstancesSwept"].format(partition=events.partition_of(STUDY))
-        await events.publish(self.js, subject, event.SerializeToString())
+        subject = streams.SUBJECTS["InstancesSwept"].format(partition=streams.partition_of(STUDY))
+        await streams.publish(self.js, subject, event.SerializeToString())
 
     async def describe(self, *uploads: blob_pb2.StoredInstance) -> list[tuple[int, str]]:
         """Return condition and object of uploads, as of the stream's end."""
@@ -176,7 +177,7 @@ class Suite:
 
 
 def subject_of(study: str) -> str:
-    return events.SUBJECTS["InstancesStored"].format(partition=events.partition_of(study))
+    return streams.SUBJECTS["InstancesStored"].format(partition=streams.partition_of(study))
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ async def test_the_same_event_again_tells_the_same_and_counts_once(suite: Suite)
     await suite.announce(instance("1.1"))
     version = (await suite.records(sop_instance_uid="1.1"))[0].version
     reply = await suite.client.subscribe(InstancesStored.FromString(suite.last_event[1]).reply_subject)
-    await events.publish(suite.js, *suite.last_event)
+    await streams.publish(suite.js, *suite.last_event)
     assert StoreOutcomes.FromString((await reply.next_msg(5)).data).outcomes[0].outcome == NEW
     assert value((await suite.search())[0], INSTANCES_IN_STUDY) == 1
     assert (await suite.records(sop_instance_uid="1.1"))[0].version == version
@@ -404,14 +405,14 @@ async def test_a_lost_nats_volume_begins_above_the_high_water_mark(suite: Suite)
     await suite.announce(instance("1.1"))
     (before,) = await suite.records(sop_instance_uid="1.1")
     await suite.js.delete_stream("STORE")
-    await until(lambda: events.describe_stream(suite.js, events.STORE))
+    await until(lambda: streams.describe_stream(suite.js, streams.STORE))
     await until(suite.is_ready)
     await suite.announce(instance("1.2"))
     assert (await suite.records(sop_instance_uid="1.2"))[0].version > before.version
 
 
 async def test_a_poison_event_is_counted_and_passed(suite: Suite) -> None:
-    await events.publish(suite.js, subject_of(STUDY), b"\xff\xff\xff")
+    await streams.publish(suite.js, subject_of(STUDY), b"\xff\xff\xff")
     assert await suite.announce(instance("1.1")) == {0: NEW}
     assert (await suite.index.GetStatus(index_pb2.GetStatusRequest(), timeout=5)).poison_events == 1
 
@@ -423,10 +424,10 @@ async def test_only_packs_announced_to_their_end_are_known(suite: Suite) -> None
 
 
 async def test_a_current_worklist_search_waits_for_the_stream(suite: Suite) -> None:
-    await events.ensure_stream(suite.js, events.WORKITEMS)
+    await streams.ensure_stream(suite.js, streams.WORKITEMS)
     uid = f"2.25.{uuid.uuid4().int}"
     state = events_pb2.WorkitemState(workitem_uid=uid, dicom_json=b'{"00741000":{"vr":"CS","Value":["SCHEDULED"]}}')
-    await events.publish(suite.js, f"workitem.{uid}", state.SerializeToString())
+    await streams.publish(suite.js, f"workitem.{uid}", state.SerializeToString())
     request = index_pb2.SearchWorkitemsRequest(current=True)
     (row,) = (await suite.index.SearchWorkitems(request, timeout=5)).rows
     assert value(row, "00741000") == "SCHEDULED"

@@ -12,8 +12,8 @@ from gantry_renderer import pool as pools
 from gantry_renderer.main import make_service
 from gantry_renderer.pool import Pool
 from gantry_renderer.settings import RendererSettings
-from gantry_runtime import rpc
 from gantry_runtime.blob_reader import MappedReader
+from gantry_runtime.rpc import channels
 from tests.support import stored_instances
 
 
@@ -42,13 +42,13 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 async def serve(directory: Path, settings: RendererSettings) -> AsyncIterator[Served]:
     """Serve a renderer on a free port."""
-    async with rpc.channel("127.0.0.1:1") as nowhere, pools.opened(settings.renderer_workers, settings.render_timeout_s) as pool:
+    async with channels.channel("127.0.0.1:1") as nowhere, pools.opened(settings.renderer_workers, settings.render_timeout_s) as pool:
         service = make_service(MappedReader(directory, BlobServiceStub(nowhere)), pool, settings)
 
         def register(server: object) -> None:
             renderer_pb2_grpc.add_RendererServiceServicer_to_server(service, server)
 
-        async with rpc.serving(register, "127.0.0.1:0", 0.1) as port, rpc.channel(f"127.0.0.1:{port}") as channel:
+        async with channels.serving(register, "127.0.0.1:0", 0.1) as port, channels.channel(f"127.0.0.1:{port}") as channel:
             yield Served(renderer_pb2_grpc.RendererServiceStub(channel), pool, directory)
 
 

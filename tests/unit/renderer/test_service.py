@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 
 from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer.settings import RendererSettings
-from gantry_runtime import rpc_errors, telemetry
+from gantry_runtime import telemetry
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.scan import ScanFailure
 from tests.support.images import file_of, image_dataset

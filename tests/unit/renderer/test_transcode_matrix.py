@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer import codecs
 from gantry_renderer.derivation import derived_uid
-from gantry_runtime import rpc_errors
+from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from tests.support import instances, pixel_kinds
 from tests.support.pixel_kinds import (

@@ -13,9 +13,10 @@ from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub, add_BlobServiceServicer_to_server
 from gantry.events.v1.events_pb2 import InstancesStored
 from gantry.index.v1 import index_pb2, index_pb2_grpc
-from gantry_runtime import events, rpc
-from gantry_runtime.events import STORE, WORKITEMS, JetStreamContext
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import STORE, WORKITEMS, JetStreamContext
 from gantry_runtime.process import end_tasks
+from gantry_runtime.rpc import channels
 from gantry_standard import errors
 from gantry_workflow import arrivals
 from gantry_workflow.arrivals import Arrivals
@@ -89,7 +90,7 @@ class World:
             one.dicom_json = data
         self.index.instances.setdefault(study, []).append(one)
         event = InstancesStored(object="pack", study_instance_uid=study)
-        return await events.publish(self.js, f"store.{events.partition_of(study)}.stored", event.SerializeToString())
+        return await streams.publish(self.js, f"store.{streams.partition_of(study)}.stored", event.SerializeToString())
 
     async def workitem(self, study: str) -> list[str] | None:
         """Return the instances that the workitem of a study has as input; None where it has none."""
@@ -101,13 +102,13 @@ class World:
 
     async def cursor(self) -> int:
         """Return the cursor that is noted."""
-        return int((await (await events.open_bucket(self.js, BUCKET)).get(arrivals.CURSOR))[0] or b"-1")
+        return int((await (await streams.open_bucket(self.js, BUCKET)).get(arrivals.CURSOR))[0] or b"-1")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow the stream; at the end it is killed, without any tidying up of its own."""
         async with AsyncExitStack() as stack:
-            channels = []
+            open_channels = []
             for add, servicer in (
                 (index_pb2_grpc.add_IndexServiceServicer_to_server, self.index),
                 (add_BlobServiceServicer_to_server, self.blob),
@@ -116,10 +117,10 @@ class World:
                 def register(server: grpc.aio.Server, add=add, servicer=servicer) -> None:  # type: ignore[no-untyped-def]
                     add(servicer, server)
 
-                port = await stack.enter_async_context(rpc.serving(register, "127.0.0.1:0", drain_s=0.1))
-                channels.append(await stack.enter_async_context(rpc.channel(f"127.0.0.1:{port}")))
+                port = await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1))
+                open_channels.append(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
             follower = Arrivals(
-                self.js, index_pb2_grpc.IndexServiceStub(channels[0]), BlobServiceStub(channels[1]), self.rules, self.settings
+                self.js, index_pb2_grpc.IndexServiceStub(open_channels[0]), BlobServiceStub(open_channels[1]), self.rules, self.settings
             )
             task = asyncio.create_task(follower.lead("test"))
             try:
@@ -137,10 +138,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         workitem_rules=tmp_path / "rules.toml", workitem_rules_url="http://host/dicom-web", workitem_rules_quiet_s=0.2
     )
     with own_nats(tmp_path / "nats") as nats:
-        async with events.connected(nats.url, "test") as client:
+        async with streams.connected(nats.url, "test") as client:
             js = client.jetstream()
             for stream in (STORE, WORKITEMS):
-                await events.ensure_stream(js, stream)
+                await streams.ensure_stream(js, stream)
             yield World(js, Index(), Blob(), load_rules(tmp_path / "rules.toml"), settings)
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from gantry.events.v1.events_pb2 import EventReport
 from gantry.workflow.v1 import workflow_pb2 as pb
-from gantry_runtime import events
-from gantry_runtime.events import REPORTS, WORKITEMS
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import REPORTS, WORKITEMS
 from gantry_runtime.process import end_tasks
-from gantry_runtime.rpc_errors import translated
+from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
 from gantry_workflow import history, subscriptions, workitem
 from gantry_workflow.report_writer import ReportWriter
@@ -57,13 +57,13 @@ async def subscribe(workflow: Any, item: str, ae_title: str, lock: bool = False)
 
 async def written(nats: NatsServer) -> list[EventReport]:
     """Return all reports about workitems, in order, and check that sequences have no gap."""
-    async with events.connected(nats.url, "test") as client:
+    async with streams.connected(nats.url, "test") as client:
         js = client.jetstream()
-        first, last = await events.stream_state(js, REPORTS)
+        first, last = await streams.stream_state(js, REPORTS)
         found: list[EventReport] = []
         if last < first:
             return found
-        async for batch in events.read_from(js, REPORTS, 0):
+        async for batch in streams.read_from(js, REPORTS, 0):
             found += [EventReport.FromString(message.data) for message in batch]
             if batch and batch[-1].sequence >= last:
                 break
@@ -154,14 +154,14 @@ class LosesAnswers:
 async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twice(suite: Worklist) -> None:
     async with suite.workflow() as workflow:
         item = await create(workflow)
-        async with events.connected(suite.nats.url, "test") as client:
+        async with streams.connected(suite.nats.url, "test") as client:
             js = LosesAnswers(client.jetstream())
             request = workitem.StateRequest("IN PROGRESS", "2.25.1")
             decision = await Workitems(js).change(item, lambda found, _: workitem.change_state(found, item, request), "state")  # type: ignore[arg-type]
             assert js.lost == 1
             assert decision.state is not None
             assert decision.state.procedure_step_state == "IN PROGRESS"
-            first, last = await events.stream_state(client.jetstream(), WORKITEMS)
+            first, last = await streams.stream_state(client.jetstream(), WORKITEMS)
             assert last - first == 1
 
 
@@ -192,7 +192,7 @@ class Delays:
 
 @pytest.mark.parametrize("kind", ["create", "claim", "cancel"])
 async def test_a_change_that_arrives_while_it_is_tried_again_is_not_taken_for_another_s(suite: Worklist, kind: str) -> None:
-    async with suite.workflow() as workflow, events.connected(suite.nats.url, "test") as client:
+    async with suite.workflow() as workflow, streams.connected(suite.nats.url, "test") as client:
         item, js = uid(), Delays(client.jetstream())
         delayed = Workitems(js)  # type: ignore[arg-type]
         if kind == "create":
@@ -256,10 +256,10 @@ async def test_nats_killed_in_the_middle_of_changes_loses_none_that_was_answered
 
 
 async def test_a_report_writer_that_starts_again_at_any_point_neither_loses_nor_repeats(suite: Worklist) -> None:
-    async with events.connected(suite.nats.url, "test") as client:
+    async with streams.connected(suite.nats.url, "test") as client:
         js = client.jetstream()
-        await events.ensure_stream(js, WORKITEMS)
-        await events.ensure_stream(js, REPORTS)
+        await streams.ensure_stream(js, WORKITEMS)
+        await streams.ensure_stream(js, REPORTS)
     async with suite.workflow() as workflow:
         items = [await create(workflow) for _ in range(15)]
         await subscribe(workflow, GLOBAL, "AE1", lock=True)
@@ -271,12 +271,12 @@ async def test_a_report_writer_that_starts_again_at_any_point_neither_loses_nor_
     expected = await written(suite.nats)
     assert [states_of(expected, item) for item in items] == [["SCHEDULED", "IN PROGRESS"]] * 15
     assert [list(report.ae_titles) for report in expected] == [["AE1"]] * 15 + [["AE1", "AE2"]] * 15
-    async with events.connected(suite.nats.url, "test") as client:
+    async with streams.connected(suite.nats.url, "test") as client:
         js = client.jetstream()
         for stop_after in (1, 4, 14, 15, 16, 20):
             await js.delete_stream("REPORTS")
             await js.delete_key_value("workflow")
-            await events.ensure_stream(js, REPORTS)
+            await streams.ensure_stream(js, REPORTS)
             stopping = StopsAfter(js, stop_after)
             with pytest.raises(errors.Unavailable):
                 await ReportWriter(stopping).write()  # type: ignore[arg-type]
@@ -343,8 +343,8 @@ async def test_workitems_and_subscriptions_come_back_from_the_object_store(tmp_p
 
                 async def is_copied() -> bool:
                     status = await workflow.GetStatus(pb.GetStatusRequest(), timeout=5)
-                    async with events.connected(nats.url, "test") as client:
-                        bucket = await events.open_bucket(client.jetstream(), "workflow")
+                    async with streams.connected(nats.url, "test") as client:
+                        bucket = await streams.open_bucket(client.jetstream(), "workflow")
                         return (await bucket.get("copied"))[0] == str(status.workitems_sequence).encode()
 
                 await until(is_copied)
@@ -372,9 +372,9 @@ async def test_superseded_states_are_purged_and_last_ones_kept(suite: Worklist) 
     async with suite.workflow() as workflow:
         items = [await create(workflow) for _ in range(3)]
         assert await change(workflow, items[0], "IN PROGRESS", uid()) == ""
-        async with events.connected(suite.nats.url, "test") as client:
+        async with streams.connected(suite.nats.url, "test") as client:
             js = client.jetstream()
-            _, last = await events.stream_state(js, WORKITEMS)
+            _, last = await streams.stream_state(js, WORKITEMS)
             reports = ReportWriter(js)
             reports.reported = last
             purging = asyncio.create_task(history.purge_superseded(js, reports, 0.05))
@@ -426,9 +426,9 @@ async def test_a_lock_by_filter_is_released_when_its_subscription_ends(suite: Wo
         for item in items:
             assert await change(workflow, item, "IN PROGRESS", "2.25.1") == ""
             assert await change(workflow, item, "CANCELED", "2.25.1") == ""
-        async with events.connected(suite.nats.url, "test") as client:
-            bucket = await events.open_bucket(client.jetstream(), "workflow")
-            _, last = await events.stream_state(client.jetstream(), WORKITEMS)
+        async with streams.connected(suite.nats.url, "test") as client:
+            bucket = await streams.open_bucket(client.jetstream(), "workflow")
+            _, last = await streams.stream_state(client.jetstream(), WORKITEMS)
 
             async def has_passed() -> bool:
                 return int((await bucket.get("deleted"))[0] or b"0") >= last
@@ -449,8 +449,8 @@ async def test_the_first_start_is_cold_and_every_other_warm(suite: Worklist) -> 
         async with suite.workflow() as workflow:
             await create(workflow)
             await until(lambda: _reported(workflow))
-        async with events.connected(suite.nats.url, "test") as client:
-            report = EventReport.FromString((await events.last_message(client.jetstream(), REPORTS, f"report.{GLOBAL}")).data)
+        async with streams.connected(suite.nats.url, "test") as client:
+            report = EventReport.FromString((await streams.last_message(client.jetstream(), REPORTS, f"report.{GLOBAL}")).data)
             kinds.append(json.loads(report.dicom_json)["00741246"]["Value"][0])
     assert kinds == ["COLD START", "WARM START"]
 

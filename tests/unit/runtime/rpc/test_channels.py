@@ -9,7 +9,7 @@ import pytest
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
-from gantry_runtime import rpc, rpc_errors
+from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from tests.support.nats_server import free_port
 
@@ -37,8 +37,8 @@ class Failing(BlobServiceServicer):
 async def failing(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Failing, BlobServiceStub]]:
     """A server of `Failing`, and a stub; over each transport."""
     servicer, nearby = Failing(), f"local:{tmp_path}/s"
-    async with rpc.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), f"127.0.0.1:0,{nearby}") as port:
-        async with rpc.channel(nearby if request.param == "local" else f"127.0.0.1:{port}") as channel:
+    async with channels.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), f"127.0.0.1:0,{nearby}") as port:
+        async with channels.channel(nearby if request.param == "local" else f"127.0.0.1:{port}") as channel:
             yield servicer, BlobServiceStub(channel)
 
 
@@ -96,7 +96,7 @@ async def test_an_error_that_is_not_ours_does_not_tell_what_it_was(failing: tupl
 
 
 async def test_a_service_that_is_not_there_is_unavailable() -> None:
-    async with rpc.channel(f"127.0.0.1:{free_port()}") as channel:
+    async with channels.channel(f"127.0.0.1:{free_port()}") as channel:
         with pytest.raises(errors.Unavailable, match="blob does not answer"), rpc_errors.translated("blob"):
             await BlobServiceStub(channel).GetStatus(blob_pb2.GetStatusRequest(), timeout=2)
 
@@ -108,8 +108,8 @@ async def test_a_service_that_takes_too_long_is_unavailable() -> None:
             await asyncio.sleep(30)
             return blob_pb2.GetStatusResponse()
 
-    async with rpc.serving(lambda server: add_BlobServiceServicer_to_server(Slow(), server), "127.0.0.1:0", drain_s=0) as port:
-        async with rpc.channel(f"127.0.0.1:{port}") as channel:
+    async with channels.serving(lambda server: add_BlobServiceServicer_to_server(Slow(), server), "127.0.0.1:0", drain_s=0) as port:
+        async with channels.channel(f"127.0.0.1:{port}") as channel:
             with pytest.raises(errors.Unavailable), rpc_errors.translated("blob"):
                 await BlobServiceStub(channel).GetStatus(blob_pb2.GetStatusRequest(), timeout=0.2)
 
@@ -125,8 +125,8 @@ async def test_a_channel_finds_a_server_that_came_back() -> None:
             return error.message
         return ""
 
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+    async with channels.channel(f"127.0.0.1:{port}") as channel:
         stub = BlobServiceStub(channel)
         for _ in range(2):
-            async with rpc.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), f"127.0.0.1:{port}"):
+            async with channels.serving(lambda server: add_BlobServiceServicer_to_server(servicer, server), f"127.0.0.1:{port}"):
                 assert await answer(stub) == "nothing"

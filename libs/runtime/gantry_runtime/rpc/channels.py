@@ -16,10 +16,11 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from gantry_runtime import rpc_errors, telemetry
-from gantry_runtime.addresses import LOCAL
-from gantry_runtime.neighbour import calling
-from gantry_runtime.neighbour import serving as neighbours
+from gantry_runtime import telemetry
+from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.rpc.addresses import LOCAL
+from gantry_runtime.rpc.local import calling
+from gantry_runtime.rpc.local import serving as neighbours
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from contextlib import aclosing
 import pytest
 from nats.js import JetStreamContext
 
-from gantry_runtime import events
-from gantry_runtime.events import Stream
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import Stream
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
 
@@ -18,16 +18,16 @@ STREAM = Stream("EXAMPLE", ("example.>",), "nobody")
 @pytest.fixture
 async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     """JetStream, with the stream."""
-    async with events.connected(server.url, "test") as client:
+    async with streams.connected(server.url, "test") as client:
         context = client.jetstream()
-        await events.ensure_stream(context, STREAM)
+        await streams.ensure_stream(context, STREAM)
         yield context
 
 
-async def read(js: JetStreamContext, number: int, after: int = 0, subjects: tuple[str, ...] = ()) -> list[events.Message]:
+async def read(js: JetStreamContext, number: int, after: int = 0, subjects: tuple[str, ...] = ()) -> list[streams.Message]:
     """Read so many messages from a cursor."""
-    found: list[events.Message] = []
-    async with aclosing(events.read_from(js, STREAM, after, subjects)) as batches:
+    found: list[streams.Message] = []
+    async with aclosing(streams.read_from(js, STREAM, after, subjects)) as batches:
         async for batch in batches:
             found += batch
             if len(found) >= number:
@@ -39,14 +39,14 @@ async def publish_patiently(js: JetStreamContext, subject: str, data: bytes, mes
     """Publish until it is acknowledged, with the same id."""
     while True:
         try:
-            return await events.publish(js, subject, data, {"Nats-Msg-Id": message_id}, timeout_s=1)
+            return await streams.publish(js, subject, data, {"Nats-Msg-Id": message_id}, timeout_s=1)
         except errors.Unavailable:
             continue
 
 
 async def test_messages_come_in_order_from_the_cursor_on(js: JetStreamContext) -> None:
     for number in range(10):
-        assert await events.publish(js, f"example.{number}", str(number).encode()) == number + 1
+        assert await streams.publish(js, f"example.{number}", str(number).encode()) == number + 1
     found = await read(js, 6, after=4)
     assert [message.sequence for message in found] == [5, 6, 7, 8, 9, 10]
     assert [message.data for message in found] == [b"4", b"5", b"6", b"7", b"8", b"9"]
@@ -55,18 +55,18 @@ async def test_messages_come_in_order_from_the_cursor_on(js: JetStreamContext) -
 
 async def test_subjects_filter(js: JetStreamContext) -> None:
     for number in range(6):
-        await events.publish(js, f"example.{'even' if number % 2 == 0 else 'odd'}.{number}", b"")
+        await streams.publish(js, f"example.{'even' if number % 2 == 0 else 'odd'}.{number}", b"")
     assert [message.sequence for message in await read(js, 3, subjects=("example.odd.>",))] == [2, 4, 6]
 
 
 async def test_an_empty_batch_comes_while_nothing_happens(js: JetStreamContext) -> None:
-    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.1)) as batches:
+    async with aclosing(streams.read_from(js, STREAM, 0, wait_s=0.1)) as batches:
         assert await anext(batches) == []
 
 
 async def test_a_message_that_is_lost_on_the_way_is_read_again(js: JetStreamContext) -> None:
-    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
-        await events.publish(js, "example.0", b"0")
+    async with aclosing(streams.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
+        await streams.publish(js, "example.0", b"0")
         assert [message.data for message in await anext(batches)] == [b"0"]
         [consumer] = await js.consumers_info(STREAM.name)
 
@@ -74,10 +74,10 @@ async def test_a_message_that_is_lost_on_the_way_is_read_again(js: JetStreamCont
             return (await js.consumer_info(STREAM.name, consumer.name)).num_waiting == 0
 
         await until(asks_nobody)
-        await events.publish(js, "example.1", b"1")
+        await streams.publish(js, "example.1", b"1")
         thief = await js.pull_subscribe_bind(consumer.name, stream=STREAM.name)
         assert [message.data for message in await thief.fetch(1, timeout=5)] == [b"1"]
-        await events.publish(js, "example.2", b"2")
+        await streams.publish(js, "example.2", b"2")
         seen: list[bytes] = []
         async for batch in batches:
             seen += [message.data for message in batch]
@@ -88,7 +88,7 @@ async def test_a_message_that_is_lost_on_the_way_is_read_again(js: JetStreamCont
 
 async def test_reading_and_publishing_go_on_after_a_kill_of_the_server(js: JetStreamContext, server: NatsServer) -> None:
     seen: list[int] = []
-    async with aclosing(events.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
+    async with aclosing(streams.read_from(js, STREAM, 0, wait_s=0.2)) as batches:
         for number in range(60):
             if number in (20, 40):
                 server.kill()
@@ -104,46 +104,46 @@ async def test_reading_and_publishing_go_on_after_a_kill_of_the_server(js: JetSt
 
 
 async def test_a_cursor_beyond_the_end_is_an_error_and_no_empty_stream(js: JetStreamContext) -> None:
-    await events.publish(js, "example.1", b"")
+    await streams.publish(js, "example.1", b"")
     with pytest.raises(errors.Conflict, match="EXAMPLE ends at 1, before the cursor 7"):
         await read(js, 1, after=7)
 
 
 async def test_of_two_compare_and_sets_one_wins(js: JetStreamContext) -> None:
     header = "Nats-Expected-Last-Subject-Sequence"
-    first = await events.publish(js, "example.item", b"one", {header: "0"})
+    first = await streams.publish(js, "example.item", b"one", {header: "0"})
     with pytest.raises(errors.Conflict):
-        await events.publish(js, "example.item", b"two", {header: "0"})
-    assert await events.publish(js, "example.item", b"two", {header: str(first)}) == first + 1
+        await streams.publish(js, "example.item", b"two", {header: "0"})
+    assert await streams.publish(js, "example.item", b"two", {header: str(first)}) == first + 1
 
 
 async def test_the_same_message_id_again_is_the_same_message(js: JetStreamContext) -> None:
-    first = await events.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"})
-    assert await events.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"}) == first
+    first = await streams.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"})
+    assert await streams.publish(js, "example.a", b"x", {"Nats-Msg-Id": "same"}) == first
 
 
 async def test_a_stream_begins_above_the_mark_that_is_given_and_stays_as_it_is(js: JetStreamContext) -> None:
     other = Stream("OTHER", ("other.>",), "nobody")
-    await events.ensure_stream(js, other, first_sequence=500, metadata={"generation": "g1"})
-    assert await events.publish(js, "other.1", b"") == 500
-    info = await events.ensure_stream(js, other, first_sequence=900)
+    await streams.ensure_stream(js, other, first_sequence=500, metadata={"generation": "g1"})
+    assert await streams.publish(js, "other.1", b"") == 500
+    info = await streams.ensure_stream(js, other, first_sequence=900)
     assert info.state.last_seq == 500
 
 
 async def test_publishing_without_a_stream_is_unavailable(js: JetStreamContext) -> None:
     with pytest.raises(errors.Unavailable):
-        await events.publish(js, "nowhere.1", b"", timeout_s=0.3)
+        await streams.publish(js, "nowhere.1", b"", timeout_s=0.3)
 
 
 def test_a_study_has_always_the_same_partition() -> None:
-    assert events.PARTITIONS == 16
-    assert (events.partition_of("1.2.840.10008"), events.partition_of("2.25.7")) == (3, 2)
-    assert len({events.partition_of(f"1.2.{number}") for number in range(500)}) == events.PARTITIONS
+    assert streams.PARTITIONS == 16
+    assert (streams.partition_of("1.2.840.10008"), streams.partition_of("2.25.7")) == (3, 2)
+    assert len({streams.partition_of(f"1.2.{number}") for number in range(500)}) == streams.PARTITIONS
 
 
 async def test_a_publisher_gets_sequences_also_of_duplicates_and_of_many_at_once(js: JetStreamContext, server: NatsServer) -> None:
-    async with events.connected(server.url, "publisher") as client:
-        publisher = events.Publisher(client)
+    async with streams.connected(server.url, "publisher") as client:
+        publisher = streams.Publisher(client)
         found = await asyncio.gather(*(publisher.publish(f"example.{number}", b"x", f"id {number}") for number in range(50)))
         assert sorted(found) == list(range(1, 51))
         assert await publisher.publish("example.7", b"x", "id 7") == found[7]
@@ -152,8 +152,8 @@ async def test_a_publisher_gets_sequences_also_of_duplicates_and_of_many_at_once
 
 async def test_a_publisher_says_where_there_is_no_stream_and_why_a_message_was_refused(js: JetStreamContext, server: NatsServer) -> None:
     await js.update_stream(name=STREAM.name, subjects=list(STREAM.subjects), max_msg_size=100)
-    async with events.connected(server.url, "publisher") as client:
-        publisher = events.Publisher(client)
+    async with streams.connected(server.url, "publisher") as client:
+        publisher = streams.Publisher(client)
         with pytest.raises(errors.Unavailable, match="NATS does not answer"):
             await publisher.publish("nowhere.1", b"", "id")
         with pytest.raises(errors.Unavailable, match=r"NATS refused a message: .*size"):
@@ -163,13 +163,13 @@ async def test_a_publisher_says_where_there_is_no_stream_and_why_a_message_was_r
 async def test_a_publisher_waits_no_longer_than_it_says_and_goes_on_after_a_loss(
     js: JetStreamContext, server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with events.connected(server.url, "publisher") as client:
-        publisher = events.Publisher(client)
+    async with streams.connected(server.url, "publisher") as client:
+        publisher = streams.Publisher(client)
         assert await publisher.publish("example.1", b"", "one") == 1
         server.stop()
         await until(lambda: not publisher.is_connected)
         with monkeypatch.context() as patched:
-            patched.setattr(events, "PUBLISH_S", 0.2)
+            patched.setattr(streams, "PUBLISH_S", 0.2)
             with pytest.raises(errors.Unavailable):
                 await publisher.publish("example.2", b"", "two")
         server.start()
@@ -179,7 +179,7 @@ async def test_a_publisher_waits_no_longer_than_it_says_and_goes_on_after_a_loss
 
 
 async def test_messages_have_the_time_at_which_they_were_stored(js: JetStreamContext) -> None:
-    await events.publish(js, "example.1", b"")
+    await streams.publish(js, "example.1", b"")
     (message,) = await read(js, 1)
     stored = await js.get_msg(STREAM.name, message.sequence)
     assert stored.time is not None

@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc
 
-from gantry_runtime import rpc_errors, telemetry
-from gantry_runtime.addresses import LOCAL
-from gantry_runtime.neighbour.wire import (
+from gantry_runtime import telemetry
+from gantry_runtime.process import end_tasks
+from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.rpc.addresses import LOCAL
+from gantry_runtime.rpc.local.wire import (
     CALL,
     CALL_WITH_REQUEST,
     CANCEL,
@@ -29,7 +31,6 @@ from gantry_runtime.neighbour.wire import (
     status_of,
     tune,
 )
-from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)

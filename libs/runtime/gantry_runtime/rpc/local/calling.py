@@ -9,8 +9,8 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-from gantry_runtime.addresses import LOCAL
-from gantry_runtime.neighbour.wire import (
+from gantry_runtime.rpc.addresses import LOCAL
+from gantry_runtime.rpc.local.wire import (
     ABANDONED,
     CALL,
     CALL_WITH_REQUEST,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from gantry_runtime.events import Bucket, JetStreamContext, open_bucket
+from gantry_runtime.events.streams import Bucket, JetStreamContext, open_bucket
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 

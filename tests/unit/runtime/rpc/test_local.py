@@ -13,9 +13,9 @@ import pytest
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
-from gantry_runtime import rpc, rpc_errors
-from gantry_runtime.neighbour import wire
-from gantry_runtime.neighbour.calling import Channel
+from gantry_runtime.rpc import channels, rpc_errors
+from gantry_runtime.rpc.local import wire
+from gantry_runtime.rpc.local.calling import Channel
 from gantry_standard import errors
 
 EDGES = (0, 1, wire.JOINED_BYTES - 16, wire.JOINED_BYTES, wire.SCRATCH_BYTES - 40, wire.SCRATCH_BYTES, 5_000_003)
@@ -82,7 +82,7 @@ class Served:
         """Serve."""
         register = lambda server: add_BlobServiceServicer_to_server(self.echo, server)  # noqa: E731
         listen = f"127.0.0.1:0,local:{self.path}"
-        await self.serving.enter_async_context(rpc.serving(register, listen, drain_s=0, as_bytes=frozenset(("StoreWhole",))))
+        await self.serving.enter_async_context(channels.serving(register, listen, drain_s=0, as_bytes=frozenset(("StoreWhole",))))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 @pytest.fixture
 async def stub(served: Served) -> AsyncIterator[Any]:
     """A stub of it."""
-    async with rpc.channel(f"local:{served.path}", frozenset(("StoreWhole",))) as channel:
+    async with channels.channel(f"local:{served.path}", frozenset(("StoreWhole",))) as channel:
         yield BlobServiceStub(channel)
 
 
@@ -171,7 +171,7 @@ async def test_who_writes_is_told_why_the_call_was_refused(served: Served, stub:
 
     async def write() -> None:
         while True:
-            await rpc.send_serialised(call, [blob_pb2.StoreInstancesRequest(chunk=bytes(MEBIBYTE)).SerializeToString()], "blob")
+            await channels.send_serialised(call, [blob_pb2.StoreInstancesRequest(chunk=bytes(MEBIBYTE)).SerializeToString()], "blob")
 
     writing = asyncio.create_task(write())
     await served.echo.running.wait()
@@ -184,7 +184,7 @@ async def test_who_writes_is_told_why_the_call_was_refused(served: Served, stub:
 @pytest.mark.parametrize("how", ["cancelled", "too late", "channel closed"])
 async def test_what_nobody_waits_for_is_cancelled_at_the_server(served: Served, how: str) -> None:
     async with AsyncExitStack() as stack:
-        stub: Any = BlobServiceStub(await stack.enter_async_context(rpc.channel(f"local:{served.path}")))
+        stub: Any = BlobServiceStub(await stack.enter_async_context(channels.channel(f"local:{served.path}")))
         call = stub.GetStatus(blob_pb2.GetStatusRequest(), timeout=0.2 if how == "too late" else 20)
         await served.echo.running.wait()
         if how == "cancelled":

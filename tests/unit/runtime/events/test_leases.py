@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from nats.js import JetStreamContext
 
-from gantry_runtime import events, leases
+from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from tests.support.nats_server import NatsServer, until
 
@@ -14,7 +14,7 @@ from tests.support.nats_server import NatsServer, until
 @pytest.fixture
 async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
     """JetStream."""
-    async with events.connected(server.url, "test") as client:
+    async with streams.connected(server.url, "test") as client:
         yield client.jetstream()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gantry.blob.v1 import blob_pb2
-from gantry_runtime import protobuf_wire
+from gantry_runtime.rpc import protobuf_wire
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16383, 16384, 1 << 21])
