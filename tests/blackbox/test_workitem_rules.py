@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
-from gantry_standard import native_xml
+from gantry_standard.dicom import native_xml
 from tests.support import instances
 from tests.support.dicomweb import OCTETS, DicomWeb, Object, items, value
 from tests.support.documents import code_blocks

@@ -34,10 +34,10 @@ from gantry_index.store import (
 )
 from gantry_index.summary import workitem_terms
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import Query, by_path, matches, parse_filter, parse_query, parse_workitem_query
-from gantry_standard.pydicom_tables import tag_of
-from gantry_standard.query_attributes import vr_of
+from gantry_standard.dicom.pydicom_tables import tag_of
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import Query, by_path, matches, parse_filter, parse_query, parse_workitem_query
+from gantry_standard.query.query_attributes import vr_of
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 

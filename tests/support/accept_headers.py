@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from gantry_standard.media_types import ALIASES, BULKDATA, OFFERS
-from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.http.media_types import ALIASES, BULKDATA, OFFERS
 
 _NAMES = sorted({offer.media_type for offers in OFFERS.values() for offer in offers} | set(BULKDATA) | set(ALIASES))
 _TYPES = st.sampled_from(

@@ -14,9 +14,12 @@ from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_renderer import codecs
 from gantry_runtime.settings import describe
-from gantry_standard import media_types, query_attributes, reasons, sop_classes, transfer_syntaxes, workitems
-from gantry_standard.bit_streams import STILL_MEDIA_TYPES
-from gantry_standard.video_streams import VIDEO_MEDIA_TYPES
+from gantry_standard import reasons, workitems
+from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES
+from gantry_standard.bitstreams.video import VIDEO_MEDIA_TYPES
+from gantry_standard.dicom import sop_classes, transfer_syntaxes
+from gantry_standard.http import media_types
+from gantry_standard.query import query_attributes
 from tests.support.requirements import Row
 
 EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN

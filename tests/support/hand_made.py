@@ -3,7 +3,7 @@
 import struct
 import zlib
 
-from gantry_standard.part10 import encode_file_meta
+from gantry_standard.dicom.part10 import encode_file_meta
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gantry_standard.elements import Elements
-from gantry_standard.scan import Limits, Scanner
-from gantry_standard.scanned import EncapsulatedFrames, NativeFrames, Origin, ScannedInstance, Span
+from gantry_standard.dicom.elements import Elements
+from gantry_standard.dicom.scan import Limits, Scanner
+from gantry_standard.dicom.scanned import EncapsulatedFrames, NativeFrames, Origin, ScannedInstance, Span
 
 Amend = Callable[[Elements], Elements | None]
 

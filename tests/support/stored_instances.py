@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
-from gantry_standard.scan import Scanner
-from gantry_standard.scanned import EncapsulatedFrames, FrameTable, NativeFrames, Origin, ScannedInstance, Span
+from gantry_standard.dicom.scan import Scanner
+from gantry_standard.dicom.scanned import EncapsulatedFrames, FrameTable, NativeFrames, Origin, ScannedInstance, Span
 
 
 @dataclass(frozen=True)

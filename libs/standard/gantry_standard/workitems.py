@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gantry_standard.pydicom_tables import attribute, tag_of
+from gantry_standard.dicom.pydicom_tables import attribute, tag_of
 
 SOP_CLASS_UID = "1.2.840.10008.5.1.4.34.6.1"
 """UPS Push SOP Class: SOP Class UID of every workitem, whichever service touches it (PS3.4 CC.3.1.1)."""

@@ -36,7 +36,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from gantry_standard import errors
-from gantry_standard.pydicom_tables import tag_of
+from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.workitems import CANCELED, COMPLETED, FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, IN_PROGRESS, SCHEDULED, vr_of
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gantry_standard import errors, native_xml
-from gantry_standard.limits import ScanFailure
-from gantry_standard.pydicom_tables import tag_of
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION
 from gantry_suite.client import Failed, print_table, server_url, shown
 from gantry_suite.worklist_client import DataSet, WorklistClient, code, items, new_uid, performed_procedure, references, value

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gantry_standard import reasons
-from gantry_standard.limits import ScanFailure
-from gantry_standard.scanned import ScannedInstance
-from gantry_standard.sop_classes import is_storage_sop_class
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.dicom.scanned import ScannedInstance
+from gantry_standard.dicom.sop_classes import is_storage_sop_class
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,16 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.payload_parts import BulkPart, PayloadParts
 from gantry_blob.spool import SpooledBytes
 from gantry_standard import reasons
-from gantry_standard.bit_streams import STILL_MEDIA_TYPES, Picture, agree, choose_transfer_syntax, read_still
-from gantry_standard.frames import is_codestream_start
-from gantry_standard.json_to_explicit import BulkReference, encode_data_set
-from gantry_standard.limits import ScanFailure
-from gantry_standard.media_types import OCTET_STREAM
-from gantry_standard.part10 import SEQUENCE_DELIMITER, UNDEFINED_LENGTH, encode_element_header, encode_file_meta
-from gantry_standard.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES, Codestream
-from gantry_standard.uids import is_valid_uid
-from gantry_standard.value_representations import VALUE_REPRESENTATIONS
-from gantry_standard.video_streams import VIDEO_MEDIA_TYPES, read_video
+from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES, Picture, agree, choose_transfer_syntax, read_still
+from gantry_standard.bitstreams.video import VIDEO_MEDIA_TYPES, read_video
+from gantry_standard.dicom.frames import is_codestream_start
+from gantry_standard.dicom.json_to_explicit import BulkReference, encode_data_set
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.dicom.part10 import SEQUENCE_DELIMITER, UNDEFINED_LENGTH, encode_element_header, encode_file_meta
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES, Codestream
+from gantry_standard.dicom.uids import is_valid_uid
+from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS
+from gantry_standard.http.media_types import OCTET_STREAM
 
 PIXEL_DATA = "7FE00010"
 ENCAPSULATED_DOCUMENT, MIME_TYPE, DOCUMENT_LENGTH = "00420011", "00420012", "00420015"

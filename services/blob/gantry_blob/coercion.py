@@ -33,12 +33,12 @@ from typing import Any
 
 from gantry_runtime import rule_file
 from gantry_standard import reasons
-from gantry_standard.charsets import character_set
-from gantry_standard.elements import Element, Elements
-from gantry_standard.limits import ScanFailure
-from gantry_standard.pydicom_tables import KEYWORDS, attribute, tag_of
-from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
-from gantry_standard.values import SPECIFIC_CHARACTER_SET
+from gantry_standard.dicom.charsets import character_set
+from gantry_standard.dicom.elements import Element, Elements
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.dicom.pydicom_tables import KEYWORDS, attribute, tag_of
+from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
+from gantry_standard.dicom.values import SPECIFIC_CHARACTER_SET
 
 ORIGINAL_ATTRIBUTES_SEQUENCE = 0x04000561
 MODIFIED_ATTRIBUTES_SEQUENCE = 0x04000550

@@ -29,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from gantry_standard.dictionary import US_OR_SS, implicit_vr, standard_vr
-from gantry_standard.elements import swap_words
-from gantry_standard.file_head import FileHead
-from gantry_standard.limits import Limits, ScanFailure
-from gantry_standard.part10 import (
+from gantry_standard.dicom.dictionary import US_OR_SS, implicit_vr, standard_vr
+from gantry_standard.dicom.elements import swap_words
+from gantry_standard.dicom.file_head import FileHead
+from gantry_standard.dicom.limits import Limits, ScanFailure
+from gantry_standard.dicom.part10 import (
     ITEM_DELIMITER,
     ITEM_UNDEFINED,
     SEQUENCE_DELIMITER,
@@ -42,8 +42,8 @@ from gantry_standard.part10 import (
     encode_element_header,
     encode_file_meta,
 )
-from gantry_standard.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntax
-from gantry_standard.value_representations import VALUE_REPRESENTATIONS, Kind
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntax
+from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
 
 HELD_BYTES = 1 << 20
 """So much of a part that reads well is held in memory; what is wrong with it must show within."""

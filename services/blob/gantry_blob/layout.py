@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from gantry.blob.v1 import blob_pb2
-from gantry_standard.scanned import EncapsulatedFrames, FrameTable, NativeFrames, Origin, PixelDescription, ScannedInstance, Span
+from gantry_standard.dicom.scanned import EncapsulatedFrames, FrameTable, NativeFrames, Origin, PixelDescription, ScannedInstance, Span
 
 Place = Callable[[Span], blob_pb2.Range]
 

@@ -27,7 +27,7 @@ from gantry_runtime.rpc import channels
 from gantry_runtime.store_messages import SERIALISED
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
-from gantry_standard.limits import Limits
+from gantry_standard.dicom.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.object_store import ObjectStore, ObjectWriter
 from gantry_runtime.rpc import protobuf_wire
 from gantry_standard import errors
-from gantry_standard.random_bits import random_hex
+from gantry_standard.http.random_bits import random_hex
 
 PREFIX = "packs/"
 SUFFIX = ".pack"

@@ -14,11 +14,12 @@ from urllib.parse import urljoin
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.spool import Spool, SpooledBytes
-from gantry_standard import errors, native_xml, reasons
-from gantry_standard.json_to_explicit import parse_data_sets, serialise
-from gantry_standard.limits import Limits, ScanFailure
-from gantry_standard.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
-from gantry_standard.multipart import parse_content_type
+from gantry_standard import errors, reasons
+from gantry_standard.dicom import native_xml
+from gantry_standard.dicom.json_to_explicit import parse_data_sets, serialise
+from gantry_standard.dicom.limits import Limits, ScanFailure
+from gantry_standard.http.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
+from gantry_standard.http.multipart import parse_content_type
 
 METADATA = frozenset((DICOM_JSON, DICOM_XML, "application/json"))
 

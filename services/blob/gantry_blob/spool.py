@@ -20,7 +20,7 @@ CHECK_EVERY_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class SpooledBytes:
-    """A run of bytes in a spool; a `gantry_standard.bit_streams.Source`."""
+    """A run of bytes in a spool; a `gantry_standard.bitstreams.still.Source`."""
 
     spool: "Spool"
     offset: int

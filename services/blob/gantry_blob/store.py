@@ -28,11 +28,11 @@ from gantry_blob.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors, reasons
-from gantry_standard.elements import Elements
-from gantry_standard.limits import BrokenStructure, Limits, ScanFailure
-from gantry_standard.media_types import DICOM
-from gantry_standard.scan import Scanner
-from gantry_standard.scanned import ScannedInstance
+from gantry_standard.dicom.elements import Elements
+from gantry_standard.dicom.limits import BrokenStructure, Limits, ScanFailure
+from gantry_standard.dicom.scan import Scanner
+from gantry_standard.dicom.scanned import ScannedInstance
+from gantry_standard.http.media_types import DICOM
 
 log = logging.getLogger(__name__)
 

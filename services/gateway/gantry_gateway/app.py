@@ -25,7 +25,7 @@ from gantry_gateway.routes import Route, compile_path
 from gantry_gateway.server import write_whole
 from gantry_runtime import logs, telemetry
 from gantry_standard import errors
-from gantry_standard.random_bits import random_hex
+from gantry_standard.http.random_bits import random_hex
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from gantry_gateway.payload import Immediate, Response
 from gantry_gateway.renditions import IMPOSSIBLE, Renditions
 from gantry_gateway.request import Request
 from gantry_gateway.stored_content import Piece
-from gantry_standard import errors, multipart_writer
-from gantry_standard.negotiation import Plan
+from gantry_standard import errors
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.negotiation import Plan
 
 
 @dataclass(frozen=True, slots=True)

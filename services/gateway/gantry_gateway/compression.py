@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from gantry_gateway.request import Request
 from gantry_standard import errors
-from gantry_standard.media_types import DICOM_JSON
+from gantry_standard.http.media_types import DICOM_JSON
 
 LEAST_BYTES = 1024
 """Shorter bodies are sent as they are."""

@@ -19,7 +19,7 @@ from gantry_gateway.request import Request
 from gantry_gateway.stored_content import AT_ONCE_BYTES, AskAgain, Content, Piece, read, ready
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.process import end_tasks
-from gantry_standard import multipart_writer
+from gantry_standard.http import multipart_writer
 
 Headers = list[tuple[bytes, bytes]]
 

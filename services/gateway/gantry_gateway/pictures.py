@@ -14,8 +14,8 @@ from gantry.renderer.v1 import renderer_pb2
 from gantry_gateway.request import Request
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors, reasons
-from gantry_standard.media_types import OCTET_STREAM
-from gantry_standard.multipart import Event, PartBegin, PartData, PartEnd
+from gantry_standard.http.media_types import OCTET_STREAM
+from gantry_standard.http.multipart import Event, PartBegin, PartData, PartEnd
 
 if TYPE_CHECKING:
     import grpc.aio

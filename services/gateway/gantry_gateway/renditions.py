@@ -28,7 +28,7 @@ from gantry_gateway.records import INDEX_S
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
-from gantry_standard.media_types import EXPLICIT_VR_LE
+from gantry_standard.http.media_types import EXPLICIT_VR_LE
 
 if TYPE_CHECKING:
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub

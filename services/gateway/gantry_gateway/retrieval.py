@@ -14,10 +14,11 @@ from gantry_gateway.request import Gateway, Request
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import rpc_errors
-from gantry_standard import errors, negotiation
-from gantry_standard.media_types import DICOM, EXPLICIT_VR_LE, Resource
-from gantry_standard.negotiation import Choice, Plan, negotiate, select
-from gantry_standard.transfer_syntaxes import transfer_syntax
+from gantry_standard import errors
+from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
+from gantry_standard.http import negotiation
+from gantry_standard.http.media_types import DICOM, EXPLICIT_VR_LE, Resource
+from gantry_standard.http.negotiation import Choice, Plan, negotiate, select
 
 METADATA_S = 20 * INDEX_S
 """Seconds that index may take for the metadata of a study, the client's pace included."""

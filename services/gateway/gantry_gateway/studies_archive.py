@@ -29,10 +29,11 @@ from gantry_gateway.request import Request
 from gantry_gateway.retrieval import Limit, Retrieval, Target
 from gantry_gateway.stored_content import Content, Piece, read, wire_content
 from gantry_gateway.zip_stream import Entry, Measure, end
-from gantry_standard import dicomdir, errors
-from gantry_standard.media_types import ZIP
-from gantry_standard.negotiation import Choice
-from gantry_standard.sop_classes import sop_class_name
+from gantry_standard import errors
+from gantry_standard.dicom import dicomdir
+from gantry_standard.dicom.sop_classes import sop_class_name
+from gantry_standard.http.media_types import ZIP
+from gantry_standard.http.negotiation import Choice
 
 MOST_FILES = 100_000
 """Instances of one archive; more is 413: its directory is held in memory."""

@@ -25,9 +25,10 @@ from gantry_gateway.request import Request
 from gantry_gateway.retrieval import Limit, Retrieval, Target
 from gantry_gateway.stored_content import AskAgain, Content, frame_content, frames_are_separate, read
 from gantry_gateway.studies_frames import FrameSet, content_type_of, frame_events, whole_frames
-from gantry_standard import errors, negotiation
-from gantry_standard.media_types import EXPLICIT_VR_LE, Resource
-from gantry_standard.negotiation import Choice, Plan, available
+from gantry_standard import errors
+from gantry_standard.http import negotiation
+from gantry_standard.http.media_types import EXPLICIT_VR_LE, Resource
+from gantry_standard.http.negotiation import Choice, Plan, available
 
 PIXEL_DATA_PATHS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
 """Pixel Data, Float Pixel Data and Double Float Pixel Data of the data set itself, not of icons or private sequences (§10.4.3.3.6)."""

@@ -21,9 +21,9 @@ from gantry_gateway.request import Request
 from gantry_gateway.retrieval import Limit, Retrieval
 from gantry_gateway.stored_content import Content, Piece, frame_content, frames_are_separate
 from gantry_standard import errors
-from gantry_standard.media_types import Resource
-from gantry_standard.negotiation import Choice, Plan, available
-from gantry_standard.transfer_syntaxes import transfer_syntax
+from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
+from gantry_standard.http.media_types import Resource
+from gantry_standard.http.negotiation import Choice, Plan, available
 
 FRAME_GATHER_BYTES = 16 << 20
 """Bytes of a transcoded frame that are gathered for the Content-Length of its part."""

@@ -20,8 +20,10 @@ from gantry_gateway.payload import Headers, Immediate, Response
 from gantry_gateway.request import Request
 from gantry_gateway.retrieval import KeptMetadata, Target
 from gantry_gateway.stored_content import Content, Piece, read
-from gantry_standard import errors, multipart_writer, native_xml
-from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.media_types import DICOM_JSON, DICOM_XML, Resource
 
 METADATA_AT_ONCE_BYTES = 8 << 20
 """Bytes of metadata that are gathered for an ETag and a Content-Length; more is streamed without."""

@@ -19,10 +19,11 @@ from gantry_gateway.renditions import IMPOSSIBLE, Renditions
 from gantry_gateway.request import Request
 from gantry_gateway.stored_content import Piece
 from gantry_gateway.studies_frames import check_frames, parse_frame_list
-from gantry_standard import errors, multipart_writer
-from gantry_standard.media_types import LOSSY, Resource
-from gantry_standard.negotiation import Choice, available
-from gantry_standard.rendering_parameters import Rendering, Viewport, Window, parse_rendering
+from gantry_standard import errors
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.media_types import LOSSY, Resource
+from gantry_standard.http.negotiation import Choice, available
+from gantry_standard.http.rendering_parameters import Rendering, Viewport, Window, parse_rendering
 
 FORM = 1
 """Part of the entity tags: changes when the same request would be rendered differently."""

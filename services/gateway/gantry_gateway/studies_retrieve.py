@@ -22,8 +22,8 @@ from gantry_gateway.retrieval import Limit, Retrieval, Target
 from gantry_gateway.stored_content import Content, Piece, read, wire_content
 from gantry_gateway.studies_frames import content_type_of
 from gantry_standard import errors
-from gantry_standard.media_types import DICOM, OCTET_STREAM, ZIP, Resource
-from gantry_standard.negotiation import Choice, Plan, available
+from gantry_standard.http.media_types import DICOM, OCTET_STREAM, ZIP, Resource
+from gantry_standard.http.negotiation import Choice, Plan, available
 
 
 async def retrieve_instances(request: Request) -> Response:

@@ -13,9 +13,10 @@ from gantry_gateway.compression import json_response, response
 from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_runtime.rpc.rpc_errors import translated
-from gantry_standard import matching, multipart_writer
-from gantry_standard.matching import Level, MatchKey, Operation, Query
-from gantry_standard.media_types import DICOM_XML, Resource
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.media_types import DICOM_XML, Resource
+from gantry_standard.query import matching
+from gantry_standard.query.matching import Level, MatchKey, Operation, Query
 
 NEGOTIATION = ("accept", "charset")
 """Parameters that are not about what to find."""

@@ -23,11 +23,12 @@ from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.upload import Outcomes, Upload
 from gantry_runtime.events.streams import Inbox
-from gantry_standard import errors, negotiation, store_response
-from gantry_standard.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
-from gantry_standard.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
+from gantry_standard import errors
+from gantry_standard.http import negotiation, store_response
+from gantry_standard.http.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
+from gantry_standard.http.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
+from gantry_standard.http.store_response import StoreResult
 from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
-from gantry_standard.store_response import StoreResult
 
 log = logging.getLogger(__name__)
 

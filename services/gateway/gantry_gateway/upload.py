@@ -13,7 +13,7 @@ from gantry.events.v1 import events_pb2
 from gantry_gateway.request import Request
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_runtime.store_messages import Chunk, Message, serialised, whole
-from gantry_standard.multipart import End, Event, PartBegin, PartData, PartEnd
+from gantry_standard.http.multipart import End, Event, PartBegin, PartData, PartEnd
 
 if TYPE_CHECKING:
     import grpc.aio

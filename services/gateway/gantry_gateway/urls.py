@@ -8,7 +8,7 @@ import re
 from starlette.types import Scope
 
 from gantry_standard import errors
-from gantry_standard.uids import is_valid_uid
+from gantry_standard.dicom.uids import is_valid_uid
 
 _FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 DEFAULT_PORT = {"http": 80, "https": 443}

@@ -15,10 +15,13 @@ from gantry_gateway.problems import warning
 from gantry_gateway.request import Request
 from gantry_gateway.studies_search import match_key
 from gantry_runtime.rpc.rpc_errors import translated
-from gantry_standard import errors, matching, multipart, multipart_writer, native_xml
-from gantry_standard.limits import Limits
-from gantry_standard.media_types import DICOM_JSON, DICOM_XML, Resource
-from gantry_standard.uids import is_valid_uid
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
+from gantry_standard.dicom.limits import Limits
+from gantry_standard.dicom.uids import is_valid_uid
+from gantry_standard.http import multipart, multipart_writer
+from gantry_standard.http.media_types import DICOM_JSON, DICOM_XML, Resource
+from gantry_standard.query import matching
 from gantry_standard.workitems import FILTERED_SUBSCRIPTION, is_valid_ae_title
 
 NEGOTIATION = ("accept", "charset")

@@ -12,9 +12,10 @@ from contextlib import aclosing
 
 import orjson
 
-from gantry_standard import multipart_writer, native_xml
-from gantry_standard.media_types import DICOM_XML
-from gantry_standard.negotiation import Choice
+from gantry_standard.dicom import native_xml
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.media_types import DICOM_XML
+from gantry_standard.http.negotiation import Choice
 
 AT_ONCE_BYTES = 256 << 10
 """DICOM JSON that is written as one piece, with the Content-Length of its part; longer objects are written in pieces, without."""

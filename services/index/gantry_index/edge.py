@@ -15,9 +15,9 @@ from gantry_index.workitems import WorkitemReader
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
-from gantry_standard.uids import is_valid_uid
+from gantry_standard.dicom.uids import is_valid_uid
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub

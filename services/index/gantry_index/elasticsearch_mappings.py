@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gantry_index.store import Place
-from gantry_standard.levels import Level
-from gantry_standard.terms import Term
+from gantry_standard.query.levels import Level
+from gantry_standard.query.terms import Term
 
 SEPARATOR, AFTER_SEPARATOR = "\x1f", "\x20"
 

@@ -11,9 +11,9 @@ from gantry_index.rows import Identity, levels_needed, needs_metadata, row
 from gantry_index.store import Page
 from gantry_index.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import MatchKey, Operation, Query, group_keys
-from gantry_standard.terms import PER_FRAME_FUNCTIONAL_GROUPS
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.query.terms import PER_FRAME_FUNCTIONAL_GROUPS
 
 JOIN_MAXIMUM = 10_000
 """Most studies or series that keys of another level may match."""

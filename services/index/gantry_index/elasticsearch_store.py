@@ -35,8 +35,8 @@ from gantry_index.store import (
     Scope,
 )
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import Query
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import Query
 
 
 class ElasticsearchStore:

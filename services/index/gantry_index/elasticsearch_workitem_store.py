@@ -9,7 +9,7 @@ from gantry_index.elasticsearch_search import group_query
 from gantry_index.rows import workitem_row
 from gantry_index.store import Page, WorkitemDocument
 from gantry_index.summary import decoded, start_of, workitem_terms
-from gantry_standard.matching import Query, group_keys
+from gantry_standard.query.matching import Query, group_keys
 
 
 class ElasticsearchWorkitemStore:

@@ -24,7 +24,8 @@ from gantry_index.summary import (
     tabulated,
 )
 from gantry_runtime import telemetry
-from gantry_standard import errors, terms
+from gantry_standard import errors
+from gantry_standard.query import terms
 
 
 class Writing:

@@ -9,10 +9,10 @@ from typing import Any
 
 from gantry_index.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
 from gantry_standard import workitems
-from gantry_standard.levels import Level
-from gantry_standard.matching import Query
-from gantry_standard.pydicom_tables import tag_of
-from gantry_standard.query_attributes import ENTITY, RETURNED, Entity, Returned, is_private, vr_of
+from gantry_standard.dicom.pydicom_tables import tag_of
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import Query
+from gantry_standard.query.query_attributes import ENTITY, RETURNED, Entity, Returned, is_private, vr_of
 
 RETRIEVE_URL = tag_of("RetrieveURL")
 AVAILABILITY = tag_of("InstanceAvailability")

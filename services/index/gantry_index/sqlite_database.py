@@ -16,9 +16,10 @@ from typing import Any, Generic, TypeVar
 
 from gantry_index.summary import Attributes, SeriesSummary, StudySummary
 from gantry_runtime.threads import Threads
-from gantry_standard import errors, terms
-from gantry_standard.random_bits import random_hex
-from gantry_standard.terms import Term
+from gantry_standard import errors
+from gantry_standard.http.random_bits import random_hex
+from gantry_standard.query import terms
+from gantry_standard.query.terms import Term
 
 log = logging.getLogger(__name__)
 

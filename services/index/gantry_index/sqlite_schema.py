@@ -9,7 +9,7 @@ own after the batch was answered. Terms of one owner stand in one of the two tab
 reads both (docs/decisions/0004-recent-terms.md).
 """
 
-from gantry_standard.levels import Level
+from gantry_standard.query.levels import Level
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

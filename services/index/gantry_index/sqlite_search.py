@@ -11,8 +11,8 @@ from gantry_index.sqlite_database import Database, marks
 from gantry_index.sqlite_schema import KEY_COLUMNS, TABLE
 from gantry_index.store import Page
 from gantry_index.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
-from gantry_standard.levels import Level
-from gantry_standard.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 
 UID_COLUMN = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
 FRAGMENT = {

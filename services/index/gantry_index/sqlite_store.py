@@ -34,8 +34,8 @@ from gantry_index.store import (
 )
 from gantry_index.summary import STUDY_UID
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import Operation, Query
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import Operation, Query
 
 T = TypeVar("T")
 LOOKED_UP = 4

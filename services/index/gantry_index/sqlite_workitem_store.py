@@ -10,8 +10,8 @@ from gantry_index.sqlite_database import Database, meta, set_meta
 from gantry_index.sqlite_search import Condition
 from gantry_index.store import Page, WorkitemDocument
 from gantry_index.summary import decoded, start_of, workitem_terms
-from gantry_standard.levels import Level
-from gantry_standard.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 
 WORKITEM_SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

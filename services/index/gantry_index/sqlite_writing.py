@@ -24,9 +24,10 @@ from gantry_index.summary import (
     tabulated,
 )
 from gantry_runtime import telemetry
-from gantry_standard import errors, terms
-from gantry_standard.levels import Level
-from gantry_standard.terms import Term
+from gantry_standard import errors
+from gantry_standard.query import terms
+from gantry_standard.query.levels import Level
+from gantry_standard.query.terms import Term
 
 RECENT_TERMS = 16_384
 """Terms in `recent_terms` from which on they are moved: some 200 instances of CT, 0.2 ms of a search. A batch of more goes

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.events.v1.events_pb2 import Decision
-from gantry_standard.matching import Query
+from gantry_standard.query.matching import Query
 
 INLINE_JSON_BYTES = 64 << 10
 """DICOM JSON up to this size is kept in index; a larger one by its location in the pack."""

@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 
 from gantry_index.store import WorkitemDocument
-from gantry_standard import terms
-from gantry_standard.levels import Level
-from gantry_standard.pydicom_tables import tag_of
-from gantry_standard.query_attributes import COMPUTED, RETURNED
-from gantry_standard.terms import Term
+from gantry_standard.dicom.pydicom_tables import tag_of
+from gantry_standard.query import terms
+from gantry_standard.query.levels import Level
+from gantry_standard.query.query_attributes import COMPUTED, RETURNED
+from gantry_standard.query.terms import Term
 
 BASE_MARK = "\ufdd0"
 """Stands for the byte 0x00 while JSON is decoded: a noncharacter, which no value may have."""

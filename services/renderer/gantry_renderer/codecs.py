@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from gantry_renderer.bitstreams import Head, read_jpeg_2000_head, read_jpeg_head, read_jpeg_ls_near
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 Samples = NDArray[Any]
 """Samples of one frame, shape (rows, columns) or (rows, columns, samples)."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from gantry.blob.v1 import blob_pb2
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from gantry_renderer.stored_frames import StoredFrame
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 Key = tuple[str, int, int]
 

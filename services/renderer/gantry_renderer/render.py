@@ -24,7 +24,7 @@ from gantry_renderer.attributes import FrameAttributes, LookupTable, Modality, W
 from gantry_renderer.codecs import Samples
 from gantry_renderer.images import Picture
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 FUNCTIONS = ("linear", "linear-exact", "sigmoid")
 GREATEST_GREY = 255

@@ -26,8 +26,8 @@ from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
-from gantry_standard.transfer_syntaxes import transfer_syntax
+from gantry_standard.dicom.scanned import PixelDescription
+from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
 
 T = TypeVar("T")
 

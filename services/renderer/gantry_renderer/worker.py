@@ -21,7 +21,7 @@ from gantry_renderer.decode_image import decode_image
 from gantry_renderer.render import Presentation, draw, render
 from gantry_renderer.stored_frames import FrameFiles, StoredFrame
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 
 def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:

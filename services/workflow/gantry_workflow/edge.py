@@ -6,8 +6,9 @@ from typing import Any
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceServicer
-from gantry_standard import errors, matching
-from gantry_standard.uids import is_valid_uid
+from gantry_standard import errors
+from gantry_standard.dicom.uids import is_valid_uid
+from gantry_standard.query import matching
 from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
 from gantry_workflow import dataset, subscriptions, workitem
 from gantry_workflow.report_writer import ReportWriter

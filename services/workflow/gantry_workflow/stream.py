@@ -16,7 +16,7 @@ from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
-from gantry_standard.random_bits import random_hex
+from gantry_standard.http.random_bits import random_hex
 from gantry_workflow import subscriptions, workitem
 from gantry_workflow.subscriptions import WorklistSubscription
 from gantry_workflow.workitem import Decision

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gantry.events.v1.events_pb2 import ItemSubscription, SubscriptionEpoch, SubscriptionState, WorkitemState
-from gantry_standard import errors, matching, terms
-from gantry_standard.matching import Filter, MatchKey
+from gantry_standard import errors
+from gantry_standard.query import matching, terms
+from gantry_standard.query.matching import Filter, MatchKey
 from gantry_workflow.dataset import Dataset, read
 
 MAX_EPOCHS = 64

@@ -29,9 +29,10 @@ from typing import Any, Literal
 import orjson
 
 from gantry_runtime import rule_file
-from gantry_standard import errors, native_xml
-from gantry_standard.limits import ScanFailure
-from gantry_standard.pydicom_tables import KEYWORDS, tag_of
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.dicom.pydicom_tables import KEYWORDS, tag_of
 from gantry_standard.workitems import vr_of
 from gantry_workflow import dataset, workitem
 from gantry_workflow.dataset import Dataset, has_value

@@ -15,10 +15,10 @@ from gantry_blob.assembly import Assembly
 from gantry_blob.payload_parts import PayloadParts
 from gantry_blob.spool import Spool
 from gantry_standard import reasons
-from gantry_standard.limits import Limits, ScanFailure
-from gantry_standard.media_types import OCTET_STREAM
-from gantry_standard.scanned import EncapsulatedFrames
-from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.dicom.limits import Limits, ScanFailure
+from gantry_standard.dicom.scanned import EncapsulatedFrames
+from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.http.media_types import OCTET_STREAM
 from tests.support.sample_files import sample_files
 from tests.support.scanning import Scan, scan
 

@@ -23,7 +23,7 @@ from gantry_blob.pack import PackLimits
 from gantry_blob.store import StoreRules
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
-from gantry_standard.limits import Limits
+from gantry_standard.dicom.limits import Limits
 from tests.support import instances
 from tests.support.blob_service import RunningBlob, a_store, announced, running_blob, upload_messages
 from tests.support.nats_server import NatsServer, until

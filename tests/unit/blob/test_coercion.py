@@ -13,7 +13,7 @@ from gantry_blob.coercion import Coercion, load_rules
 from gantry_blob.settings import BlobSettings
 from gantry_runtime.settings import SettingsError, load
 from gantry_standard import reasons
-from gantry_standard.limits import ScanFailure
+from gantry_standard.dicom.limits import ScanFailure
 from tests.support import instances
 from tests.support.scanning import Scan, scan
 

@@ -14,7 +14,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob import fallback
 from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.store import StoreRules
-from gantry_standard.limits import BrokenStructure, ScanFailure
+from gantry_standard.dicom.limits import BrokenStructure, ScanFailure
 from tests.support import broken, instances
 from tests.support import hand_made as h
 from tests.support.blob_service import running_blob

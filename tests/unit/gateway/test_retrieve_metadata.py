@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from gantry_gateway import payload, studies_metadata
-from gantry_standard.native_xml import to_json_model
+from gantry_standard.dicom.native_xml import to_json_model
 from tests.unit.gateway.retrieve_world import BITS, CT, J2K, LE, ONE, OTHER_SERIES, SERIES, SR, STUDY, WSI, World, parts_of, running
 
 JSON = "application/dicom+json"

@@ -9,7 +9,7 @@ import pytest
 
 from gantry.index.v1 import index_pb2
 from gantry_standard import errors
-from gantry_standard.native_xml import to_json_model
+from gantry_standard.dicom.native_xml import to_json_model
 from tests.support.nats_server import NatsServer
 from tests.unit.gateway.harness import Running, running
 from tests.unit.gateway.retrieve_world import parts_of

@@ -13,8 +13,8 @@ from gantry_index import sqlite_database, sqlite_writing
 from gantry_index.sqlite_store import SqliteStore
 from gantry_index.store import Batch, Put, Remove
 from gantry_standard import errors
-from gantry_standard.levels import Level
-from gantry_standard.matching import parse_query
+from gantry_standard.query.levels import Level
+from gantry_standard.query.matching import parse_query
 from tests.support.nats_server import until
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"

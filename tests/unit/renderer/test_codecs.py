@@ -16,7 +16,7 @@ from pydicom.uid import UID
 from gantry_renderer import codecs
 from gantry_renderer.bitstreams import read_jpeg_2000_head, read_jpeg_head
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 
 pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
 

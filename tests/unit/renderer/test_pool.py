@@ -15,7 +15,7 @@ from gantry_renderer.flights import Flights
 from gantry_renderer.pool import Admission, Pool
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 from tests.support.nats_server import until
 
 SIDE = 1500

@@ -20,7 +20,7 @@ from gantry_renderer.instances import Instance
 from gantry_renderer.lookup import expand_segments
 from gantry_renderer.render import Presentation, Viewport, draw, fitted, render
 from gantry_standard import errors
-from gantry_standard.scanned import PixelDescription
+from gantry_standard.dicom.scanned import PixelDescription
 from tests.support.stored_instances import store
 
 pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples

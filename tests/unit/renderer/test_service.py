@@ -17,7 +17,7 @@ from gantry_renderer.settings import RendererSettings
 from gantry_runtime import telemetry
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
-from gantry_standard.scan import ScanFailure
+from gantry_standard.dicom.scan import ScanFailure
 from tests.support.images import file_of, image_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples

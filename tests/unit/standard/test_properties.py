@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gantry_standard import errors
-from gantry_standard.media_types import Resource
-from gantry_standard.multipart import End, PartBegin, PartData, PartEnd, Reader
-from gantry_standard.negotiation import negotiate, plans
-from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.http.media_types import Resource
+from gantry_standard.http.multipart import End, PartBegin, PartData, PartEnd, Reader
+from gantry_standard.http.negotiation import negotiate, plans
 from tests.support.accept_headers import accept_headers
 
 UNHURRIED = settings(deadline=None, max_examples=400, database=None)

@@ -7,10 +7,10 @@ import pytest
 from pydicom.uid import UID, AllTransferSyntaxes
 
 from gantry_standard import reasons
-from gantry_standard.part10 import IMPLEMENTATION_CLASS_UID, encode_element, encode_file_meta
-from gantry_standard.sop_classes import is_storage_sop_class
-from gantry_standard.transfer_syntaxes import TRANSFER_SYNTAXES, transfer_syntax
-from gantry_standard.uids import is_valid_uid
+from gantry_standard.dicom.part10 import IMPLEMENTATION_CLASS_UID, encode_element, encode_file_meta
+from gantry_standard.dicom.sop_classes import is_storage_sop_class
+from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES, transfer_syntax
+from gantry_standard.dicom.uids import is_valid_uid
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gantry_standard import errors, native_xml
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
 from gantry_workflow import workitem
 from gantry_workflow.dataset import Dataset
 from gantry_workflow.workitem_rules import Reference, Rule, load_rules, make

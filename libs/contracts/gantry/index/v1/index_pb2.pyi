@@ -68,7 +68,7 @@ Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 @_typing.final
 class MatchKey(_message.Message):
-    """One matching key, values normalised by gantry_standard.matching."""
+    """One matching key, values normalised by gantry_standard.query.matching."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

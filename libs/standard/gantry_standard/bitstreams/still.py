@@ -1,0 +1,403 @@
+"""What a compressed bit stream says about its image, and the transfer syntaxes that it may be put into.
+
+    picture = read_picture(source, "image/jpeg")
+    uid = choose_transfer_syntax(picture, "image/jpeg", hint)
+
+Only headers are read, a few bytes at a time. To add a bit stream: a reader in `_READERS`, by media type.
+
+    bit_streams.py   still images        video_streams.py   MPEG-2, MPEG-4 AVC, HEVC
+
+Source: PS3.18 §8.7.3.3 and §10.5.2; PS3.5 §8.2 and §10; ISO/IEC 10918-1 Annex B, 14495-1 Annex C, 15444-1 Annexes A and I,
+15444-2, 15444-15, 18181-1 Annex D; PS3.5 Annex G for RLE.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gantry_standard import reasons
+from gantry_standard.dicom.limits import ScanFailure
+from gantry_standard.http.media_types import bulkdata_media_type
+
+_SYNTAX = "1.2.840.10008.1.2."
+_MOST_PRECISION = 64
+
+
+class Source(Protocol):
+    """Bytes that can be read anywhere."""
+
+    @property
+    def length(self) -> int:
+        """Bytes there are."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes from `offset` on; fewer than `length` at the end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the headers of a bit stream say.
+
+    Attributes:
+        transfer_syntax_uids: that the bit stream may be put into unchanged, the most fitting first.
+        rows, columns: 0 where the bit stream does not tell (RLE).
+        precision: bits of a sample.
+        photometric_interpretation: "" where it cannot be told.
+        number_of_frames: 0 where the bit stream does not tell; 1 for a still image.
+        offset, length: of the bytes that belong into a frame; a JP2 file is more than its codestream.
+    """
+
+    transfer_syntax_uids: tuple[str, ...]
+    rows: int
+    columns: int
+    samples_per_pixel: int
+    precision: int
+    photometric_interpretation: str
+    offset: int
+    length: int
+    pixel_representation: int = 0
+    number_of_frames: int = 1
+
+    @property
+    def bits_allocated(self) -> int:
+        """Bits that a sample takes when decoded."""
+        return next(bits for bits in (8, 16, 32, 64) if self.precision <= bits)
+
+
+def syntaxes(*suffixes: str) -> tuple[str, ...]:
+    """Return transfer syntax UIDs by what follows 1.2.840.10008.1.2."""
+    return tuple(_SYNTAX + suffix for suffix in suffixes)
+
+
+def corrupt(message: str) -> ScanFailure:
+    """Return the failure of a bit stream that cannot be read."""
+    return ScanFailure(message, reasons.CANNOT_UNDERSTAND)
+
+
+def not_supported(message: str) -> ScanFailure:
+    """Return the failure of a bit stream that no transfer syntax takes."""
+    return ScanFailure(message, reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
+
+
+def choose_transfer_syntax(picture: Picture, media_type: str, named: str) -> str:
+    """Return the transfer syntax of a bit stream: the one that was named, if it agrees with the bits, else what the bits are.
+
+    Args:
+        media_type: of the part; among several syntaxes that fit, one of its own is taken.
+        named: by the transfer-syntax parameter; "" where there is none.
+    """
+    fitting = picture.transfer_syntax_uids
+    if named in fitting:
+        return named
+    return next((uid for uid in fitting if bulkdata_media_type(uid) == media_type), fitting[0])
+
+
+def read_still(source: Source, media_type: str) -> Picture:
+    """Read the headers of a still image.
+
+    Args:
+        media_type: one of STILL_MEDIA_TYPES.
+
+    Raises:
+        ScanFailure: they cannot be read, or no transfer syntax takes such a bit stream.
+    """
+    try:
+        picture = _READERS[media_type](source)
+    except (struct.error, IndexError, ValueError):
+        raise corrupt(f"the {media_type} bit stream is truncated") from None
+    if not 0 < picture.precision <= _MOST_PRECISION or not picture.samples_per_pixel:
+        raise corrupt(f"the {media_type} bit stream has {picture.samples_per_pixel} samples of {picture.precision} bits")
+    return picture
+
+
+# JPEG: start of frame -> transfer syntaxes (PS3.5 Table A-1; ITU-T T.81 Table B.1). The retired ones are the only ones for their process.
+_JPEG_PROCESSES = {
+    0xC0: syntaxes("4.50", "4.51"),
+    0xC1: syntaxes("4.51"),
+    0xC2: syntaxes("4.55", "4.53"),
+    0xC3: syntaxes("4.57"),
+    0xC9: syntaxes("4.52"),
+    0xCA: syntaxes("4.56", "4.54"),
+    0xCB: syntaxes("4.58"),
+}
+_FIRST_ORDER_PREDICTION = syntaxes("4.70", "4.57")
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_LOSSLESS = frozenset((0xC3, 0xCB))
+_JPEG_LS_FRAME, _START_OF_SCAN, _ADOBE = 0xF7, 0xDA, 0xEE
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
+_SEGMENT_BYTES = 1024
+
+
+def _segments(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and first bytes of each segment, up to the first scan."""
+    if source.read(0, 2) != b"\xff\xd8":
+        raise corrupt("the bit stream does not begin with the SOI marker of JPEG")
+    position = 2
+    while True:
+        head = source.read(position, 4)
+        if len(head) < 4 or head[0] != 0xFF:
+            raise corrupt(f"byte {position} of the JPEG bit stream: expected a marker")
+        marker = head[1]
+        if marker == 0xFF:
+            position += 1
+        elif marker in _WITHOUT_LENGTH:
+            position += 2
+        else:
+            (length,) = struct.unpack(">H", head[2:])
+            yield marker, source.read(position + 4, min(length - 2, _SEGMENT_BYTES)) if length > 2 else b""
+            if marker == _START_OF_SCAN:
+                return
+            position += 2 + max(length, 2)
+
+
+def _read_jpeg(source: Source) -> Picture:
+    frame_marker, frame, adobe, scan = 0, b"", -1, b""
+    for marker, segment in _segments(source):
+        if marker in _START_OF_FRAME or marker == _JPEG_LS_FRAME:
+            frame_marker, frame = marker, segment
+        elif marker == _ADOBE and segment[:5] == b"Adobe" and len(segment) >= 12:
+            adobe = segment[11]
+        elif marker == _START_OF_SCAN:
+            scan = segment
+    if not frame_marker:
+        raise corrupt("the JPEG bit stream has no frame header")
+    precision, rows, columns, samples = struct.unpack_from(">BHHB", frame)
+    if not rows:
+        raise not_supported("the JPEG bit stream does not say its number of lines in its frame header")
+    after_components = scan[1 + 2 * scan[0] :]
+    if frame_marker == _JPEG_LS_FRAME:
+        uids = syntaxes("4.81") if after_components[0] else syntaxes("4.80", "4.81")
+        photometric = "RGB" if samples == 3 else ""
+    else:
+        uids = _JPEG_PROCESSES.get(frame_marker, ())
+        if frame_marker == 0xC3 and after_components[0] == 1:
+            uids = _FIRST_ORDER_PREDICTION
+        if frame_marker == 0xC0 and precision != 8:
+            raise corrupt(f"the JPEG bit stream is baseline with {precision} bits, expected 8")
+        photometric = _jpeg_colour(frame, samples, adobe, is_lossless=frame_marker in _LOSSLESS)
+    if not uids:
+        raise not_supported(f"a JPEG bit stream with frame marker FF{frame_marker:02X} has no transfer syntax here")
+    return Picture(uids, rows, columns, samples, precision, "MONOCHROME2" if samples == 1 else photometric, 0, source.length)
+
+
+def _jpeg_colour(frame: bytes, samples: int, adobe: int, *, is_lossless: bool) -> str:
+    """Return Photometric Interpretation of a colour JPEG.
+
+    Args:
+        adobe: transform of the Adobe segment (0: none, 1: YCbCr), -1 without one.
+
+    Source: PS3.5 §8.2.1; ITU-T T.872 §6.5.3.
+    """
+    if samples != 3:
+        return ""
+    identifiers, factors = frame[6:15:3], frame[7:16:3]
+    if adobe == 0 or identifiers == b"RGB" or (is_lossless and adobe < 0):
+        return "RGB"
+    return "YBR_FULL" if factors[0] == factors[1] == factors[2] else "YBR_FULL_422"
+
+
+_SOC_SIZ = b"\xff\x4f\xff\x51"
+_JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
+_COD, _CAP, _SOT = 0xFF52, 0xFF50, 0xFF90
+_PART_2 = 0x8000
+_PART_15_IN_CAP = 1 << 17  # Pcap^15, counted from the most significant bit
+_RPCL = 2
+_SYCC = 18
+
+
+def boxes(source: Source, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield type, begin and end of the content of each box of an ISO base media or JP2 family file.
+
+    Raises:
+        ScanFailure: a box is shorter than its own header.
+    """
+    position = begin
+    while position + 8 <= end:
+        length, kind = struct.unpack(">I4s", source.read(position, 8))
+        header = 8
+        if length == 1:
+            (length,) = struct.unpack(">Q", source.read(position + 8, 8))
+            header = 16
+        elif length == 0:
+            length = end - position
+        if length < header:
+            raise corrupt(f"byte {position}: a box has {length} bytes")
+        yield kind, position + header, min(position + length, end)
+        position += length
+
+
+def _codestream(source: Source) -> tuple[int, int, int]:
+    """Return offset and length of a JPEG 2000 codestream, and the enumerated colour space of its file (0: none is told)."""
+    if source.read(0, 12) != _JP2_SIGNATURE:
+        return 0, source.length, 0
+    colour = 0
+    for kind, begin, end in boxes(source, 0, source.length):
+        if kind == b"jp2h":
+            for inner, inner_begin, _ in boxes(source, begin, end):
+                content = source.read(inner_begin, 7)
+                if inner == b"colr" and len(content) == 7 and content[0] == 1:
+                    colour = int.from_bytes(content[3:7], "big")
+        elif kind == b"jp2c":
+            return begin, end - begin, colour
+    raise corrupt("the JP2 file has no codestream")
+
+
+def _read_jpeg_2000(source: Source) -> Picture:
+    offset, length, colour = _codestream(source)
+    head = source.read(offset, 44)
+    if head[:4] != _SOC_SIZ:
+        raise corrupt("the bit stream does not begin with the SOC and SIZ markers of JPEG 2000")
+    size, capabilities, right, bottom, left, top = struct.unpack_from(">HHIIII", head, 4)
+    (samples,) = struct.unpack_from(">H", head, 40)
+    depths = source.read(offset + 42, 3 * samples)[::3]
+    is_part_15, style = _jpeg_2000_style(source, offset + 4 + size)
+    order, transform, is_reversible = style[1], style[4], style[9] == 1
+    if is_part_15:
+        also_rpcl = syntaxes("4.202") if order == _RPCL else ()
+        uids = (*syntaxes("4.201"), *also_rpcl, *syntaxes("4.203")) if is_reversible else syntaxes("4.203")
+    elif capabilities & _PART_2:
+        uids = syntaxes("4.92", "4.93") if is_reversible else syntaxes("4.93")
+    else:
+        # A codestream of Part 1 is one of Part 2 too.
+        uids = syntaxes("4.90", "4.91", "4.92", "4.93") if is_reversible else syntaxes("4.91", "4.93")
+    photometric = "MONOCHROME2" if samples == 1 else _jpeg_2000_colour(samples, transform, colour, is_reversible=is_reversible)
+    precision, is_signed = (max(depths) & 0x7F) + 1, depths[0] >> 7
+    return Picture(uids, bottom - top, right - left, samples, precision, photometric, offset, length, pixel_representation=is_signed)
+
+
+def _jpeg_2000_style(source: Source, position: int) -> tuple[bool, bytes]:
+    """Walk the main header; return whether CAP names Part 15, and the content of COD."""
+    is_part_15 = False
+    while True:
+        marker, length = struct.unpack(">HH", source.read(position, 4))
+        if marker == _COD:
+            return is_part_15, source.read(position + 4, length - 2)
+        if marker == _CAP:
+            is_part_15 = bool(int.from_bytes(source.read(position + 4, 4), "big") & _PART_15_IN_CAP)
+        if marker < 0xFF00 or marker == _SOT or length < 2:
+            raise corrupt(f"byte {position} of the JPEG 2000 codestream: the main header has no COD segment")
+        position += 2 + length
+
+
+def _jpeg_2000_colour(samples: int, transform: int, colour: int, *, is_reversible: bool) -> str:
+    if samples != 3:
+        return ""
+    if transform:
+        return "YBR_RCT" if is_reversible else "YBR_ICT"
+    return "YBR_FULL" if colour == _SYCC else "RGB"
+
+
+_JXL_SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
+_JXL_RATIOS = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+_JXL_HEADER_BYTES = 64
+
+
+class _Bits:
+    """Bits of JPEG XL: least significant first."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "little")
+        self._left = len(data) * 8
+
+    def take(self, count: int) -> int:
+        self._left -= count
+        if self._left < 0:
+            raise IndexError
+        value = self._value & ((1 << count) - 1)
+        self._value >>= count
+        return value
+
+    def choice(self, *options: tuple[int, int]) -> int:
+        """Read a U32: two bits choose a base and how many bits are added to it."""
+        base, bits = options[self.take(2)]
+        return base + self.take(bits)
+
+
+def _read_jpeg_xl(source: Source) -> Picture:
+    data, is_recompressed = source.read(0, _JXL_HEADER_BYTES), False
+    if data[:12] == _JXL_SIGNATURE:
+        data = b""
+        for kind, begin, _ in boxes(source, 0, source.length):
+            is_recompressed |= kind == b"jbrd"
+            if not data and kind in (b"jxlc", b"jxlp"):
+                data = source.read(begin + (4 if kind == b"jxlp" else 0), _JXL_HEADER_BYTES)
+    if data[:2] != b"\xff\x0a":
+        raise corrupt("the bit stream does not begin with the signature of JPEG XL")
+    bits = _Bits(data[2:])
+    rows, columns = _jpeg_xl_size(bits)
+    precision, samples, is_xyb = _jpeg_xl_metadata(bits)
+    # Whether the frames themselves lose something shows only when they are decoded: the lossless syntax must be named.
+    also_lossless = () if is_xyb else syntaxes("4.110")
+    uids = syntaxes("4.111", "4.112") if is_recompressed else (*syntaxes("4.112"), *also_lossless)
+    photometric = "MONOCHROME2" if samples == 1 else "XYB" if is_xyb else "YBR_FULL_422" if is_recompressed else "RGB"
+    return Picture(uids, rows, columns, samples, precision, photometric, 0, source.length)
+
+
+def _jpeg_xl_size(bits: _Bits) -> tuple[int, int]:
+    def side(is_small: int) -> int:
+        return (1 + bits.take(5)) * 8 if is_small else 1 + bits.choice((0, 9), (0, 13), (0, 18), (0, 30))
+
+    is_small = bits.take(1)
+    rows = side(is_small)
+    ratio = bits.take(3)
+    if not ratio:
+        return rows, side(is_small)
+    numerator, denominator = _JXL_RATIOS[ratio]
+    return rows, rows * numerator // denominator
+
+
+def _jpeg_xl_metadata(bits: _Bits) -> tuple[int, int, bool]:
+    """Return bits per sample, samples per pixel, and whether colours are XYB."""
+    if bits.take(1):  # all_default
+        return 8, 3, True
+    if bits.take(1):  # extra_fields
+        bits.take(3)  # orientation
+        if bits.take(1):  # intrinsic size
+            _jpeg_xl_size(bits)
+        if bits.take(1) or bits.take(1):
+            raise not_supported("a JPEG XL bit stream with a preview or an animation has no transfer syntax")
+    if bits.take(1):  # floating point samples
+        raise not_supported("a JPEG XL bit stream of floating point samples has no transfer syntax")
+    precision = bits.choice((8, 0), (10, 0), (12, 0), (1, 6))
+    bits.take(1)  # modular_16bit_buffers
+    extra_channels = bits.choice((0, 0), (1, 0), (2, 4), (1, 12))
+    if extra_channels:
+        raise not_supported("a JPEG XL bit stream with extra channels has no transfer syntax")
+    is_xyb = bool(bits.take(1))
+    if bits.take(1):  # colour encoding all_default: sRGB
+        return precision, 3, is_xyb
+    bits.take(1)  # want_icc
+    is_grey = bits.choice((0, 0), (1, 0), (2, 4), (18, 6)) == 1
+    return precision, 1 if is_grey else 3, is_xyb
+
+
+# Segments of a frame -> samples and bits of a sample (PS3.5 §G.2): one segment per byte of a sample.
+_RLE_SEGMENTS = {1: (1, 8), 2: (1, 16), 3: (3, 8), 4: (1, 32), 6: (3, 16), 8: (1, 64), 12: (3, 32)}
+
+
+def _read_rle(source: Source) -> Picture:
+    segments, first = struct.unpack("<II", source.read(0, 8))
+    if segments not in _RLE_SEGMENTS or first != 64:
+        raise corrupt("the bit stream does not begin with the header of a DICOM RLE frame")
+    samples, bits = _RLE_SEGMENTS[segments]
+    return Picture(syntaxes("5"), 0, 0, samples, bits, "RGB" if samples == 3 else "MONOCHROME2", 0, source.length)
+
+
+_READERS: dict[str, Callable[[Source], Picture]] = {
+    "image/jpeg": _read_jpeg,
+    "image/jls": _read_jpeg,
+    "image/jp2": _read_jpeg_2000,
+    "image/jpx": _read_jpeg_2000,
+    "image/jphc": _read_jpeg_2000,
+    "image/jxl": _read_jpeg_xl,
+    "image/dicom-rle": _read_rle,
+}
+STILL_MEDIA_TYPES = frozenset(_READERS)
+
+
+def agree(first: Picture, other: Picture) -> bool:
+    """Say whether two bit streams can be frames of one multi-frame image."""
+    return replace(other, offset=first.offset, length=first.length, transfer_syntax_uids=first.transfer_syntax_uids) == first

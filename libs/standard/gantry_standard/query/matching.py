@@ -1,0 +1,570 @@
+"""Matching: what a search asks for, normalised so that a store needs five operations.
+
+Both index stores, the Studies search and the Worklist search use these. The gateway calls `parse_query` or `parse_workitem_query`;
+the stores match `MatchKey`s against the terms of `gantry_standard.query.terms`.
+
+Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+from gantry_standard import errors, workitems
+from gantry_standard.dicom.pydicom_tables import tag_of
+from gantry_standard.query import terms
+from gantry_standard.query.levels import Level
+from gantry_standard.query.query_attributes import (
+    DATE_TIME_PAIRS,
+    ENTITY,
+    Entity,
+    is_multi_valued,
+    is_private,
+    is_private_creator,
+    keyword_of,
+    resolve,
+    vr_of,
+)
+
+__all__ = [
+    "Filter",
+    "Level",
+    "MatchKey",
+    "Operation",
+    "Query",
+    "by_path",
+    "group_keys",
+    "matches",
+    "parse_filter",
+    "parse_query",
+    "parse_workitem_query",
+    "read_filter",
+]
+
+
+class Operation(Enum):
+    """What a store must be able to do with a key."""
+
+    EQUAL = 1
+    """Any of `values`."""
+    PATTERN = 2
+    """`values[0]`, with * and ?."""
+    RANGE = 3
+    """low <= value <= high as strings; an empty end is open."""
+    ABSENT = 4
+    """Zero-length or absent."""
+    ALL = 5
+    """All of `values`."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchKey:
+    """One matching key with values in the form in which they are indexed.
+
+    Attributes:
+        path: tags from the root, 8 upper-case hex digits each. Keys under one sequence must meet in the same item.
+            A date and its time taken together are one tag, such as "00080020+00080030".
+        private_creator: of the last tag, when it is private.
+        level: of the attribute; None: that of the request.
+    """
+
+    path: tuple[str, ...]
+    operation: Operation
+    values: tuple[str, ...] = ()
+    low: str = ""
+    high: str = ""
+    private_creator: str = ""
+    level: Level | None = None
+
+    @property
+    def term_path(self) -> str:
+        """The path of the terms that it is compared with."""
+        return ".".join((*self.path[:-1], terms.term_component(self.path[-1], self.private_creator)))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search, ready for a store.
+
+    Attributes:
+        study_instance_uid, series_instance_uid: from the path of the resource; "" where the path names none.
+        include_fields: attribute paths as tags joined by "."; a private one is followed by ":" and its private creator.
+        include_levels: levels above `level` whose default attributes are returned too.
+        limit: at most so many; the server's maximum is applied already. 0: nothing is wanted.
+    """
+
+    level: Level
+    study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    keys: tuple[MatchKey, ...] = ()
+    include_fields: tuple[str, ...] = ()
+    include_all: bool = False
+    include_levels: tuple[Level, ...] = ()
+    offset: int = 0
+    limit: int = 1000
+    fuzzy_matching: bool = False
+
+
+MAXIMUM_OFFSET = 100_000
+FUZZY_WARNING = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+WILDCARDS = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"])
+"""VRs with * and ?; LT, ST and UT are indexed of workitems only."""
+EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"])
+MULTIPLE_VALUES = frozenset(["AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"])
+SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")
+TRANSACTION_UID = tag_of("TransactionUID")
+UID = re.compile(r"[0-9.]{1,64}")
+INTEGER = re.compile(r"[0-9]{1,18}")
+
+Place = Callable[[tuple[str, ...]], tuple[bool, Level | None, str]]
+"""Of a path: whether it is matched at the resource, its level, and why not."""
+
+
+def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
+    """Return the keys in groups that must match together.
+
+    Keys whose paths begin with the same sequence form one group: those with the same parent path must meet in the same item of that
+    path, the others in the same item of the outermost sequence. Any other key is a group of its own.
+    """
+    groups: dict[object, list[MatchKey]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key.path[0] if len(key.path) > 1 else number, []).append(key)
+    return [tuple(group) for group in groups.values()]
+
+
+@dataclass(slots=True)
+class _Parameters:
+    """Parameters of a search, sorted by what they are."""
+
+    attributes: dict[tuple[str, ...], str] = field(default_factory=dict)
+    creators: dict[str, str] = field(default_factory=dict)
+    include_fields: list[str] = field(default_factory=list)
+    include_all: bool = False
+    named: dict[str, str] = field(default_factory=dict)
+    not_indexed: frozenset[str] = terms.NOT_INDEXED
+    warnings: list[str] = field(default_factory=list)
+
+    def flag(self, name: str) -> bool:
+        value = self.named.get(name, "false")
+        if value not in ("true", "false"):
+            raise errors.BadRequest(f"{name} is {value!r}, expected true or false")
+        return value == "true"
+
+    def integer(self, name: str, default: int) -> int:
+        value = self.named.get(name)
+        if value is None:
+            return default
+        if not INTEGER.fullmatch(value):
+            raise errors.BadRequest(f"{name} is {value!r}, expected a whole number from 0")
+        return int(value)
+
+
+FLAGS = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+NAMED = ("limit", "offset", *FLAGS)
+
+
+def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
+    """Return a search of studies, series or instances, and the texts of its Warning headers (without "299 <service>: ").
+
+    Args:
+        study_uid, series_uid: of the path of the resource; "" where it names none.
+        parameters: names and values, percent-decoded, in order. Unknown names are ignored.
+        maximum: most results that the server gives at once.
+
+    Raises:
+        errors.BadRequest: a value, a path or a combination is wrong.
+        errors.PayloadTooLarge: `offset` is above 100,000.
+
+    Source: PS3.18 §8.3.4, §10.6.1.2.
+    """
+    found = _sorted(parameters)
+    allowed = _allowed(level, study_uid, series_uid)
+
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        tag = path[0]
+        entity = ENTITY.get(tag, Entity.INSTANCE)
+        if entity in allowed or tag not in ENTITY:
+            return True, entity.level, ""
+        return False, entity.level, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
+
+    keys, included = _keys(found, place)
+    query = Query(
+        level=level,
+        study_instance_uid=study_uid,
+        series_instance_uid=series_uid,
+        keys=keys,
+        include_fields=included,
+        include_all=found.include_all,
+        include_levels=tuple(other for other in _above(level) if not ((other is Level.STUDY and study_uid) or series_uid)),
+        offset=_offset(found),
+        limit=_limit(found, maximum),
+    )
+    return query, found.warnings
+
+
+def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
+    """Return a search of workitems, as `parse_query` does; its level is INSTANCE, its keys have none, and LT, ST and UT are matched.
+
+    Raises:
+        errors.BadRequest: as in `parse_query`; also where Transaction UID is a key, which never leaves the server.
+
+    Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
+    """
+    found = _sorted(parameters)
+    found.not_indexed = terms.NOT_INDEXED - terms.TEXTS
+    if any(TRANSACTION_UID in path for path in found.attributes) or any(TRANSACTION_UID in path for path in found.include_fields):
+        raise errors.BadRequest("TransactionUID (0008,1195) is neither a matching nor a return key")
+
+    def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
+        if workitems.is_matched(path):
+            return True, None, ""
+        return False, None, f"The attribute {'.'.join(map(keyword_of, path))} is not matched at this resource. It has been ignored."
+
+    keys, included = _keys(found, place)
+    query = Query(
+        level=Level.INSTANCE,
+        keys=keys,
+        include_fields=included,
+        include_all=found.include_all,
+        offset=_offset(found),
+        limit=_limit(found, maximum),
+    )
+    return query, found.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The filter of a filtered worklist subscription.
+
+    Attributes:
+        text: normalised: the same for everybody who means the same keys; `read_filter` reads it.
+        keys: what must match.
+    """
+
+    text: str
+    keys: tuple[MatchKey, ...]
+
+
+def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
+    """Return the filter that the query of a Subscribe request gives.
+
+    The standard's form is `filter=attribute=value,attribute=value` with "=" and "," of the value percent-encoded; older clients send
+    each pair as a parameter of its own. A piece without "=" goes on with the value before it, as a list of UIDs does. The flags
+    emptyvaluematching and multiplevaluematching may stand in either place; other parameters are ignored.
+
+    Args:
+        parameters: of the query, percent-decoded once, in order.
+
+    Raises:
+        errors.BadRequest: there is no filter, or a key that cannot be matched: it would let through what the subscriber does not want.
+
+    Source: PS3.18 §11.10.1.2; PS3.4 §CC.2.3.3.
+    """
+    pairs: list[list[str]] = []
+    for name, value in parameters:
+        if name != "filter":
+            # What looks like a keyword and is none would let through more than was meant.
+            if name in FLAGS or _path(name) or name[:1].isupper():
+                pairs.append([name, value])
+            continue
+        for piece in value.split(","):
+            key, equals, given = (unquote(part) for part in piece.partition("="))
+            if equals:
+                pairs.append([key, given])
+            elif pairs and piece:
+                pairs[-1][1] += f",{key}"
+            elif piece:
+                pairs.append([key, ""])
+    return _filter([(name, value) for name, value in pairs])
+
+
+def _filter(pairs: list[tuple[str, str]]) -> Filter:
+    for name, _ in pairs:
+        if name not in FLAGS and not _path(name):
+            raise errors.BadRequest(f"the filter names {name[:64]!r}, expected a tag or a keyword")
+    normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
+    query, warnings = parse_workitem_query(normal, 1)
+    if warnings:
+        raise errors.BadRequest(f"the filter cannot be matched: {warnings[0]}")
+    if not any(name not in FLAGS for name, _ in pairs):
+        raise errors.BadRequest("a filtered worklist subscription needs a filter: filter=attribute=value,attribute=value")
+    return Filter("&".join(f"{name}={quote(value, safe='')}" for name, value in normal), query.keys)
+
+
+@lru_cache(4096)
+def read_filter(text: str) -> Filter:
+    """Return the filter of a normalised text.
+
+    Raises:
+        errors.BadRequest: it is none.
+    """
+    pieces = (piece.partition("=") for piece in text.split("&"))
+    return _filter([(name, unquote(value)) for name, _, value in pieces])
+
+
+def by_path(found: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
+    """Return the terms of one data set as `matches` looks at them."""
+    sorted_terms: dict[str, list[terms.Term]] = defaultdict(list)
+    for term in found:
+        sorted_terms[term.path].append(term)
+    return dict(sorted_terms)
+
+
+def matches(keys: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    """Say whether a data set matches all keys, as the stores of the index do it.
+
+    Args:
+        found: its terms, by `by_path`.
+    """
+    return all(_group_matches(group, found) for group in group_keys(keys))
+
+
+def _group_matches(group: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+    if any(key.operation is Operation.ABSENT and found.get(key.term_path) for key in group):
+        return False
+    wanted = [key for key in group if key.operation is not Operation.ABSENT]
+    is_same_path = len({key.path[:-1] for key in wanted}) == 1
+    common: set[int] | None = None
+    for key in wanted:
+        for is_match in _comparisons(key):
+            items = {term.item if is_same_path else term.root for term in found.get(key.term_path, ()) if is_match(term.value)}
+            if len(key.path) == 1:
+                # Attributes at the root stand in no item: each value may be matched by another.
+                items = {0} if items else set()
+            common = items if common is None else common & items
+            if not common:
+                return False
+    return True
+
+
+def _comparisons(key: MatchKey) -> list[Callable[[str], bool]]:
+    if key.operation is Operation.EQUAL:
+        return [frozenset(key.values).__contains__]
+    if key.operation is Operation.ALL:
+        return [frozenset([value]).__contains__ for value in key.values]
+    if key.operation is Operation.PATTERN:
+        pattern = _compiled(key.values[0])
+        return [lambda value: pattern.fullmatch(value) is not None]
+    return [lambda value: value >= key.low and (not key.high or value <= key.high)]
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    wild = {"*": ".*", "?": "."}
+    return re.compile("".join(wild.get(character) or re.escape(character) for character in pattern), re.DOTALL)
+
+
+def _allowed(level: Level, study_uid: str, series_uid: str) -> set[Entity]:
+    """PS3.18 §10.6.1.2.1: which entities' attributes are matched at a resource."""
+    allowed = {Entity.PATIENT, Entity(level.value)}
+    if not study_uid:
+        allowed |= {Entity(other.value) for other in _above(level)}
+    elif level is Level.INSTANCE and not series_uid:
+        allowed.add(Entity.SERIES)
+    return allowed
+
+
+def _above(level: Level) -> tuple[Level, ...]:
+    return tuple(other for other in Level if other.value < level.value)
+
+
+def _offset(found: _Parameters) -> int:
+    offset = found.integer("offset", 0)
+    if offset > MAXIMUM_OFFSET:
+        raise errors.PayloadTooLarge(f"offset is {offset}, at most {MAXIMUM_OFFSET} is possible: make the search narrower")
+    return offset
+
+
+def _limit(found: _Parameters, maximum: int) -> int:
+    return min(found.integer("limit", maximum), maximum)
+
+
+def _sorted(parameters: list[tuple[str, str]]) -> _Parameters:
+    found = _Parameters()
+    for name, value in parameters:
+        if name == "includefield":
+            _add_include_fields(found, value)
+        elif name in NAMED:
+            if name in found.named:
+                raise errors.BadRequest(f"{name} is given more than once")
+            found.named[name] = value
+        elif path := _path(name):
+            if path in found.attributes:
+                raise errors.BadRequest(f"attribute {name} is given more than once")
+            found.attributes[path] = value
+        elif name[:1].isupper():
+            found.warnings.append(f"The parameter {name[:64]} is not known. It has been ignored.")
+    if found.include_all and found.include_fields:
+        raise errors.BadRequest("includefield=all stands alone")
+    for name in FLAGS:
+        found.flag(name)
+    if found.flag("fuzzymatching"):
+        found.warnings.append(FUZZY_WARNING)
+    return found
+
+
+def _add_include_fields(found: _Parameters, value: str) -> None:
+    for part in value.split(","):
+        name = part.strip()
+        if name == "all":
+            found.include_all = True
+        elif path := _path(name):
+            found.include_fields.append(".".join(path))
+        else:
+            raise errors.BadRequest(f"includefield has {name[:64]!r}, expected tags or keywords, or all")
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """Return a path as tags; () when the name is no attribute at all."""
+    names = name.split(".")
+    tags = tuple(resolve(part) for part in names)
+    if not tags[0]:
+        return ()
+    if "" in tags:
+        raise errors.BadRequest(f"attribute path {name[:128]!r}: {names[tags.index('')]!r} is neither a tag nor a keyword")
+    for tag, part in zip(tags[:-1], names, strict=False):
+        if vr_of(tag) != "SQ" and not is_private(tag):
+            raise errors.BadRequest(f"attribute path {name[:128]!r}: {part} is no sequence")
+    return tags
+
+
+def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple[str, ...]]:
+    creators = {path[-1]: value for path, value in found.attributes.items() if is_private_creator(path[-1]) and value}
+    keys: list[MatchKey] = []
+    included: dict[str, None] = {_with_creator(path, creators): None for path in found.include_fields}
+    for path, value in found.attributes.items():
+        if path[-1] == SPECIFIC_CHARACTER_SET or (is_private_creator(path[-1]) and value):
+            continue
+        creator = creators.get(f"{path[-1][:4]}00{path[-1][4:6]}", "") if is_private(path[-1]) else ""
+        included[_with_creator(".".join(path), creators)] = None
+        if (key := _key(path, value, creator, found)) is None:
+            continue
+        matched, level, warning = place(path)
+        if not matched:
+            found.warnings.append(warning)
+            continue
+        keys.append(MatchKey(key.path, key.operation, key.values, key.low, key.high, creator, level=level))
+    combined = tuple(_with_combined(keys))
+    for key in combined:
+        # Only now: together with its date a time range may end on a later day, at an earlier hour.
+        if key.operation is Operation.RANGE and key.low and key.high and key.low > key.high:
+            raise errors.BadRequest(f"{keyword_of(key.path[-1][:8])}: the range ends before it begins")
+    return combined, tuple(included)
+
+
+def _with_creator(path: str, creators: dict[str, str]) -> str:
+    """Return a path, with the private creator of its last tag where the search names it (PS3.18 §8.3.4.1)."""
+    tag = path[-8:]
+    creator = creators.get(f"{tag[:4]}00{tag[4:6]}", "") if is_private(tag) else ""
+    return f"{path}:{creator}" if creator else path
+
+
+def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:
+    """Return the key of one attribute; None when it matches everything (universal matching)."""
+    vr = vr_of(path[-1])
+    name = keyword_of(path[-1])
+    if value == "":
+        return None
+    if vr == "SQ":
+        raise errors.BadRequest(f"{name} is a sequence: give values for attributes of its items")
+    if is_private(path[-1]):
+        return _private_key(path, value, creator, found)
+    is_indexed = vr not in found.not_indexed
+    if value == '""' and vr in EMPTY_VALUES and is_indexed and found.flag("emptyvaluematching"):
+        return MatchKey(path, Operation.ABSENT)
+    if not is_indexed:
+        found.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
+        return None
+    try:
+        if vr in ("DA", "TM", "DT"):
+            return _moment_key(path, vr, value)
+        if vr == "UI":
+            return MatchKey(path, Operation.EQUAL, _uids(value))
+        return _text_key(path, vr, value, found)
+    except ValueError as error:
+        raise errors.BadRequest(f"{name}: no value of VR {vr}") from error
+
+
+def _private_key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:
+    if not creator:
+        found.warnings.append(f"The private attribute {path[-1]} is given without its private creator. It has been ignored.")
+        return None
+    if set(value) & set("*?"):
+        return MatchKey(path, Operation.PATTERN, (value,))
+    values = {value: None, terms.fold_name(value): None}
+    with suppress(ValueError):
+        values[terms.number(value)] = None
+    return MatchKey(path, Operation.EQUAL, tuple(values))
+
+
+def _text_key(path: tuple[str, ...], vr: str, value: str, found: _Parameters) -> MatchKey | None:
+    if vr in MULTIPLE_VALUES and is_multi_valued(path[-1]) and found.flag("multiplevaluematching"):
+        values = tuple(terms.normalise(vr, part) for part in re.split(r"[\\,]", value) if part.strip())
+        if len(values) > 1:
+            return MatchKey(path, Operation.ALL, values)
+    if vr == "PN":
+        value = next((group for group in value.split("=") if group.strip(" ^")), "*")
+    if vr in WILDCARDS and set(value) & set("*?"):
+        pattern = re.sub(r"\*+", "*", terms.fold_name(value) if vr == "PN" else value.strip())
+        return None if pattern == "*" else MatchKey(path, Operation.PATTERN, (pattern,))
+    return MatchKey(path, Operation.EQUAL, (terms.normalise(vr, value),))
+
+
+def _uids(value: str) -> tuple[str, ...]:
+    """PS3.4 §C.2.2.2.2; in URIs the separator is a comma."""
+    uids = tuple(dict.fromkeys(part.strip() for part in re.split(r"[\\,]", value)))
+    if not all(UID.fullmatch(uid) for uid in uids):
+        raise ValueError("not a list of UIDs")
+    return uids
+
+
+def _moment_key(path: tuple[str, ...], vr: str, value: str) -> MatchKey:
+    if vr == "DA":
+        low, high, is_range = _range(value, terms.date, terms.date)
+    elif vr == "TM":
+        low, high, is_range = _range(value, terms.time, lambda text: terms.time(text, latest=True))
+    else:
+        low, high, is_range = _range(value, terms.date_time, lambda text: terms.date_time(text, latest=True))
+    if not is_range:
+        return MatchKey(path, Operation.EQUAL, (low,))
+    return MatchKey(path, Operation.RANGE, low=low, high=high)
+
+
+def _range(value: str, earliest: Callable[[str], str], latest: Callable[[str], str]) -> tuple[str, str, bool]:
+    """Split at the hyphen that makes both sides valid; a DT with a negative offset is one value (PS3.4 §C.2.2.2.5)."""
+    try:
+        return earliest(value), "", False
+    except ValueError:
+        pass
+    for position in (number for number, character in enumerate(value) if character == "-"):
+        left, right = value[:position], value[position + 1 :]
+        try:
+            if left or right:
+                return earliest(left) if left else "", latest(right) if right else "", True
+        except ValueError:
+            continue
+    raise ValueError("neither a value nor a range")
+
+
+def _with_combined(keys: list[MatchKey]) -> list[MatchKey]:
+    """Join the ranges of a date and of its time to one range (PS3.18 §8.3.4.1.1)."""
+    by_path = {key.path: key for key in keys if key.operation is Operation.RANGE}
+    for date_path, key in list(by_path.items()):
+        time_tag = DATE_TIME_PAIRS.get(date_path[-1])
+        clock = by_path.get((*date_path[:-1], time_tag)) if time_tag else None
+        if clock is None:
+            continue
+        joined = MatchKey(
+            (*date_path[:-1], terms.combined(date_path[-1])),
+            Operation.RANGE,
+            low=key.low + (clock.low or "000000.000000") if key.low else "",
+            high=key.high + (clock.high or "235959.999999") if key.high else "",
+            level=key.level,
+        )
+        keys = [other for other in keys if other is not key and other is not clock] + [joined]
+    return keys
