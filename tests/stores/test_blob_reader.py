@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from gantry_blob.directory_store import DirectoryStore
+from gantry_blob.stores.directory import DirectoryStore
 from gantry_runtime.blob_reader import READY_BYTES, BlobReader, MappedReader, Ranges, StreamedReader, coalesced, object_path
 from gantry_runtime.rpc import channels
 from gantry_standard import errors

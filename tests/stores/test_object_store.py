@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from gantry_blob import directory_store
-from gantry_blob.directory_store import DirectoryStore, DirectorySync
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.s3_store import S3Store
+from gantry_blob.stores import directory as directory_store
+from gantry_blob.stores.directory import DirectoryStore, DirectorySync
+from gantry_blob.stores.port import ObjectStore
+from gantry_blob.stores.s3 import S3Store
 from gantry_standard import errors
 from tests.support.blob_service import a_store
 
@@ -111,10 +111,10 @@ import os, signal, sys
 from pathlib import Path
 kind, where, bucket = sys.argv[1:4]
 if kind == "directory":
-    from gantry_blob.directory_store import DirectoryStore
+    from gantry_blob.stores.directory import DirectoryStore
     store = DirectoryStore(Path(where), 0)
 else:
-    from gantry_blob.s3_store import S3Store
+    from gantry_blob.stores.s3 import S3Store
     store = S3Store(where, os.environ["ACCESS"], os.environ["SECRET"], bucket, part_bytes=5 << 20)
 writer = store.create("packs/killed.pack")
 writer.write(bytes(11 << 20))

@@ -15,12 +15,12 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub, add_BlobServiceService
 from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer, IndexServiceStub, add_IndexServiceServicer_to_server
-from gantry_blob.announcer import Announcer, AnnouncerTimes
-from gantry_blob.directory_store import DirectoryStore
 from gantry_blob.edge import BlobEdge, Pools
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.s3_store import S3Store
-from gantry_blob.store import StoreRules
+from gantry_blob.packs.announcer import Announcer, AnnouncerTimes
+from gantry_blob.stores.directory import DirectoryStore
+from gantry_blob.stores.port import ObjectStore
+from gantry_blob.stores.s3 import S3Store
+from gantry_blob.storing.request import StoreRules
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_runtime.store_messages import SERIALISED

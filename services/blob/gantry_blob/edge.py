@@ -10,13 +10,13 @@ from typing import Any
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer
-from gantry_blob import pack
-from gantry_blob.announcement import PackEvents
-from gantry_blob.announcer import Announcer
-from gantry_blob.object_store import ObjectEntry, ObjectStore
-from gantry_blob.store import StoreRules, Upload, UploadMessage
+from gantry_blob.packs import pack
+from gantry_blob.packs.announcement import PackEvents
+from gantry_blob.packs.announcer import Announcer
+from gantry_blob.packs.verify import verify_pack
+from gantry_blob.stores.port import ObjectEntry, ObjectStore
+from gantry_blob.storing.request import StoreRules, Upload, UploadMessage
 from gantry_blob.threads import in_thread, pieces_in_threads
-from gantry_blob.verify import verify_pack
 from gantry_runtime.store_messages import taken_apart
 from gantry_runtime.threads import Threads
 from gantry_standard import errors

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 from gantry.blob.v1.blob_pb2_grpc import add_BlobServiceServicer_to_server
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
-from gantry_blob.announcer import Announcer, AnnouncerTimes
-from gantry_blob.coercion import Coercion, load_rules
-from gantry_blob.directory_store import INCOMING, DirectoryStore
 from gantry_blob.edge import BlobEdge, Pools
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.pack import PackLimits
+from gantry_blob.packs.announcer import Announcer, AnnouncerTimes
+from gantry_blob.packs.pack import PackLimits
+from gantry_blob.packs.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.settings import BlobSettings
-from gantry_blob.store import StoreRules
-from gantry_blob.sweeper import LEASE, Sweeper, SweeperTimes
+from gantry_blob.stores.directory import INCOMING, DirectoryStore
+from gantry_blob.stores.port import ObjectStore
+from gantry_blob.storing.coercion import Coercion, load_rules
+from gantry_blob.storing.request import StoreRules
 from gantry_blob.threads import in_thread
 from gantry_runtime import telemetry
 from gantry_runtime.events import leases, streams
@@ -40,7 +40,7 @@ def _store(settings: BlobSettings) -> Iterator[ObjectStore]:
     store: ObjectStore
     if settings.object_store == "s3":
         # Its client is large and slow to import: one machine does without.
-        from gantry_blob.s3_store import S3Store
+        from gantry_blob.stores.s3 import S3Store
 
         store = S3Store(
             settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key, settings.s3_bucket, part_bytes=settings.s3_part_bytes

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gantry_blob.coercion import load_rules
+from gantry_blob.storing.coercion import load_rules
 from gantry_runtime.process import ProcessSettings
 from gantry_runtime.settings import setting
 

@@ -17,10 +17,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
-from gantry_blob import directory_store
-from gantry_blob.directory_store import INCOMING, DirectoryStore
-from gantry_blob.pack import PackLimits
-from gantry_blob.store import StoreRules
+from gantry_blob.packs.pack import PackLimits
+from gantry_blob.stores import directory
+from gantry_blob.stores.directory import INCOMING, DirectoryStore
+from gantry_blob.storing.request import StoreRules
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from gantry_standard.dicom.limits import Limits
@@ -167,7 +167,7 @@ async def test_facts_that_do_not_fit_into_an_event_stay_in_the_pack(blob: Runnin
 async def test_a_request_of_many_instances_has_several_packs_all_announced_after_its_end(
     local: RunningBlob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
+    monkeypatch.setattr(directory, "GATHERED_BYTES", 1)
     study = instances.new_uid()
     files = [large_ct(StudyInstanceUID=study) for _ in range(8)]
     gate = asyncio.Event()
@@ -295,7 +295,7 @@ async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob
 
 
 async def test_a_client_that_goes_away_leaves_nothing(local: RunningBlob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directory_store, "GATHERED_BYTES", 1)
+    monkeypatch.setattr(directory, "GATHERED_BYTES", 1)
     forever = asyncio.Event()
 
     async def messages() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
@@ -521,7 +521,7 @@ import asyncio, os, sys
 from contextlib import nullcontext
 from pathlib import Path
 from tests.support.blob_service import running_blob, s3_store
-from gantry_blob.directory_store import DirectoryStore
+from gantry_blob.stores.directory import DirectoryStore
 async def main():
     opened = nullcontext(DirectoryStore(Path(sys.argv[3]), 0)) if sys.argv[1] == "directory" else s3_store(dict(os.environ))
     with opened as store:

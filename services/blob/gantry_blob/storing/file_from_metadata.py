@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.payload_parts import BulkPart, PayloadParts
-from gantry_blob.spool import SpooledBytes
+from gantry_blob.storing.payload_parts import BulkPart, PayloadParts
+from gantry_blob.storing.spool import SpooledBytes
 from gantry_standard import reasons
 from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES, Picture, agree, choose_transfer_syntax, read_still
 from gantry_standard.bitstreams.video import VIDEO_MEDIA_TYPES, read_video

@@ -7,11 +7,11 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob import pack
-from gantry_blob.directory_store import DirectoryStore
-from gantry_blob.pack_copy import copy_instance, name_of
-from gantry_blob.store import StoreRules, Upload
-from gantry_blob.verify import verify_pack
+from gantry_blob.packs import pack
+from gantry_blob.packs.copy import copy_instance, name_of
+from gantry_blob.packs.verify import verify_pack
+from gantry_blob.stores.directory import DirectoryStore
+from gantry_blob.storing.request import StoreRules, Upload
 from gantry_standard import errors
 from tests.support import instances
 from tests.support.blob_service import upload_messages

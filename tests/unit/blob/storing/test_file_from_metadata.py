@@ -11,9 +11,9 @@ import pydicom
 import pytest
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.assembly import Assembly
-from gantry_blob.payload_parts import PayloadParts
-from gantry_blob.spool import Spool
+from gantry_blob.storing.file_from_metadata import Assembly
+from gantry_blob.storing.payload_parts import PayloadParts
+from gantry_blob.storing.spool import Spool
 from gantry_standard import reasons
 from gantry_standard.dicom.limits import Limits, ScanFailure
 from gantry_standard.dicom.scanned import EncapsulatedFrames

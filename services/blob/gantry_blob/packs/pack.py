@@ -20,7 +20,7 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.object_store import ObjectStore, ObjectWriter
+from gantry_blob.stores.port import ObjectStore, ObjectWriter
 from gantry_runtime.rpc import protobuf_wire
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob import fallback
-from gantry_blob.admission import Terms, admit
-from gantry_blob.announcement import PackEvents
-from gantry_blob.assembly import Assembly
-from gantry_blob.layout import stored_instance
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.pack import INLINE_JSON_BYTES, PackLimits, PackWriter, new_key
-from gantry_blob.payload_parts import BulkPart, PayloadParts, part_type
-from gantry_blob.spool import Spool
+from gantry_blob.packs.announcement import PackEvents
+from gantry_blob.packs.pack import INLINE_JSON_BYTES, PackLimits, PackWriter, new_key
+from gantry_blob.stores.port import ObjectStore
+from gantry_blob.storing import second_reader
+from gantry_blob.storing.admission import Terms, admit
+from gantry_blob.storing.file_from_metadata import Assembly
+from gantry_blob.storing.layout import stored_instance
+from gantry_blob.storing.payload_parts import BulkPart, PayloadParts, part_type
+from gantry_blob.storing.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors, reasons
@@ -86,7 +86,7 @@ class Part:
         self._rules = rules
         self._rendition: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce)
-        self._held = fallback.Held(rules.fallback_bytes, rules.spool_directory)
+        self._held = second_reader.Held(rules.fallback_bytes, rules.spool_directory)
 
     def _write_rendition(self, data: bytes | memoryview) -> None:
         if self._rendition is None:
@@ -141,8 +141,8 @@ class Part:
         Raises:
             ScanFailure: it does not account for every byte either (`failure`), or what it reads may not be stored.
         """
-        self.rewritten = fallback.named_temporary(self._rules.spool_directory)
-        if not fallback.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
+        self.rewritten = second_reader.named_temporary(self._rules.spool_directory)
+        if not second_reader.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
             raise failure
         self._forget_rendition()
         scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
@@ -152,7 +152,7 @@ class Part:
             scanned = scanner.finish()
         except BrokenStructure:
             raise failure from None
-        told = fallback.identify(uploaded, self._rules.scan)
+        told = second_reader.identify(uploaded, self._rules.scan)
         warned = dict.fromkeys((*scanned.warning_reasons, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING))
         self._conclude(
             replace(

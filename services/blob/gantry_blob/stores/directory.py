@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from gantry_blob.object_store import ObjectEntry, StoreStatus, joined
+from gantry_blob.stores.port import ObjectEntry, StoreStatus, joined
 from gantry_runtime.blob_reader import Ranges, check_ranges, coalesced, cut, object_path
 from gantry_standard import errors
 

@@ -19,7 +19,7 @@ from minio.commonconfig import CopySource
 from minio.datatypes import Part
 from minio.error import MinioException, S3Error
 
-from gantry_blob.object_store import ObjectEntry, StoreStatus, joined
+from gantry_blob.stores.port import ObjectEntry, StoreStatus, joined
 from gantry_runtime.blob_reader import Ranges, check_object_key, check_ranges, coalesced
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors

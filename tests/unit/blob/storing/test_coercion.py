@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from gantry_blob.coercion import Coercion, load_rules
 from gantry_blob.settings import BlobSettings
+from gantry_blob.storing.coercion import Coercion, load_rules
 from gantry_runtime.settings import SettingsError, load
 from gantry_standard import reasons
 from gantry_standard.dicom.limits import ScanFailure

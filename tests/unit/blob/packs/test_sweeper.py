@@ -13,12 +13,12 @@ from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer, IndexServiceStub, add_IndexServiceServicer_to_server
-from gantry_blob import pack
-from gantry_blob.announcer import Announcer
-from gantry_blob.directory_store import DirectoryStore
-from gantry_blob.pack_copy import name_of
-from gantry_blob.store import StoreRules, Upload
-from gantry_blob.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
+from gantry_blob.packs import pack
+from gantry_blob.packs.announcer import Announcer
+from gantry_blob.packs.copy import name_of
+from gantry_blob.packs.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
+from gantry_blob.stores.directory import DirectoryStore
+from gantry_blob.storing.request import StoreRules, Upload
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
 from gantry_runtime.threads import Threads

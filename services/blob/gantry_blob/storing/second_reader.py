@@ -2,7 +2,7 @@
 
     Held                   the bytes of a part while they come, in case they are needed again
     read_otherwise         starts the process, with a time limit
-    python -m gantry_blob.fallback SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
+    python -m gantry_blob.storing.second_reader SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
 
 pydicom is lenient, and lenient readers lose things without a word. So it is believed only where it accounts for every byte: from the
 first of the data set to the last, each is a header or a value that it found, in the order of the file, every item begins with the tag of
@@ -130,7 +130,7 @@ def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
     with _READERS:
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "gantry_blob.fallback", str(source), str(target)],
+                [sys.executable, "-m", "gantry_blob.storing.second_reader", str(source), str(target)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -8,8 +8,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.pack import PackWriter
+from gantry_blob.packs.pack import PackWriter
+from gantry_blob.stores.port import ObjectStore
 from gantry_standard import errors
 
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.object_store import ObjectStore
-from gantry_blob.pack import read_bytes, read_trailer
+from gantry_blob.packs.pack import read_bytes, read_trailer
+from gantry_blob.stores.port import ObjectStore
 from gantry_standard import errors
 
 MOST_PROBLEMS = 100

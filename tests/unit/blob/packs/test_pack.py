@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob import pack
-from gantry_blob.directory_store import DirectoryStore
-from gantry_blob.pack import FOOTER, MAGIC, PackLimits, PackWriter, new_key, read_trailer
+from gantry_blob.packs import pack
+from gantry_blob.packs.pack import FOOTER, MAGIC, PackLimits, PackWriter, new_key, read_trailer
+from gantry_blob.stores.directory import DirectoryStore
 from gantry_standard import errors
 
 

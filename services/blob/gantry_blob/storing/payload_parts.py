@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.spool import Spool, SpooledBytes
+from gantry_blob.storing.spool import Spool, SpooledBytes
 from gantry_standard import errors, reasons
 from gantry_standard.dicom import native_xml
 from gantry_standard.dicom.json_to_explicit import parse_data_sets, serialise

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gantry.index.v1 import index_pb2
-from gantry_blob import pack
-from gantry_blob.announcement import Event, PackEvents
-from gantry_blob.object_store import ObjectEntry, ObjectStore
+from gantry_blob.packs import pack
+from gantry_blob.packs.announcement import Event, PackEvents
+from gantry_blob.stores.port import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
 from gantry_runtime.events.streams import Publisher
 from gantry_runtime.rpc import rpc_errors

@@ -27,10 +27,10 @@ from google.protobuf.message import DecodeError
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
-from gantry_blob import pack
-from gantry_blob.announcer import Announcer
-from gantry_blob.object_store import ObjectEntry, ObjectStore
-from gantry_blob.pack_copy import copy_instance, name_of
+from gantry_blob.packs import pack
+from gantry_blob.packs.announcer import Announcer
+from gantry_blob.packs.copy import copy_instance, name_of
+from gantry_blob.stores.port import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
 from gantry_runtime import telemetry
 from gantry_runtime.events.streams import SUBJECTS, Publisher, partition_of

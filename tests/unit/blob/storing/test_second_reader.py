@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob import fallback
-from gantry_blob.directory_store import INCOMING, DirectoryStore
-from gantry_blob.store import StoreRules
+from gantry_blob.stores.directory import INCOMING, DirectoryStore
+from gantry_blob.storing import second_reader
+from gantry_blob.storing.request import StoreRules
 from gantry_standard.dicom.limits import BrokenStructure, ScanFailure
 from tests.support import broken, instances
 from tests.support import hand_made as h
@@ -37,7 +37,7 @@ def rewritten(data: bytes) -> bytes | None:
         file.write(data)
         file.flush()
         try:
-            return b"".join(fallback._rewritten(Path(file.name)))
+            return b"".join(second_reader._rewritten(Path(file.name)))
         except Exception:
             return None
 
@@ -110,7 +110,7 @@ def test_of_files_damaged_at_random_what_is_accounted_for_is_what_they_said_befo
 
 
 def test_a_part_is_held_while_it_is_short_and_kept_from_its_failure_on() -> None:
-    held = fallback.Held(4 << 20, None)
+    held = second_reader.Held(4 << 20, None)
     held.take(b"a" * 1000, is_needed=False)
     held.take(b"b" * (2 << 20), is_needed=True)
     whole = held.whole()
@@ -122,24 +122,24 @@ def test_a_part_is_held_while_it_is_short_and_kept_from_its_failure_on() -> None
 
 
 def test_a_part_that_reads_well_for_long_is_not_held() -> None:
-    held = fallback.Held(64 << 20, None)
+    held = second_reader.Held(64 << 20, None)
     for _ in range(3):
         held.take(b"a" * (512 << 10), is_needed=False)
     held.take(b"b", is_needed=True)
     assert held.whole() is None
-    assert fallback.Held(0, None).whole() is None
+    assert second_reader.Held(0, None).whole() is None
 
 
 def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(next(iter(broken.READ_OTHERWISE.values())).make(new_uids()))
     begin = time.monotonic()
-    assert not fallback.read_otherwise(source, tmp_path / "target", 0.01)
+    assert not second_reader.read_otherwise(source, tmp_path / "target", 0.01)
     assert time.monotonic() - begin < 5
 
 
 def test_a_reader_that_cannot_read_its_file_is_no_answer(tmp_path: Path) -> None:
-    assert not fallback.read_otherwise(tmp_path / "absent", tmp_path / "target", 60)
+    assert not second_reader.read_otherwise(tmp_path / "absent", tmp_path / "target", 60)
 
 
 async def test_the_original_is_kept_verified_and_nothing_else_stays(tmp_path: Path, nats_server: NatsServer) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest_asyncio
 
-from gantry_blob.announcer import AnnouncerTimes
-from gantry_blob.directory_store import DirectoryStore
-from gantry_blob.pack import PackWriter, new_key
-from gantry_blob.store import StoreRules, Upload
+from gantry_blob.packs.announcer import AnnouncerTimes
+from gantry_blob.packs.pack import PackWriter, new_key
+from gantry_blob.stores.directory import DirectoryStore
+from gantry_blob.storing.request import StoreRules, Upload
 from tests.support import instances
 from tests.support.blob_service import RunningBlob, announced, running_blob, upload_messages
 from tests.support.nats_server import NatsServer

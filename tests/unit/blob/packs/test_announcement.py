@@ -2,7 +2,7 @@
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
-from gantry_blob.announcement import EVENT_BYTES, PackEvents
+from gantry_blob.packs.announcement import EVENT_BYTES, PackEvents
 from gantry_runtime.events.streams import partition_of
 
 KEY = "packs/2026/11/24/0123456789abcd-0123456789abcdef.pack"
