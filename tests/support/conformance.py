@@ -12,7 +12,7 @@ from gantry_blob.settings import BlobSettings
 from gantry_gateway.pictures import TRANSFORMED
 from gantry_gateway.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
-from gantry_renderer import codecs
+from gantry_renderer.codecs import table as codecs
 from gantry_runtime.settings import describe
 from gantry_standard import reasons, workitems
 from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES

@@ -5,14 +5,14 @@ from contextlib import aclosing
 from typing import Any
 
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
-from gantry_renderer import codecs
-from gantry_renderer.attributes import Window
-from gantry_renderer.image_decoding import ImageDecoding
-from gantry_renderer.instances import Instance
-from gantry_renderer.pool import Pool
-from gantry_renderer.render import Presentation, Viewport
-from gantry_renderer.rendering import Rendering
-from gantry_renderer.transcode import Transcoding
+from gantry_renderer.codecs import table
+from gantry_renderer.picture.attributes import Window
+from gantry_renderer.picture.draw import Presentation, Viewport
+from gantry_renderer.transactions.decode_image import ImageDecoding
+from gantry_renderer.transactions.instances import Instance
+from gantry_renderer.transactions.render import Rendering
+from gantry_renderer.transactions.transcode import Transcoding
+from gantry_renderer.workers.pool import Pool
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 
 Context = Any
@@ -64,7 +64,7 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
         """Say whether frames can be decoded, and from and to what."""
         workers, missing = self._pool.ready_workers, missing_workers(self._pool)
         return renderer_pb2.GetStatusResponse(
-            ready=not missing, explanation=missing, decodes=codecs.decodes(), encodes=codecs.encodes(), workers=workers
+            ready=not missing, explanation=missing, decodes=table.decodes(), encodes=table.encodes(), workers=workers
         )
 
 

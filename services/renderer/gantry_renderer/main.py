@@ -4,13 +4,13 @@ import sys
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.renderer.v1 import renderer_pb2_grpc
-from gantry_renderer import pool as pools
 from gantry_renderer.edge import RendererService, missing_workers
-from gantry_renderer.image_decoding import ImageDecoding
-from gantry_renderer.pool import Admission
-from gantry_renderer.rendering import Rendering
 from gantry_renderer.settings import RendererSettings
-from gantry_renderer.transcode import Transcoding
+from gantry_renderer.transactions.decode_image import ImageDecoding
+from gantry_renderer.transactions.render import Rendering
+from gantry_renderer.transactions.transcode import Transcoding
+from gantry_renderer.workers import pool as pools
+from gantry_renderer.workers.pool import Admission
 from gantry_runtime import process, telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache

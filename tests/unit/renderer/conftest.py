@@ -8,10 +8,10 @@ import pytest
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
-from gantry_renderer import pool as pools
 from gantry_renderer.main import make_service
-from gantry_renderer.pool import Pool
 from gantry_renderer.settings import RendererSettings
+from gantry_renderer.workers import pool as pools
+from gantry_renderer.workers.pool import Pool
 from gantry_runtime.blob_reader import MappedReader
 from gantry_runtime.rpc import channels
 from tests.support import stored_instances

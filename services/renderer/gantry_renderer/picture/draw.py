@@ -19,10 +19,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer import codecs, images, lookup
-from gantry_renderer.attributes import FrameAttributes, LookupTable, Modality, Window
-from gantry_renderer.codecs import Samples
-from gantry_renderer.images import Picture
+from gantry_renderer.codecs import table as codecs
+from gantry_renderer.codecs.table import Samples
+from gantry_renderer.picture import images, lookup
+from gantry_renderer.picture.attributes import FrameAttributes, LookupTable, Modality, Window
+from gantry_renderer.picture.images import Picture
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 

@@ -26,7 +26,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer.bitstreams import Head, read_jpeg_2000_head, read_jpeg_head, read_jpeg_ls_near
+from gantry_renderer.codecs.heads import Head, read_jpeg_2000_head, read_jpeg_head, read_jpeg_ls_near
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 

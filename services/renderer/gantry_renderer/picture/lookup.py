@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer.attributes import LookupTable, Palette
+from gantry_renderer.picture.attributes import LookupTable, Palette
 from gantry_standard import errors
 
 

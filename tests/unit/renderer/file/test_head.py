@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from gantry_renderer import head
-from gantry_renderer.elements import element
+from gantry_renderer.file import head
+from gantry_renderer.file.elements import element
 from gantry_standard import errors
 
 PREAMBLE = bytes(128) + b"DICM"

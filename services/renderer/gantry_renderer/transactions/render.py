@@ -1,11 +1,11 @@
 """Render: one frame as an image in a rendered media type (PS3.18 §10.4.1.1.3)."""
 
-from gantry_renderer import codecs
-from gantry_renderer.flights import Flights
-from gantry_renderer.frames import locate
-from gantry_renderer.instances import AttributesReader, Instance, run_with_frame
-from gantry_renderer.pool import Admission, Pool
-from gantry_renderer.render import Presentation
+from gantry_renderer.codecs import table
+from gantry_renderer.picture.draw import Presentation
+from gantry_renderer.stored.frames import locate
+from gantry_renderer.transactions.flights import Flights
+from gantry_renderer.transactions.instances import AttributesReader, Instance, run_with_frame
+from gantry_renderer.workers.pool import Admission, Pool
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc.channels import OPTIONS
@@ -48,7 +48,7 @@ class Rendering:
     async def _render(self, instance: Instance, frame_number: int, presentation: Presentation) -> bytes:
         with self._admission():
             locate(instance.stored, frame_number)
-            codecs.require_decodable(instance.transfer_syntax_uid, instance.description)
+            table.require_decodable(instance.transfer_syntax_uid, instance.description)
             attributes = (await self._attributes.read(instance)).frame(frame_number)
             image: bytes = await run_with_frame(self._reader, self._pool, "render", instance, frame_number, attributes, presentation)
             return image

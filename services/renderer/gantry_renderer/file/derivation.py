@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gantry_renderer.elements import element, item, sequence
+from gantry_renderer.file.elements import element, item, sequence
 
 FORM = 1
 """Part of the derived UID: changes when the same request would give other pixels."""

@@ -1,6 +1,6 @@
 """One process of the pool: takes jobs from a socket, one after another, and answers each.
 
-`python -m gantry_renderer.worker SOCKET MEMORY`, two file descriptors. It imports what decodes and nothing that serves; it is warm before
+`python -m gantry_renderer.workers.worker SOCKET MEMORY`, two file descriptors. It imports what decodes and nothing that serves; it is warm before
 it says so, and ends when the socket does. Anything may kill it: a bit stream that breaks a decoder takes this process and nothing else.
 """
 
@@ -15,21 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from gantry_renderer import codecs, exchange, head, images
-from gantry_renderer.attributes import FrameAttributes, Window, read_attributes
-from gantry_renderer.decode_image import decode_image
-from gantry_renderer.render import Presentation, draw, render
-from gantry_renderer.stored_frames import FrameFiles, StoredFrame
+from gantry_renderer.codecs import table
+from gantry_renderer.file import head
+from gantry_renderer.picture import images
+from gantry_renderer.picture.attributes import FrameAttributes, Window, read_attributes
+from gantry_renderer.picture.draw import Presentation, draw, render
+from gantry_renderer.picture.image_files import decode_image
+from gantry_renderer.stored.mapped import FrameFiles, StoredFrame
+from gantry_renderer.workers import exchange
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 
 
 def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:
     """Return one frame in another transfer syntax."""
-    if (transfer_syntax_uid, target_uid) in codecs.REWRITES:
-        return codecs.rewrite(transfer_syntax_uid, data, target_uid)
-    samples = codecs.decode(transfer_syntax_uid, data, description, keeps_bits=True)
-    return codecs.encode(target_uid, samples, codecs.decoded_description(transfer_syntax_uid, description))
+    if (transfer_syntax_uid, target_uid) in table.REWRITES:
+        return table.rewrite(transfer_syntax_uid, data, target_uid)
+    samples = table.decode(transfer_syntax_uid, data, description, keeps_bits=True)
+    return table.encode(target_uid, samples, table.decoded_description(transfer_syntax_uid, description))
 
 
 JOBS: dict[str, Callable[..., Any]] = {
@@ -42,12 +45,12 @@ JOBS: dict[str, Callable[..., Any]] = {
 
 
 def _warm() -> None:
-    codecs.warm()
+    table.warm()
     images.warm()
     description = PixelDescription(8, 8, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")
     frame = np.arange(64, dtype="<u2").tobytes()
-    draw(codecs.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Window(32, 64), None)
-    render(codecs.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
+    draw(table.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Window(32, 64), None)
+    render(table.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
 
 
 def serve(connection: socket.socket, shared: mmap.mmap) -> None:

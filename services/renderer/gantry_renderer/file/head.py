@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gantry_renderer import derivation
-from gantry_renderer.derivation import Compression
-from gantry_renderer.elements import LONG, element
+from gantry_renderer.file import derivation
+from gantry_renderer.file.derivation import Compression
+from gantry_renderer.file.elements import LONG, element
 from gantry_standard import errors
 
 PREAMBLE_BYTES = 132

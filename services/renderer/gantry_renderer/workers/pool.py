@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-from gantry_renderer import exchange
+from gantry_renderer.workers import exchange
 from gantry_runtime import telemetry
 from gantry_standard import errors
 
@@ -64,7 +64,7 @@ class Worker:
         memory = exchange.shared_memory()
         try:
             self._shared = exchange.mapped(memory)
-            command = [sys.executable, "-m", "gantry_renderer.worker", str(theirs.fileno()), str(memory)]
+            command = [sys.executable, "-m", "gantry_renderer.workers.worker", str(theirs.fileno()), str(memory)]
             with theirs:
                 self._process = subprocess.Popen(command, pass_fds=[theirs.fileno(), memory], env={**os.environ, **_ONE_THREAD})
         finally:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
-from gantry_renderer.decode_image import FILE, FRAMES, DecodedImage
-from gantry_renderer.pool import Admission, Pool
+from gantry_renderer.picture.image_files import FILE, FRAMES, DecodedImage
+from gantry_renderer.workers.pool import Admission, Pool
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 

@@ -14,11 +14,12 @@ from pydicom import dcmread
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import ImplicitVRLittleEndian
 
-from gantry_renderer import codecs, frames
-from gantry_renderer.attributes import FrameAttributes, LookupTable, Modality, Palette, Window, read_attributes
-from gantry_renderer.instances import Instance
-from gantry_renderer.lookup import expand_segments
-from gantry_renderer.render import Presentation, Viewport, draw, fitted, render
+from gantry_renderer.codecs import table as codecs
+from gantry_renderer.picture.attributes import FrameAttributes, LookupTable, Modality, Palette, Window, read_attributes
+from gantry_renderer.picture.draw import Presentation, Viewport, draw, fitted, render
+from gantry_renderer.picture.lookup import expand_segments
+from gantry_renderer.stored import frames
+from gantry_renderer.transactions.instances import Instance
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 from tests.support.stored_instances import store

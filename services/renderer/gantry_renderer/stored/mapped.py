@@ -5,7 +5,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from gantry_renderer.frames import FramePlace
+from gantry_renderer.stored.frames import FramePlace
 from gantry_standard import errors
 
 MOST_FILES = 64

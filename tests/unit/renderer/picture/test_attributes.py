@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gantry_renderer.attributes import LookupTable, Modality, Window, read_attributes
+from gantry_renderer.picture.attributes import LookupTable, Modality, Window, read_attributes
 from gantry_standard import errors
 
 

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gantry_renderer import codecs, head
-from gantry_renderer.derivation import Compression
-from gantry_renderer.elements import element, us
-from gantry_renderer.flights import Flights
-from gantry_renderer.instances import Instance, read, read_frame, run_with_frame
-from gantry_renderer.pool import Admission, Pool
+from gantry_renderer.codecs import table
+from gantry_renderer.file import head
+from gantry_renderer.file.derivation import Compression
+from gantry_renderer.file.elements import element, us
+from gantry_renderer.transactions.flights import Flights
+from gantry_renderer.transactions.instances import Instance, read, read_frame, run_with_frame
+from gantry_renderer.workers.pool import Admission, Pool
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc.channels import CHUNK_BYTES
@@ -71,19 +72,19 @@ def plan(instance: Instance, target_uid: str) -> Plan:
     if instance.number_of_frames == 0:
         _require_known(target_uid)
         return Plan(target_uid, True, description, description)
-    if (source_uid, target_uid) in codecs.REWRITES:
+    if (source_uid, target_uid) in table.REWRITES:
         return Plan(target_uid, False, description, description)
-    codecs.require_decodable(source_uid, description)
-    decoded = codecs.decoded_description(source_uid, description)
-    codecs.require_encodable(target_uid, decoded)
-    if codecs.is_native(source_uid) and codecs.is_native(target_uid):
+    table.require_decodable(source_uid, description)
+    decoded = table.decoded_description(source_uid, description)
+    table.require_encodable(target_uid, decoded)
+    if table.is_native(source_uid) and table.is_native(target_uid):
         return Plan(target_uid, True, description, description)
-    return Plan(target_uid, False, codecs.encoded_description(target_uid, decoded), decoded)
+    return Plan(target_uid, False, table.encoded_description(target_uid, decoded), decoded)
 
 
 def _require_known(target_uid: str) -> None:
-    if target_uid not in codecs.encodes():
-        raise errors.NotAcceptable(f"{target_uid} cannot be produced; available are {', '.join(codecs.encodes())}")
+    if target_uid not in table.encodes():
+        raise errors.NotAcceptable(f"{target_uid} cannot be produced; available are {', '.join(table.encodes())}")
 
 
 class Transcoding:
@@ -131,8 +132,8 @@ class Transcoding:
                     yield chunk
 
     async def _with_pixels(self, instance: Instance, planned: Plan) -> AsyncGenerator[bytes, None]:
-        is_native = codecs.is_native(planned.target_uid)
-        total_bits = instance.number_of_frames * codecs.frame_bits(planned.result)
+        is_native = table.is_native(planned.target_uid)
+        total_bits = instance.number_of_frames * table.frame_bits(planned.result)
         if is_native and (total_bits + 15) // 16 * 2 > MAX_ELEMENT_BYTES:
             raise errors.NotAcceptable(
                 f"pixel data of {instance.name} would have {total_bits // 8} bytes in {planned.target_uid}; "
@@ -157,15 +158,15 @@ class Transcoding:
     async def _compression(self, instance: Instance, planned: Plan, first_bytes: int) -> Compression | None:
         """Return what was lost, now or before."""
         source_uid, target_uid = instance.transfer_syntax_uid, planned.target_uid
-        if planned.is_copy or (source_uid, target_uid) in codecs.REWRITES:
+        if planned.is_copy or (source_uid, target_uid) in table.REWRITES:
             return None
-        target = codecs.CODECS[target_uid]
+        target = table.CODECS[target_uid]
         if target.loss:
-            ratio = (codecs.frame_bits(planned.decoded) + 7) // 8 / max(1, first_bytes)
+            ratio = (table.frame_bits(planned.decoded) + 7) // 8 / max(1, first_bytes)
             return Compression(target.loss, max(ratio, 0.01), target_uid, target.name)
         if not transfer_syntax(source_uid).is_lossy:
             return None
-        method = codecs.method_of_loss(source_uid, await read_frame(self._reader, instance, 1))
+        method = table.method_of_loss(source_uid, await read_frame(self._reader, instance, 1))
         return Compression(method) if method else None
 
     async def _head(self, instance: Instance, ranges: list[tuple[int, int]], planned: Plan, compression: Compression | None) -> bytes:
@@ -239,7 +240,7 @@ async def _native_element(
     frames: AsyncIterator[bytes], description: PixelDescription, number_of_frames: int
 ) -> AsyncGenerator[bytes, None]:
     """Write Pixel Data of known length; 1-bit frames follow each other without padding (PS3.5 §8.1.1)."""
-    bits = codecs.frame_bits(description)
+    bits = table.frame_bits(description)
     length = (number_of_frames * bits + 7) // 8
     vr = b"OB" if description.bits_allocated <= 8 else b"OW"
     yield struct.pack("<HH2sHI", 0x7FE0, 0x0010, vr, 0, length + length % 2)
