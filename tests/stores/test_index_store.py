@@ -14,11 +14,10 @@ from elasticsearch import AsyncElasticsearch
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.elasticsearch_store import ElasticsearchStore
-from gantry_index.elasticsearch_workitem_store import ElasticsearchWorkitemStore
-from gantry_index.sqlite_store import SqliteStore
-from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
-from gantry_index.store import (
+from gantry_index.levels.summary import workitem_terms
+from gantry_index.stores.elasticsearch.store import ElasticsearchStore
+from gantry_index.stores.elasticsearch.workitem_store import ElasticsearchWorkitemStore
+from gantry_index.stores.port import (
     Batch,
     Dead,
     IndexStore,
@@ -32,7 +31,8 @@ from gantry_index.store import (
     WorkitemDocument,
     WorkitemStore,
 )
-from gantry_index.summary import workitem_terms
+from gantry_index.stores.sqlite.store import SqliteStore
+from gantry_index.stores.sqlite.workitem_store import SqliteWorkitemStore
 from gantry_standard import errors
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query.levels import Level

@@ -9,9 +9,9 @@ from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision, InstancesDeleted, InstancesRestored, NamedUpload
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
+from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.service import Following
-from gantry_index.store import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
-from gantry_index.workitems import WorkitemReader
+from gantry_index.stores.port import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_standard import errors

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import add_IndexServiceServicer_to_server
+from gantry_index.applying.reader import Reader
+from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.edge import IndexEdge
-from gantry_index.reader import Reader
 from gantry_index.service import Following
 from gantry_index.settings import IndexSettings
-from gantry_index.sqlite_store import SqliteStore
-from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
-from gantry_index.store import IndexStore, WorkitemStore
-from gantry_index.workitems import WorkitemReader
+from gantry_index.stores.port import IndexStore, WorkitemStore
+from gantry_index.stores.sqlite.store import SqliteStore
+from gantry_index.stores.sqlite.workitem_store import SqliteWorkitemStore
 from gantry_runtime import process, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.process import Process
@@ -33,8 +33,8 @@ async def stores(process: Process, settings: IndexSettings) -> tuple[IndexStore,
         workitems = await asyncio.to_thread(SqliteWorkitemStore, settings.index_directory)
     else:
         # Its client is large and slow to import: one machine does without.
-        from gantry_index.elasticsearch_store import ElasticsearchStore
-        from gantry_index.elasticsearch_workitem_store import ElasticsearchWorkitemStore
+        from gantry_index.stores.elasticsearch.store import ElasticsearchStore
+        from gantry_index.stores.elasticsearch.workitem_store import ElasticsearchWorkitemStore
 
         url, prefix = settings.elasticsearch_url, settings.elasticsearch_prefix
         store = await _when_there(lambda: ElasticsearchStore.opened(url, prefix))

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from gantry_index.reader import ALL, Partitions, Reader
-from gantry_index.reindex import Progress, Rebuild
-from gantry_index.store import Batch
+from gantry_index.applying.reader import ALL, Partitions, Reader
+from gantry_index.applying.reindex import Progress, Rebuild
+from gantry_index.stores.port import Batch
 from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors

@@ -17,12 +17,12 @@ from gantry.events.v1 import events_pb2
 from gantry.events.v1.events_pb2 import Decision, InstancesStored, InstancesSwept, StoreOutcomes
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub, add_IndexServiceServicer_to_server
+from gantry_index.applying.reader import Reader
+from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.edge import IndexEdge, named
-from gantry_index.reader import Reader
 from gantry_index.service import Following
-from gantry_index.sqlite_store import SqliteStore
-from gantry_index.sqlite_workitem_store import SqliteWorkitemStore
-from gantry_index.workitems import WorkitemReader
+from gantry_index.stores.sqlite.store import SqliteStore
+from gantry_index.stores.sqlite.workitem_store import SqliteWorkitemStore
 from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import channels, rpc_errors

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from gantry.blob.v1.blob_pb2 import ListObjectsRequest, Location, ReadRequest, StoredInstance
 from gantry.events.v1.events_pb2 import Decision, InstanceUids
-from gantry_index.decide import is_same, without_json
-from gantry_index.reader import BLOB_TIMEOUT_S, keep_decision, read_json, read_trailer
-from gantry_index.store import Batch, Change, Dead, IndexStore, Place, Put, Remove, place_of
+from gantry_index.applying.decide import is_same, without_json
+from gantry_index.applying.reader import BLOB_TIMEOUT_S, keep_decision, read_json, read_trailer
+from gantry_index.stores.port import Batch, Change, Dead, IndexStore, Place, Put, Remove, place_of
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 

@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.sqlite_database import Database, chunks, fsync_directory, marks, meta, set_meta
-from gantry_index.sqlite_schema import SCHEMA
-from gantry_index.sqlite_search import Searching
-from gantry_index.sqlite_writing import Writing, is_merge_due, merge_recent_terms
-from gantry_index.store import (
+from gantry_index.levels.summary import STUDY_UID
+from gantry_index.stores.port import (
     DUE_KINDS,
     NUMBER_ABSENT,
     PAGE,
@@ -32,7 +29,10 @@ from gantry_index.store import (
     Present,
     Scope,
 )
-from gantry_index.summary import STUDY_UID
+from gantry_index.stores.sqlite.database import Database, chunks, fsync_directory, marks, meta, set_meta
+from gantry_index.stores.sqlite.schema import SCHEMA
+from gantry_index.stores.sqlite.search import Searching
+from gantry_index.stores.sqlite.writing import Writing, is_merge_due, merge_recent_terms
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Operation, Query

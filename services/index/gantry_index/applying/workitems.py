@@ -7,7 +7,7 @@ from contextlib import suppress
 from google.protobuf.message import DecodeError
 
 from gantry.events.v1.events_pb2 import WorkitemState
-from gantry_index.store import WorkitemDocument, WorkitemStore
+from gantry_index.stores.port import WorkitemDocument, WorkitemStore
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_standard import errors

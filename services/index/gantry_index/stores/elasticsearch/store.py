@@ -18,22 +18,11 @@ from typing import Any
 
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.elasticsearch_cluster import Cluster, answered, opened, unpacked
-from gantry_index.elasticsearch_mappings import MAPPINGS, dead_id, pack_id
-from gantry_index.elasticsearch_search import ORDER, UID_FIELD, Searching
-from gantry_index.elasticsearch_writing import Writing
-from gantry_index.store import (
-    Batch,
-    Counts,
-    Dead,
-    Decide,
-    Fragment,
-    IndexStore,
-    Page,
-    Place,
-    Present,
-    Scope,
-)
+from gantry_index.stores.elasticsearch.cluster import Cluster, answered, opened, unpacked
+from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, pack_id
+from gantry_index.stores.elasticsearch.search import ORDER, UID_FIELD, Searching
+from gantry_index.stores.elasticsearch.writing import Writing
+from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, Page, Place, Present, Scope
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query

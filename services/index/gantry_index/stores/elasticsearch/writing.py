@@ -8,10 +8,7 @@ import orjson
 
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.elasticsearch_cluster import Cluster, answered, packed, unpacked
-from gantry_index.elasticsearch_mappings import MAPPINGS, dead_id, name_of, pack_id, series_id, term_fields
-from gantry_index.store import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, Put, Remove
-from gantry_index.summary import (
+from gantry_index.levels.summary import (
     INSTANCE_NUMBER,
     NOT_TERMS_OF_INSTANCE,
     SERIES_NUMBER,
@@ -23,6 +20,9 @@ from gantry_index.summary import (
     sort_number,
     tabulated,
 )
+from gantry_index.stores.elasticsearch.cluster import Cluster, answered, packed, unpacked
+from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, name_of, pack_id, series_id, term_fields
+from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, Put, Remove
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
-from gantry_index import sqlite_database, sqlite_writing
-from gantry_index.sqlite_store import SqliteStore
-from gantry_index.store import Batch, Put, Remove
+from gantry_index.stores.port import Batch, Put, Remove
+from gantry_index.stores.sqlite import database, writing
+from gantry_index.stores.sqlite.store import SqliteStore
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import parse_query
@@ -69,7 +69,7 @@ def rows(store: SqliteStore, table: str) -> int:
 
 
 async def merge(store: SqliteStore) -> None:
-    await store._database.write(sqlite_writing.merge_recent_terms)
+    await store._database.write(writing.merge_recent_terms)
 
 
 SEARCHES: list[dict[str, str]] = [
@@ -124,7 +124,7 @@ async def test_a_merge_that_is_cut_off_changes_nothing(store: SqliteStore) -> No
     await apply(store, put(1))
 
     def crash(connection: sqlite3.Connection) -> None:
-        sqlite_writing.merge_recent_terms(connection)
+        writing.merge_recent_terms(connection)
         raise sqlite3.OperationalError("disk I/O error")
 
     with pytest.raises(errors.Unavailable):
@@ -134,7 +134,7 @@ async def test_a_merge_that_is_cut_off_changes_nothing(store: SqliteStore) -> No
 
 
 async def test_terms_are_merged_when_there_are_enough(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_writing, "RECENT_TERMS", 4 * TERMS)
+    monkeypatch.setattr(writing, "RECENT_TERMS", 4 * TERMS)
     for number in range(1, 12):
         await apply(store, put(number))
         assert rows(store, "recent_terms") <= 4 * TERMS
@@ -144,7 +144,7 @@ async def test_terms_are_merged_when_there_are_enough(store: SqliteStore, monkey
 
 
 async def test_a_large_batch_is_merged_from_the_start(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_writing, "RECENT_TERMS", 4 * TERMS)
+    monkeypatch.setattr(writing, "RECENT_TERMS", 4 * TERMS)
     await apply(store, *(put(number) for number in range(1, 10)))
     assert (rows(store, "terms"), rows(store, "recent_terms")) == (9 * TERMS, 0)
     assert await found(store, InstanceNumber="9") == [9]
@@ -165,7 +165,7 @@ async def test_what_a_failed_transaction_wrote_is_not_remembered(store: SqliteSt
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite_writing, "set_meta", fail)
+        patched.setattr(writing, "set_meta", fail)
         with pytest.raises(errors.Unavailable):
             await apply(store, put(1), put(2))
     assert (rows(store, "recent_terms"), store._database.recent_terms) == (before, TERMS)
@@ -195,13 +195,13 @@ async def test_a_database_keeps_the_pages_with_which_it_was_made(tmp_path: Path,
             return int(connection.execute("PRAGMA page_size").fetchone()[0])
 
     with monkeypatch.context() as patched:
-        patched.setattr(sqlite_database, "PRAGMAS", sqlite_database.PRAGMAS[1:])
+        patched.setattr(database, "PRAGMAS", database.PRAGMAS[1:])
         older = SqliteStore(tmp_path / "older")
         await apply(older, put(1))
         await older.close()
     older, new = SqliteStore(tmp_path / "older"), SqliteStore(tmp_path / "new")
     await apply(older, put(2))
-    assert (page_bytes(older), page_bytes(new)) == (4096, sqlite_database.PAGE_BYTES)
+    assert (page_bytes(older), page_bytes(new)) == (4096, database.PAGE_BYTES)
     assert await found(older, ImageType="ORIGINAL") == [1, 2]
     await older.close()
     await new.close()

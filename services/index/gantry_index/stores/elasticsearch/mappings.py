@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from gantry_index.store import Place
+from gantry_index.stores.port import Place
 from gantry_standard.query.levels import Level
 from gantry_standard.query.terms import Term
 

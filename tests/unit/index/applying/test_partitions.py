@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gantry_index.reader import Partitions
+from gantry_index.applying.reader import Partitions
 from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors

@@ -7,10 +7,7 @@ from typing import Any
 import orjson
 
 from gantry.index.v1.index_pb2 import InstanceRecord
-from gantry_index.sqlite_database import Database, Kept, S, marks, set_meta
-from gantry_index.sqlite_schema import KEY_COLUMNS, TABLE
-from gantry_index.store import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, Put, Remove
-from gantry_index.summary import (
+from gantry_index.levels.summary import (
     INSTANCE_NUMBER,
     NOT_TERMS_OF_INSTANCE,
     SERIES_NUMBER,
@@ -23,6 +20,9 @@ from gantry_index.summary import (
     sort_number,
     tabulated,
 )
+from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, Put, Remove
+from gantry_index.stores.sqlite.database import Database, Kept, S, marks, set_meta
+from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms

@@ -27,7 +27,7 @@ from gantry.events.v1.events_pb2 import (
     InstancesSwept,
     RecordsChanged,
 )
-from gantry_index.decide import (
+from gantry_index.applying.decide import (
     Decisions,
     DeletedEvent,
     Event,
@@ -38,7 +38,7 @@ from gantry_index.decide import (
     decide,
     uploads_of,
 )
-from gantry_index.store import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
+from gantry_index.stores.port import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
 from gantry_runtime import telemetry
 from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks

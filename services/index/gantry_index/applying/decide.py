@@ -25,7 +25,7 @@ from gantry.events.v1.events_pb2 import (
     StoreOutcome,
     StoreOutcomes,
 )
-from gantry_index.store import DUE_KINDS, Change, Dead, Move, Place, Present, Put, Remove, place_of
+from gantry_index.stores.port import DUE_KINDS, Change, Dead, Move, Place, Present, Put, Remove, place_of
 
 OnDuplicate = Literal["reject", "replace"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from gantry_index.summary import Attributes, SeriesSummary, StudySummary
+from gantry_index.levels.summary import Attributes, SeriesSummary, StudySummary
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex

@@ -5,11 +5,11 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from gantry_index.rows import workitem_row
-from gantry_index.sqlite_database import Database, meta, set_meta
-from gantry_index.sqlite_search import Condition
-from gantry_index.store import Page, WorkitemDocument
-from gantry_index.summary import decoded, start_of, workitem_terms
+from gantry_index.levels.rows import workitem_row
+from gantry_index.levels.summary import decoded, start_of, workitem_terms
+from gantry_index.stores.port import Page, WorkitemDocument
+from gantry_index.stores.sqlite.database import Database, meta, set_meta
+from gantry_index.stores.sqlite.search import Condition
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 

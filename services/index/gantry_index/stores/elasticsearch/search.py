@@ -5,11 +5,11 @@ from typing import Any
 
 import orjson
 
-from gantry_index.elasticsearch_cluster import Cluster, answered, unpacked
-from gantry_index.elasticsearch_mappings import AFTER_SEPARATOR, KEY_FIELDS, KIND, SEPARATOR, series_id
-from gantry_index.rows import Identity, levels_needed, needs_metadata, row
-from gantry_index.store import Page
-from gantry_index.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
+from gantry_index.levels.rows import Identity, levels_needed, needs_metadata, row
+from gantry_index.levels.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
+from gantry_index.stores.elasticsearch.cluster import Cluster, answered, unpacked
+from gantry_index.stores.elasticsearch.mappings import AFTER_SEPARATOR, KEY_FIELDS, KIND, SEPARATOR, series_id
+from gantry_index.stores.port import Page
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gantry_index.elasticsearch_cluster import Cluster, answered, opened, packed, unpacked
-from gantry_index.elasticsearch_mappings import WORKITEM_MAPPING, term_fields
-from gantry_index.elasticsearch_search import group_query
-from gantry_index.rows import workitem_row
-from gantry_index.store import Page, WorkitemDocument
-from gantry_index.summary import decoded, start_of, workitem_terms
+from gantry_index.levels.rows import workitem_row
+from gantry_index.levels.summary import decoded, start_of, workitem_terms
+from gantry_index.stores.elasticsearch.cluster import Cluster, answered, opened, packed, unpacked
+from gantry_index.stores.elasticsearch.mappings import WORKITEM_MAPPING, term_fields
+from gantry_index.stores.elasticsearch.search import group_query
+from gantry_index.stores.port import Page, WorkitemDocument
 from gantry_standard.query.matching import Query, group_keys
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gantry_index.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
+from gantry_index.levels.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
 from gantry_standard import workitems
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query.levels import Level

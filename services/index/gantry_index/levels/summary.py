@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from gantry_index.store import WorkitemDocument
+from gantry_index.stores.port import WorkitemDocument
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query import terms
 from gantry_standard.query.levels import Level

@@ -6,11 +6,11 @@ from typing import Any
 
 import orjson
 
-from gantry_index.rows import Identity, levels_needed, needs_metadata, row
-from gantry_index.sqlite_database import Database, marks
-from gantry_index.sqlite_schema import KEY_COLUMNS, TABLE
-from gantry_index.store import Page
-from gantry_index.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
+from gantry_index.levels.rows import Identity, levels_needed, needs_metadata, row
+from gantry_index.levels.summary import SERIES_UID, SOP_UID, STUDY_UID, Attributes, decoded
+from gantry_index.stores.port import Page
+from gantry_index.stores.sqlite.database import Database, marks
+from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 

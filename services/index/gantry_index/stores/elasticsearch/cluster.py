@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import orjson
 from elasticsearch import ApiError, AsyncElasticsearch, NotFoundError, TransportError
 
-from gantry_index.store import PAGE
+from gantry_index.stores.port import PAGE
 from gantry_standard import errors
 
 T = TypeVar("T")
