@@ -8,8 +8,8 @@ from gantry_gateway.server import MOST_MESSAGE_BYTES
 from gantry_gateway.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
 from gantry_runtime.events.streams import DAY_S, REPORTS
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.subscriptions import MAX_FILTERS, MAX_FILTERS_OF_ONE
-from gantry_workflow.workitem import DEFAULT_WORKLIST_LABEL
+from gantry_workflow.workitems.subscriptions import MAX_FILTERS, MAX_FILTERS_OF_ONE
+from gantry_workflow.workitems.transactions import DEFAULT_WORKLIST_LABEL
 from tests.support import conformance, operations, requirements
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"

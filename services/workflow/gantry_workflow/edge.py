@@ -10,12 +10,12 @@ from gantry_standard import errors
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.query import matching
 from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
-from gantry_workflow import dataset, subscriptions, workitem
-from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.stream import Workitems
-from gantry_workflow.subscriptions import WorklistSubscription
-from gantry_workflow.workitem import Decision
+from gantry_workflow.streams.report_writer import ReportWriter
+from gantry_workflow.streams.workitems import Workitems
+from gantry_workflow.workitems import dataset, subscriptions, transactions
+from gantry_workflow.workitems.subscriptions import WorklistSubscription
+from gantry_workflow.workitems.transactions import Decision
 
 
 def check_uid(uid: str) -> None:
@@ -49,7 +49,7 @@ class WorkflowEdge(WorkflowServiceServicer):
     async def CreateWorkitem(self, request: pb.CreateWorkitemRequest, context: Any) -> pb.CreateWorkitemResponse:
         """PS3.18 §11.4."""
         sent = dataset.parse(request.dicom_json)
-        uid, inside = request.workitem_uid, workitem.uid_of(sent)
+        uid, inside = request.workitem_uid, transactions.uid_of(sent)
         if uid and inside and uid != inside:
             raise errors.BadRequest("SOP Instance UID (0008,0018) of the payload is not the workitem of the URL")
         uid = uid or inside
@@ -57,7 +57,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         if uid in WORKLISTS:
             raise errors.BadRequest(f"{uid} is a well-known UID and no workitem")
         strict = self._settings.workitem_create == "strict"
-        decision = await self._workitems.change(uid, lambda state, _: workitem.create(state, uid, sent, strict), "create", is_new=True)
+        decision = await self._workitems.change(uid, lambda state, _: transactions.create(state, uid, sent, strict), "create", is_new=True)
         return pb.CreateWorkitemResponse(workitem_uid=uid, warnings=decision.warnings)
 
     async def RetrieveWorkitem(self, request: pb.RetrieveWorkitemRequest, context: Any) -> pb.RetrieveWorkitemResponse:
@@ -75,15 +75,15 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid, transaction_uid = request.workitem_uid, request.transaction_uid
         check_uid(uid)
         changes = dataset.parse(request.dicom_json)
-        decision = await self._workitems.change(uid, lambda state, _: workitem.update(state, uid, transaction_uid, changes), "update")
+        decision = await self._workitems.change(uid, lambda state, _: transactions.update(state, uid, transaction_uid, changes), "update")
         return pb.UpdateWorkitemResponse(warnings=decision.warnings)
 
     async def ChangeWorkitemState(self, request: pb.ChangeWorkitemStateRequest, context: Any) -> pb.ChangeWorkitemStateResponse:
         """PS3.18 §11.7."""
         uid = request.workitem_uid
         check_uid(uid)
-        wanted = workitem.parse_state_request(request.dicom_json)
-        decision = await self._workitems.change(uid, lambda state, _: workitem.change_state(state, uid, wanted), "state")
+        wanted = transactions.parse_state_request(request.dicom_json)
+        decision = await self._workitems.change(uid, lambda state, _: transactions.change_state(state, uid, wanted), "state")
         return pb.ChangeWorkitemStateResponse(warnings=decision.warnings)
 
     async def RequestWorkitemCancellation(
@@ -97,7 +97,7 @@ class WorkflowEdge(WorkflowServiceServicer):
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
             heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, subscriptions.LATEST))
-            return workitem.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
+            return transactions.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
 
         decision = await self._workitems.change(uid, decide, "cancelrequest")
         return pb.RequestWorkitemCancellationResponse(warnings=decision.warnings)
@@ -111,7 +111,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         if uid not in WORKLISTS:
             lock = request.deletion_lock
             decision = await self._workitems.change(
-                uid, lambda state, _: workitem.subscribe(state, uid, ae_title, lock, granted), "subscribe"
+                uid, lambda state, _: transactions.subscribe(state, uid, ae_title, lock, granted), "subscribe"
             )
             return pb.SubscribeResponse(warnings=decision.warnings)
         text = await self._new_filter(ae_title, request.filter) if uid == FILTERED_SUBSCRIPTION else ""
@@ -119,7 +119,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         await self._workitems.change_subscription(
             ae_title, text, lambda state, sequence: subscriptions.subscribe(state, sequence, ae_title, lock, text)
         )
-        return pb.SubscribeResponse(warnings=[workitem.LOCK_REFUSED] if request.deletion_lock and not granted else [])
+        return pb.SubscribeResponse(warnings=[transactions.LOCK_REFUSED] if request.deletion_lock and not granted else [])
 
     async def Unsubscribe(self, request: pb.UnsubscribeRequest, context: Any) -> pb.UnsubscribeResponse:
         """PS3.18 §11.11."""
@@ -133,7 +133,7 @@ class WorkflowEdge(WorkflowServiceServicer):
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
             hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, subscriptions.LATEST) is not None
-            return workitem.unsubscribe(state, uid, ae_title, hears)
+            return transactions.unsubscribe(state, uid, ae_title, hears)
 
         await self._workitems.change(uid, decide, "unsubscribe")
         return pb.UnsubscribeResponse()

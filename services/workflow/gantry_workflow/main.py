@@ -15,12 +15,13 @@ from gantry_runtime.events import streams
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
-from gantry_workflow import arrivals, backup, leader
+from gantry_workflow.arrivals import follow
+from gantry_workflow.arrivals.rules import load_rules
 from gantry_workflow.edge import WorkflowEdge
-from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.stream import Workitems
-from gantry_workflow.workitem_rules import load_rules
+from gantry_workflow.streams import backup, leader
+from gantry_workflow.streams.report_writer import ReportWriter
+from gantry_workflow.streams.workitems import Workitems
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -51,12 +52,12 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
 
     await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
     await open_streams(js, blob)
-    await arrivals.begin(js, settings.workitem_rules is not None)
+    await follow.begin(js, settings.workitem_rules is not None)
     await stack.enter_async_context(channels.serving(register, settings.workflow_listen))
     running.watch(leader.lead(js, blob, reports, settings), "leader")
     if settings.workitem_rules is not None:
         index = IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address)))
-        arrived = arrivals.Arrivals(js, index, blob, load_rules(settings.workitem_rules), settings)
+        arrived = follow.Arrivals(js, index, blob, load_rules(settings.workitem_rules), settings)
         running.watch(arrived.lead(leader.holder(settings)), "arrivals")
 
 

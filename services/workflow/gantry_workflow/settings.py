@@ -6,7 +6,7 @@ from typing import Literal
 
 from gantry_runtime.process import ProcessSettings
 from gantry_runtime.settings import setting
-from gantry_workflow.workitem_rules import load_rules
+from gantry_workflow.arrivals.rules import load_rules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import pytest
 
 from gantry_standard import errors
 from gantry_standard.dicom import native_xml
-from gantry_workflow import workitem
-from gantry_workflow.dataset import Dataset
-from gantry_workflow.workitem_rules import Reference, Rule, load_rules, make
+from gantry_workflow.arrivals.rules import Reference, Rule, load_rules, make
+from gantry_workflow.workitems import transactions
+from gantry_workflow.workitems.dataset import Dataset
 from tests.support.worklist import v
 
 INPUT = Reference("1.2", "1.2.3", "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4")
@@ -75,7 +75,7 @@ def test_an_empty_template_makes_a_workitem_of_what_is_filled_in(tmp_path: Path)
     (series,) = made["00404021"]["Value"]
     assert series["0040E025"]["Value"][0]["00081190"] == v("UR", "https://host/dicom-web/studies/1.2/series/1.2.3")
     assert series["00081199"]["Value"] == [{"00081150": v("UI", INPUT.sop_class_uid), "00081155": v("UI", INPUT.sop_instance_uid)}]
-    decision = workitem.create(None, "1.2.3", made, strict=False)
+    decision = transactions.create(None, "1.2.3", made, strict=False)
     assert decision.state is not None
 
 

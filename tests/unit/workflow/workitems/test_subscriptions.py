@@ -5,8 +5,8 @@ import pytest
 from gantry.events.v1.events_pb2 import ItemSubscription, SubscriptionState, WorkitemState
 from gantry_standard import errors
 from gantry_standard.query import matching
-from gantry_workflow import subscriptions
-from gantry_workflow.subscriptions import MAX_EPOCHS, Content, WorklistSubscription, lock_on
+from gantry_workflow.workitems import subscriptions
+from gantry_workflow.workitems.subscriptions import MAX_EPOCHS, Content, WorklistSubscription, lock_on
 
 AE = "AE1"
 SUBSCRIBED = SubscriptionState.STATE_SUBSCRIBED

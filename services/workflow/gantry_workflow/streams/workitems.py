@@ -17,9 +17,9 @@ from gantry_runtime.events import streams
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex
-from gantry_workflow import subscriptions, workitem
-from gantry_workflow.subscriptions import WorklistSubscription
-from gantry_workflow.workitem import Decision
+from gantry_workflow.workitems import subscriptions, transactions
+from gantry_workflow.workitems.subscriptions import WorklistSubscription
+from gantry_workflow.workitems.transactions import Decision
 
 PUBLISH_S = 1.5
 """Seconds that one attempt waits for NATS."""
@@ -71,7 +71,7 @@ class Workitems:
             errors.Unavailable: NATS does not answer.
         """
         state, sequence = await self._last(workitem_subject(uid), WorkitemState)
-        return (workitem.settle(state, sequence) if state else None), sequence
+        return (transactions.settle(state, sequence) if state else None), sequence
 
     async def subscriptions(self, ae_title: str = "") -> list[WorklistSubscription]:
         """Return the subscriptions to the worklist, whole and filtered, ended ones too.
@@ -98,7 +98,7 @@ class Workitems:
         """
 
         def settled(state: WorkitemState | None, sequence: int) -> tuple[WorkitemState | None, Decision]:
-            decision = decide(workitem.settle(state, sequence) if state else None, sequence)
+            decision = decide(transactions.settle(state, sequence) if state else None, sequence)
             return decision.state, decision
 
         decision = await self._change(workitem_subject(uid), WorkitemState, settled, is_new)

@@ -6,7 +6,7 @@ Source: PS3.4 Table CC.2.5-3.
 from gantry_standard import errors, workitems
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.workitems import COMPLETED, ENUMERATIONS, Attribute, below, name_of
-from gantry_workflow.dataset import Dataset, has_value, values
+from gantry_workflow.workitems.dataset import Dataset, has_value, values
 
 TRANSACTION_UID = tag_of("TransactionUID")
 SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")

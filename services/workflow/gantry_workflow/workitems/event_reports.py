@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from gantry.events.v1.events_pb2 import EventReport, WorkitemState
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, IN_PROGRESS, SOP_CLASS_UID
-from gantry_workflow import attributes, subscriptions
-from gantry_workflow.dataset import Dataset, dump, has_value, read, values
-from gantry_workflow.subscriptions import Content, WorklistSubscription
+from gantry_workflow.workitems import attributes, subscriptions
+from gantry_workflow.workitems.dataset import Dataset, dump, has_value, read, values
+from gantry_workflow.workitems.subscriptions import Content, WorklistSubscription
 
 STATE_REPORT, CANCEL_REQUESTED, PROGRESS_REPORT, SCP_STATUS_CHANGE, ASSIGNED = 1, 2, 3, 4, 5
 

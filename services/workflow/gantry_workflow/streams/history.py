@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
-from gantry_workflow.report_writer import BUCKET, ReportWriter
+from gantry_workflow.streams.report_writer import BUCKET, ReportWriter
 
 CURSOR = "purged"
 BATCH = 500

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from gantry.events.v1.events_pb2 import ItemSubscription, WorkitemChange, WorkitemState
 from gantry_standard import errors
 from gantry_standard.workitems import CANCELED, COMPLETED, SCHEDULED, SOP_CLASS_UID, UNMATCHED
-from gantry_workflow import attributes, states
-from gantry_workflow.dataset import Dataset, copied, dump, has_value, parse, read, text, values
+from gantry_workflow.workitems import attributes, states
+from gantry_workflow.workitems.dataset import Dataset, copied, dump, has_value, parse, read, text, values
 
 MAX_ITEM_SUBSCRIPTIONS = 1000
 """Most AE titles that may have asked for one workitem; more is 403."""

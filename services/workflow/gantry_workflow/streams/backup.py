@@ -19,9 +19,9 @@ from gantry_runtime.events import streams
 from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
-from gantry_workflow import workitem
-from gantry_workflow.report_writer import BUCKET
-from gantry_workflow.report_writer import CURSOR as REPORTED
+from gantry_workflow.streams.report_writer import BUCKET
+from gantry_workflow.streams.report_writer import CURSOR as REPORTED
+from gantry_workflow.workitems import transactions
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -134,7 +134,7 @@ def _settled(found: MessageCopy) -> bytes:
         subscription = SubscriptionState.FromString(found.data)
         subscription.sequence = subscription.sequence or found.sequence
         return subscription.SerializeToString()
-    state = workitem.settle(WorkitemState.FromString(found.data), found.sequence)
+    state = transactions.settle(WorkitemState.FromString(found.data), found.sequence)
     state.ClearField("change")
     return state.SerializeToString()
 

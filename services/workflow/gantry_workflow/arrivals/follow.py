@@ -28,13 +28,13 @@ from gantry_runtime.events.streams import STORE, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.workitems import SCHEDULED
-from gantry_workflow import workitem
-from gantry_workflow.dataset import Dataset, read, text
-from gantry_workflow.report_writer import BUCKET
+from gantry_workflow.arrivals.rules import INPUT_INFORMATION, Reference, Rule, make
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.stream import Workitems
-from gantry_workflow.workitem import Decision
-from gantry_workflow.workitem_rules import INPUT_INFORMATION, Reference, Rule, make
+from gantry_workflow.streams.report_writer import BUCKET
+from gantry_workflow.streams.workitems import Workitems
+from gantry_workflow.workitems import transactions
+from gantry_workflow.workitems.dataset import Dataset, read, text
+from gantry_workflow.workitems.transactions import Decision
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -295,14 +295,14 @@ class Arrivals:
             nonlocal outcome
             if state is None:
                 outcome = "created"
-                return workitem.create(None, uid, made, strict=False)
+                return transactions.create(None, uid, made, strict=False)
             outcome = "kept"
             if state.deleted or state.procedure_step_state != SCHEDULED:
                 return Decision(None)
             if read(state.dicom_json).get(INPUT_INFORMATION) == made[INPUT_INFORMATION]:
                 return Decision(None)
             outcome = "updated"
-            return workitem.update(state, uid, "", {INPUT_INFORMATION: made[INPUT_INFORMATION]})
+            return transactions.update(state, uid, "", {INPUT_INFORMATION: made[INPUT_INFORMATION]})
 
         try:
             if len(inputs) > MAX_INPUTS:

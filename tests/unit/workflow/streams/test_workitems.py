@@ -16,9 +16,10 @@ from gantry_runtime.events.streams import REPORTS, WORKITEMS
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
-from gantry_workflow import history, subscriptions, workitem
-from gantry_workflow.report_writer import ReportWriter
-from gantry_workflow.stream import Workitems
+from gantry_workflow.streams import history
+from gantry_workflow.streams.report_writer import ReportWriter
+from gantry_workflow.streams.workitems import Workitems
+from gantry_workflow.workitems import subscriptions, transactions
 from tests.support.nats_server import NatsServer, until
 from tests.support.worklist import FILTERED, GLOBAL, Worklist, own_nats, state, uid, v, worklist
 from tests.support.worklist import workitem as template
@@ -156,8 +157,8 @@ async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twi
         item = await create(workflow)
         async with streams.connected(suite.nats.url, "test") as client:
             js = LosesAnswers(client.jetstream())
-            request = workitem.StateRequest("IN PROGRESS", "2.25.1")
-            decision = await Workitems(js).change(item, lambda found, _: workitem.change_state(found, item, request), "state")  # type: ignore[arg-type]
+            request = transactions.StateRequest("IN PROGRESS", "2.25.1")
+            decision = await Workitems(js).change(item, lambda found, _: transactions.change_state(found, item, request), "state")  # type: ignore[arg-type]
             assert js.lost == 1
             assert decision.state is not None
             assert decision.state.procedure_step_state == "IN PROGRESS"
@@ -196,17 +197,19 @@ async def test_a_change_that_arrives_while_it_is_tried_again_is_not_taken_for_an
         item, js = uid(), Delays(client.jetstream())
         delayed = Workitems(js)  # type: ignore[arg-type]
         if kind == "create":
-            decision = await delayed.change(item, lambda found, _: workitem.create(found, item, template(), False), "create", is_new=True)
+            decision = await delayed.change(
+                item, lambda found, _: transactions.create(found, item, template(), False), "create", is_new=True
+            )
             wanted = "SCHEDULED"
         else:
             await create(workflow, item)
             wanted = "IN PROGRESS"
-            request = workitem.StateRequest(wanted, "2.25.1")
+            request = transactions.StateRequest(wanted, "2.25.1")
             if kind == "cancel":
                 assert await change(workflow, item, wanted, "2.25.1") == ""
                 wanted = "CANCELED"
-                request = workitem.StateRequest(wanted, "2.25.1")
-            decision = await delayed.change(item, lambda found, _: workitem.change_state(found, item, request), "state")
+                request = transactions.StateRequest(wanted, "2.25.1")
+            decision = await delayed.change(item, lambda found, _: transactions.change_state(found, item, request), "state")
         assert js.was_delayed
         assert decision.state is not None
         assert decision.state.procedure_step_state == wanted

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from gantry_runtime.events import leases
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
-from gantry_workflow import backup, deletion, history
-from gantry_workflow.report_writer import ReportWriter
 from gantry_workflow.settings import WorkflowSettings
+from gantry_workflow.streams import backup, deletion, history
+from gantry_workflow.streams.report_writer import ReportWriter
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub

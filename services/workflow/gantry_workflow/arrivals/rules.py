@@ -34,8 +34,8 @@ from gantry_standard.dicom import native_xml
 from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.dicom.pydicom_tables import KEYWORDS, tag_of
 from gantry_standard.workitems import vr_of
-from gantry_workflow import dataset, workitem
-from gantry_workflow.dataset import Dataset, has_value
+from gantry_workflow.workitems import dataset, transactions
+from gantry_workflow.workitems.dataset import Dataset, has_value
 
 LEVELS = ("study", "series", "instance")
 Level = Literal["study", "series", "instance"]
@@ -258,7 +258,7 @@ def _substituted(text: str, find: Find, rule_name: str) -> str:
         if name is None:
             return match[0][0]
         if name in _SPECIAL:
-            return workitem.now() if name == "now" else rule_name
+            return transactions.now() if name == "now" else rule_name
         path = _path(name)
         return _text_of(find(path)) if path else ""
 
@@ -398,4 +398,4 @@ def _try(rule: Rule) -> None:
     instance: Dataset = {STUDY_INSTANCE_UID: filled, ACCESSION_NUMBER: {"vr": "SH", "Value": ["1"]}}
     tried = Rule(rule.name, rule.level, (), _filled(rule.template, likely, rule.name))
     made = make(tried, instance, [Reference("1.2.3", "1.2.4", "1.2.5", "1.2.6")], "http://host")
-    workitem.create(None, "2.25.1", made, strict=False)
+    transactions.create(None, "2.25.1", made, strict=False)

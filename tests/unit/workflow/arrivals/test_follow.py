@@ -18,13 +18,13 @@ from gantry_runtime.events.streams import STORE, WORKITEMS, JetStreamContext
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
-from gantry_workflow import arrivals
-from gantry_workflow.arrivals import Arrivals
-from gantry_workflow.dataset import read, values
-from gantry_workflow.report_writer import BUCKET
+from gantry_workflow.arrivals import follow
+from gantry_workflow.arrivals.follow import Arrivals
+from gantry_workflow.arrivals.rules import INPUT_INFORMATION, Rule, load_rules
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.stream import Workitems
-from gantry_workflow.workitem_rules import INPUT_INFORMATION, Rule, load_rules
+from gantry_workflow.streams.report_writer import BUCKET
+from gantry_workflow.streams.workitems import Workitems
+from gantry_workflow.workitems.dataset import read, values
 from tests.support.nats_server import until
 from tests.support.worklist import Blob, own_nats, v
 
@@ -102,7 +102,7 @@ class World:
 
     async def cursor(self) -> int:
         """Return the cursor that is noted."""
-        return int((await (await streams.open_bucket(self.js, BUCKET)).get(arrivals.CURSOR))[0] or b"-1")
+        return int((await (await streams.open_bucket(self.js, BUCKET)).get(follow.CURSOR))[0] or b"-1")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -147,14 +147,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_what_was_stored_before_the_rules_or_while_they_were_off_is_passed(world: World) -> None:
     await world.store("1.1")
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     await world.store("1.2")
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     async with world.running():
         await until(lambda: world.workitem("1.2"))
-    await arrivals.begin(world.js, has_rules=False)
+    await follow.begin(world.js, has_rules=False)
     await world.store("1.3")
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     await world.store("1.4")
     async with world.running():
         await until(lambda: world.workitem("1.4"))
@@ -164,7 +164,7 @@ async def test_what_was_stored_before_the_rules_or_while_they_were_off_is_passed
 
 
 async def test_a_study_is_looked_at_when_index_has_applied_its_last_message(world: World) -> None:
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     await world.store("1.1")
     last = await world.store("1.1", 2)
     await world.store("1.2")
@@ -179,7 +179,7 @@ async def test_a_study_is_looked_at_when_index_has_applied_its_last_message(worl
 
 
 async def test_large_metadata_is_read_from_its_object(world: World) -> None:
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     await world.store("1.1", modality="MR")
     await world.store("1.1", 2, large=True)
     async with world.running():
@@ -188,7 +188,7 @@ async def test_large_metadata_is_read_from_its_object(world: World) -> None:
 
 
 async def test_the_cursor_stays_before_the_oldest_study_that_is_waited_for(world: World) -> None:
-    await arrivals.begin(world.js, has_rules=True)
+    await follow.begin(world.js, has_rules=True)
     first = await world.store("1.1")
     second = await world.store("1.2")
     world.index.applied = {"1.1": first - 1}
@@ -211,8 +211,8 @@ async def test_the_cursor_stays_before_the_oldest_study_that_is_waited_for(world
 
 
 async def test_with_too_many_studies_the_stream_waits_and_none_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "MAX_WAITING", 3)
-    await arrivals.begin(world.js, has_rules=True)
+    monkeypatch.setattr(follow, "MAX_WAITING", 3)
+    await follow.begin(world.js, has_rules=True)
     studies = [f"1.{number}" for number in range(1, 12)]
     for study in studies:
         await world.store(study)

@@ -19,13 +19,13 @@ from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import WORKITEMS, Bucket, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
-from gantry_workflow import subscriptions, workitem
-from gantry_workflow.backup import BLOB_S, object_of
-from gantry_workflow.history import old_enough
-from gantry_workflow.report_writer import BUCKET, ReportWriter
-from gantry_workflow.stream import Workitems
-from gantry_workflow.subscriptions import WorklistSubscription
-from gantry_workflow.workitem import FINAL_STATES, Decision
+from gantry_workflow.streams.backup import BLOB_S, object_of
+from gantry_workflow.streams.history import old_enough
+from gantry_workflow.streams.report_writer import BUCKET, ReportWriter
+from gantry_workflow.streams.workitems import Workitems
+from gantry_workflow.workitems import subscriptions, transactions
+from gantry_workflow.workitems.subscriptions import WorklistSubscription
+from gantry_workflow.workitems.transactions import FINAL_STATES, Decision
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -114,7 +114,7 @@ async def _delete(workitems: Workitems, uid: str, sequence: int, worldwide: list
         if state is None or found != sequence:
             # It changed since; that change has its own time.
             return Decision(None)
-        return workitem.delete(state, any(subscriptions.locks_on(state, found, worldwide, subscriptions.LATEST).values()))
+        return transactions.delete(state, any(subscriptions.locks_on(state, found, worldwide, subscriptions.LATEST).values()))
 
     decision = await workitems.change(uid, decide, "delete")
     if decision.state is not None:

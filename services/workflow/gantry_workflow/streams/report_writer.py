@@ -15,9 +15,9 @@ from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import REPORTS, WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
-from gantry_workflow import reports, subscriptions, workitem
-from gantry_workflow.stream import ALL_SUBSCRIPTIONS
-from gantry_workflow.subscriptions import WorklistSubscription
+from gantry_workflow.streams.workitems import ALL_SUBSCRIPTIONS
+from gantry_workflow.workitems import event_reports, subscriptions, transactions
+from gantry_workflow.workitems.subscriptions import WorklistSubscription
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class ReportWriter:
             first, _ = await streams.stream_state(self._js, WORKITEMS)
             # A stream that was restored begins far above 1 (`backup`), so this one began with nothing.
             cold = self._last_sequence == 0 and first == 1
-            await self._publish(reports.restarted(last.source_sequence or after, last.ordinal, last.more, cold))
+            await self._publish(event_reports.restarted(last.source_sequence or after, last.ordinal, last.more, cold))
             self._has_announced = True
         self.reported = max(self.reported, after)
         return after
@@ -95,8 +95,8 @@ class ReportWriter:
     async def _report(self, message: Message) -> None:
         skip = self._skip[1] if message.sequence == self._skip[0] else 0
         if message.subject.startswith("workitem."):
-            state = workitem.settle(WorkitemState.FromString(message.data), message.sequence)
-            for report in reports.of_change(state, message.sequence, self._worldwide.values())[skip:]:
+            state = transactions.settle(WorkitemState.FromString(message.data), message.sequence)
+            for report in event_reports.of_change(state, message.sequence, self._worldwide.values())[skip:]:
                 await self._publish(report)
             return
         subscription = self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
@@ -114,11 +114,11 @@ class ReportWriter:
             async for state in covered:
                 if waiting is not None:
                     if ordinal >= skip:
-                        await self._publish(reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=True))
+                        await self._publish(event_reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=True))
                     ordinal += 1
                 waiting = state
         if waiting is not None and ordinal >= skip:
-            await self._publish(reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=False))
+            await self._publish(event_reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=False))
 
     async def _covered(self, subscription: WorklistSubscription, sequence: int) -> AsyncGenerator[WorkitemState, None]:
         """Yield the workitems as they were at `sequence`, in an order that is always the same.
@@ -134,7 +134,7 @@ class ReportWriter:
         async with aclosing(self._messages_until(sequence)) as messages:
             async for message in messages:
                 if last[message.subject] == message.sequence:
-                    state = workitem.settle(WorkitemState.FromString(message.data), message.sequence)
+                    state = transactions.settle(WorkitemState.FromString(message.data), message.sequence)
                     if not state.deleted and subscriptions.is_new_to(state, message.sequence, subscription, own):
                         yield state
                     # A filter looks into each workitem: let others have their turn in between.

@@ -17,7 +17,7 @@ from gantry.events.v1.events_pb2 import ItemSubscription, SubscriptionEpoch, Sub
 from gantry_standard import errors
 from gantry_standard.query import matching, terms
 from gantry_standard.query.matching import Filter, MatchKey
-from gantry_workflow.dataset import Dataset, read
+from gantry_workflow.workitems.dataset import Dataset, read
 
 MAX_EPOCHS = 64
 """Earlier states kept of one subscription to the worklist. What a subscription was more than so many changes ago is forgotten: a

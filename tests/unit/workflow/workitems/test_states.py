@@ -4,7 +4,7 @@ import pytest
 
 from gantry_standard import errors
 from gantry_standard.workitems import CANCELED, COMPLETED, IN_PROGRESS, SCHEDULED
-from gantry_workflow import states
+from gantry_workflow.workitems import states
 
 NONE = ""
 
