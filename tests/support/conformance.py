@@ -9,9 +9,9 @@ Source: PS3.2 Annex N; PS3.18 §6.
 from collections.abc import Iterable
 
 from gantry_blob.settings import BlobSettings
-from gantry_gateway.pictures import TRANSFORMED
-from gantry_gateway.routes import ROUTES
+from gantry_gateway.http.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
+from gantry_gateway.studies.pictures import TRANSFORMED
 from gantry_renderer.codecs import table as codecs
 from gantry_runtime.settings import describe
 from gantry_standard import reasons, workitems

@@ -15,12 +15,13 @@ from gantry.blob.v1 import blob_pb2, blob_pb2_grpc
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2_grpc
-from gantry_gateway import notifications, server
-from gantry_gateway.app import Application, Router
-from gantry_gateway.request import Gateway
-from gantry_gateway.routes import ROUTES
+from gantry_gateway.http import server
+from gantry_gateway.http.app import Application, Router
+from gantry_gateway.http.request import Gateway
+from gantry_gateway.http.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
-from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
+from gantry_gateway.worklist import notifications
+from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol
 from gantry_runtime.events import streams
 from gantry_runtime.process import Process
 from gantry_runtime.rpc import channels
@@ -192,7 +193,7 @@ class Worklist:
                 workflow=workflow_pb2_grpc.WorkflowServiceStub(open_channels[2]),
             )
             await stack.enter_async_context(notifications.running(gateway))
-            rows = [route for route in ROUTES if route.handler.startswith(("worklist:", "notifications:"))]
+            rows = [route for route in ROUTES if route.handler.startswith("worklist.")]
             app = Application(gateway, Router(rows), websocket=notifications.serve_websocket)
             port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, 0.2, GantryWebSocketProtocol))
             base = f"http://127.0.0.1:{port}/dicom-web"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gantry_gateway.server import MOST_MESSAGE_BYTES
-from gantry_gateway.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
+from gantry_gateway.http.server import MOST_MESSAGE_BYTES
+from gantry_gateway.worklist.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
 from gantry_runtime.events.streams import DAY_S, REPORTS
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.workitems.subscriptions import MAX_FILTERS, MAX_FILTERS_OF_ONE

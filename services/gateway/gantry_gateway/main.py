@@ -13,13 +13,15 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceStub
-from gantry_gateway import health, notifications, records, retrieval, server
-from gantry_gateway.app import Application, Router
-from gantry_gateway.records import Records
-from gantry_gateway.request import Gateway
-from gantry_gateway.routes import ROUTES
+from gantry_gateway.content import records, retrieval
+from gantry_gateway.content.records import Records
+from gantry_gateway.http import health, server
+from gantry_gateway.http.app import Application, Router
+from gantry_gateway.http.request import Gateway
+from gantry_gateway.http.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
-from gantry_gateway.websocket_protocol import GantryWebSocketProtocol
+from gantry_gateway.worklist import notifications
+from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol
 from gantry_runtime import telemetry
 from gantry_runtime.blob_reader import BlobReader, MappedReader, StreamedReader
 from gantry_runtime.events import streams

@@ -12,10 +12,11 @@ from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2, workflow_pb2_grpc
-from gantry_gateway import retrieval, server
-from gantry_gateway.app import Application, Router
-from gantry_gateway.request import Gateway
-from gantry_gateway.routes import ROUTES, Route
+from gantry_gateway.content import retrieval
+from gantry_gateway.http import server
+from gantry_gateway.http.app import Application, Router
+from gantry_gateway.http.request import Gateway
+from gantry_gateway.http.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.blob_reader import StreamedReader
 from gantry_runtime.events import streams
@@ -24,7 +25,7 @@ from gantry_runtime.store_messages import SERIALISED
 from tests.support.nats_server import NatsServer, free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
-OWN_MODULES = ("studies_store", "studies_search", "studies_delete")
+OWN_MODULES = ("studies.store", "studies.search", "studies.delete")
 
 
 @dataclass

@@ -12,11 +12,12 @@ import httpx
 from gantry.blob.v1.blob_pb2 import BulkElement, EncapsulatedFrames, FrameTable, Layout, Location, NativeFrames, Range, StoredInstance
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
-from gantry_gateway import retrieval, server
-from gantry_gateway.app import Application, Router
-from gantry_gateway.records import Records
-from gantry_gateway.request import Gateway
-from gantry_gateway.routes import ROUTES, Route
+from gantry_gateway.content import retrieval
+from gantry_gateway.content.records import Records
+from gantry_gateway.http import server
+from gantry_gateway.http.app import Application, Router
+from gantry_gateway.http.request import Gateway
+from gantry_gateway.http.routes import ROUTES, Route
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
@@ -300,7 +301,7 @@ def _fill(world: World) -> None:
 
 def own_routes() -> list[Route]:
     """Return all rows; those of other modules without a handler."""
-    own = ("studies_retrieve", "studies_metadata", "studies_frames", "studies_bulkdata", "studies_rendered")
+    own = ("studies.retrieve", "studies.metadata", "studies.frames", "studies.bulkdata", "studies.rendered")
     return [r if r.handler.partition(":")[0] in own else Route(r.method, r.path, r.transaction) for r in ROUTES]
 
 

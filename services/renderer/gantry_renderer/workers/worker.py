@@ -1,7 +1,8 @@
 """One process of the pool: takes jobs from a socket, one after another, and answers each.
 
-`python -m gantry_renderer.workers.worker SOCKET MEMORY`, two file descriptors. It imports what decodes and nothing that serves; it is warm before
-it says so, and ends when the socket does. Anything may kill it: a bit stream that breaks a decoder takes this process and nothing else.
+`python -m gantry_renderer.workers.worker SOCKET MEMORY`, two file descriptors. It imports the decoders and
+nothing that serves; it is warm before it says so, and ends when the socket does. Anything may kill it: a bit stream that breaks
+a decoder takes this process and nothing else.
 """
 
 import mmap

@@ -1,0 +1,282 @@
+"""The bodies of answers: one stored representation, a range of it, or multipart; whole with Content-Length, or streamed."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from gantry_gateway.content.stored_content import AT_ONCE_BYTES, AskAgain, Content, read, ready
+from gantry_gateway.http import problems
+from gantry_gateway.http.conditional import RangeNotSatisfiable, Span, requested_span
+from gantry_gateway.http.request import Request
+from gantry_gateway.http.responses import Headers, Immediate, Piece, Response, Streamed, headers
+from gantry_runtime.blob_reader import BlobReader
+from gantry_standard.http import multipart_writer
+
+MOST_HELD_PARTS = 4096
+"""Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
+
+GATHER_BYTES = 4 << 20
+"""Bytes of a rendition that are gathered before the status line, so that small answers have a Content-Length."""
+
+GATHER_S = 0.5
+"""Seconds after which the status line is sent although little is there: proxies give up on silent servers."""
+
+RANGED_S = 10.0
+"""The same where a range is asked for, which needs to know the whole length."""
+
+PAUSE_PARTS = 256
+"""Parts that are measured before others get their turn."""
+
+
+JOINED_BYTES = 64 << 10
+"""Answers up to this size are joined into one piece."""
+
+
+async def gathered(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
+    """Return a response of pieces: with Content-Length when they end within `GATHER_BYTES` and `GATHER_S`, else streamed.
+
+    Raises whatever making the first of them raises.
+    """
+    first, ended = await _gather(pieces, GATHER_BYTES, GATHER_S)
+    if not ended:
+        return Streamed(status, fields, first, pieces)
+    size = sum(len(piece) for piece in first)
+    return Immediate(status, [*fields, (b"content-length", str(size).encode())], first or [b""])
+
+
+async def _gather(pieces: AsyncGenerator[Piece, None], most_bytes: int, most_s: float) -> tuple[list[Piece], bool]:
+    """Return the first pieces, and whether they are all. The first is waited for as long as it takes."""
+    found: list[Piece] = []
+    size, end = 0, time.monotonic() + most_s
+    try:
+        async for piece in pieces:
+            found.append(piece)
+            size += len(piece)
+            if size > most_bytes or time.monotonic() > end:
+                return found, False
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return found, True
+
+
+def not_modified(etag: str, content_location: str = "") -> Immediate:
+    """Return 304."""
+    return Immediate(304, headers(etag=etag, content_location=content_location), [])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A representation of one resource.
+
+    Attributes:
+        content_type: with its transfer-syntax parameter, as it shall be sent.
+        content_location: URL of the resource.
+    """
+
+    content_type: str
+    content_location: str
+    content: Content
+
+
+def single_part_headers(part_content_type: str, content_location: str, etag: str, content_length: int | None = None) -> Headers:
+    """Return the header fields of a representation that is the whole payload."""
+    return headers(
+        content_type=part_content_type,
+        content_length="" if content_length is None else str(content_length),
+        content_location=content_location,
+        accept_ranges="bytes",
+        etag=etag,
+        vary="Accept",
+        cache_control="private, no-cache",
+    )
+
+
+def _span(request: Request, etag: str, size: int) -> Span | None:
+    """Return the bytes that a GET asks for, None for all. Raises RangeNotSatisfiable."""
+    ranged = request.headers.get("range", "")
+    if not ranged or request.method != "GET":
+        return None
+    return requested_span(ranged, request.headers.get("if-range", ""), etag, size)
+
+
+def _not_satisfiable(request: Request, etag: str, size: int) -> Immediate:
+    message = f"the range begins after the end of the representation, which has {size} bytes"
+    report = problems.status_report(416, message, request.accept)
+    return Immediate(416, [*headers(content_range=f"bytes */{size}", etag=etag), *report.raw_headers], [bytes(report.body)])
+
+
+async def single_part(request: Request, reader: BlobReader, part: Part, etag: str, ask_again: AskAgain) -> Response:
+    """Return one stored representation, or the range of it that the request asks for."""
+    content, status, content_range = part.content, 200, ""
+    if request.method == "HEAD":
+        return Immediate(200, single_part_headers(part.content_type, part.content_location, etag, content.length), [])
+    if content.bits and "range" in request.headers:
+        # The bytes of a frame that begins within a byte do not lie anywhere as they are sent.
+        return await generated(request, part.content_type, part.content_location, etag, _pieces_only(reader, content, ask_again))
+    try:
+        span = _span(request, etag, content.length)
+    except RangeNotSatisfiable:
+        return _not_satisfiable(request, etag, content.length)
+    if span is not None:
+        content_range = f"bytes {span.first}-{span.last}/{content.length}"
+        content, status, ask_again = content.cut(span.first, span.length), 206, _cut_again(ask_again, span)
+    fields = single_part_headers(part.content_type, part.content_location, etag, content.length)
+    if content_range:
+        fields.append((b"content-range", content_range.encode()))
+    if (views := ready(reader, [content])) is not None:
+        return Immediate(status, fields, views[0] or [b""])
+    return await begun(status, fields, _pieces_only(reader, content, ask_again))
+
+
+async def generated(request: Request, content_type: str, content_location: str, etag: str, pieces: AsyncGenerator[Piece, None]) -> Response:
+    """Return one representation that is made while it is sent; a range of it where it is whole within `GATHER_BYTES`.
+
+    Raises whatever making the first piece raises.
+    """
+    ranged = "range" in request.headers
+    first, ended = await _gather(pieces, GATHER_BYTES, RANGED_S if ranged else GATHER_S)
+    if not ended:
+        fields = [field for field in single_part_headers(content_type, content_location, etag) if field[0] != b"accept-ranges"]
+        return Streamed(200, fields, first, pieces)
+    size = sum(len(piece) for piece in first)
+    try:
+        span = _span(request, etag, size)
+    except RangeNotSatisfiable:
+        return _not_satisfiable(request, etag, size)
+    if span is None:
+        return Immediate(200, single_part_headers(content_type, content_location, etag, size), first or [b""])
+    fields = single_part_headers(content_type, content_location, etag, span.length)
+    fields.append((b"content-range", f"bytes {span.first}-{span.last}/{size}".encode()))
+    return Immediate(206, fields, list(cut_pieces(first, span.first, span.length)))
+
+
+def cut_pieces(pieces: Iterable[Piece], first: int, length: int) -> Iterator[memoryview]:
+    """Yield `length` bytes from byte `first` of pieces that follow each other."""
+    for piece in pieces:
+        taken = memoryview(piece)[first : first + length]
+        first, length = max(first - len(piece), 0), length - len(taken)
+        if taken:
+            yield taken
+
+
+def _cut_again(ask_again: AskAgain, span: Span) -> AskAgain:
+    async def ask(index: int) -> Content:
+        return (await ask_again(index)).cut(span.first, span.length)
+
+    return ask
+
+
+async def _pieces_only(reader: BlobReader, content: Content, ask_again: AskAgain) -> AsyncGenerator[Piece, None]:
+    async with aclosing(read(reader, [content], ask_again)) as pieces:
+        async for _, piece in pieces:
+            yield piece
+
+
+async def begun(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
+    """Return a streamed response after its first piece has come."""
+    try:
+        first = await anext(pieces, b"")
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return Streamed(status, fields, [first], pieces)
+
+
+def multipart_headers(media_type: str, boundary: str, etag: str, length: int | None = None, warning: str = "") -> Headers:
+    """Return the header fields of a multipart answer."""
+    return headers(
+        content_type=multipart_writer.content_type(media_type, boundary),
+        content_length="" if length is None else str(length),
+        etag=etag,
+        vary="Accept",
+        cache_control="private, no-cache",
+        warning=warning,
+    )
+
+
+async def multipart(
+    request: Request,
+    reader: BlobReader,
+    media_type: str,
+    parts: Iterable[Part],
+    number_of_parts: int,
+    etag: str,
+    ask_again: AskAgain,
+    status: int = 200,
+) -> Response:
+    """Return stored representations, one part each, with Content-Length.
+
+    Args:
+        parts: of more than `MOST_HELD_PARTS` they are iterated twice.
+    """
+    boundary = multipart_writer.new_boundary()
+    closing = multipart_writer.closing(boundary, empty=number_of_parts == 0)
+    if number_of_parts > MOST_HELD_PARTS:
+        length = await _measured(_with_heads(parts, boundary)) + len(closing)
+        return await _many(request, reader, multipart_headers(media_type, boundary, etag, length), parts, boundary, ask_again, status)
+    headed = list(_with_heads(parts, boundary))
+    length = sum(len(head) + content.length for head, content in headed) + len(closing)
+    fields = multipart_headers(media_type, boundary, etag, length)
+    if request.method == "HEAD":
+        return Immediate(status, fields, [])
+    if length <= AT_ONCE_BYTES and headed and (views := ready(reader, [content for _, content in headed])) is not None:
+        bodies: list[Piece] = []
+        for (head, _), pieces_of_part in zip(headed, views, strict=True):
+            bodies.append(head)
+            bodies.extend(pieces_of_part)
+        bodies.append(closing)
+        # One small write costs less than several.
+        return Immediate(status, fields, [b"".join(bodies)] if length <= JOINED_BYTES else bodies)
+    return await begun(status, fields, _multipart_pieces(reader, headed, closing, ask_again))
+
+
+async def _many(
+    request: Request, reader: BlobReader, fields: Headers, parts: Iterable[Part], boundary: str, ask_again: AskAgain, status: int
+) -> Response:
+    if request.method == "HEAD":
+        return Immediate(status, fields, [])
+    pieces = _multipart_pieces(reader, _with_heads(parts, boundary), multipart_writer.closing(boundary), ask_again)
+    return await begun(status, fields, pieces)
+
+
+async def _measured(headed: Iterable[tuple[bytes, Content]]) -> int:
+    """Return the bytes of all parts with their heads, without holding the loop."""
+    length = 0
+    for index, (head, content) in enumerate(headed):
+        length += len(head) + content.length
+        if index % PAUSE_PARTS == 0:
+            await asyncio.sleep(0)
+    return length
+
+
+def _with_heads(parts: Iterable[Part], boundary: str) -> Iterable[tuple[bytes, Content]]:
+    for index, part in enumerate(parts):
+        head = multipart_writer.part_head(boundary, part.content_type, part.content_location, part.content.length, index == 0)
+        yield head, part.content
+
+
+async def _multipart_pieces(
+    reader: BlobReader, headed: Iterable[tuple[bytes, Content]], closing: bytes, ask_again: AskAgain
+) -> AsyncGenerator[Piece, None]:
+    """Yield heads and bytes in order; the first head comes after the first bytes were read."""
+    heads: deque[bytes] = deque()
+
+    def contents() -> Iterable[Content]:
+        for head, content in headed:
+            heads.append(head)
+            yield content
+
+    sent = 0
+    async with aclosing(read(reader, contents(), ask_again)) as pieces:
+        async for index, piece in pieces:
+            while sent <= index:
+                yield heads.popleft()
+                sent += 1
+            yield piece
+    for head in heads:
+        yield head
+    yield closing

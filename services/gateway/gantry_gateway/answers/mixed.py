@@ -1,0 +1,119 @@
+"""Answers of several items of which the renderer makes some, while they are sent.
+
+Until the status line is out, an item that turns out impossible is tried in its next transfer syntax and then left out: 206. After it,
+it breaks the answer off; it is remembered, so that the next request leaves it out at once.
+
+Source: PS3.18 §10.4.3.1.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from gantry_gateway.answers import bodies
+from gantry_gateway.content.renditions import IMPOSSIBLE, Renditions
+from gantry_gateway.http.request import Request
+from gantry_gateway.http.responses import Immediate, Piece, Response
+from gantry_standard import errors
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.negotiation import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A part begins.
+
+    Attributes:
+        content_type: as it shall be sent.
+        content_location: URL of the resource.
+        length: of the part in bytes; None where it is not known.
+    """
+
+    content_type: str
+    content_location: str
+    length: int | None
+
+
+Events = AsyncGenerator[Begin | Piece, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An item of an answer: an instance, or a bulkdata element.
+
+    Attributes:
+        sop_instance_uid, version: of the instance.
+        plans: what may be tried, best first.
+        make: returns the parts of the item in one of its plans; raises one of IMPOSSIBLE before the first where it cannot be had so.
+    """
+
+    sop_instance_uid: str
+    version: int
+    plans: tuple[Plan, ...]
+    make: Callable[[Plan], Events]
+
+
+class Assembly:
+    """Turns drafts into the pieces of a payload."""
+
+    def __init__(self, renditions: Renditions, drafts: AsyncIterator[Draft]) -> None:
+        self._renditions = renditions
+        self._drafts = drafts
+        self.committed = False
+        self.sent = 0
+        self.left_out = 0
+        self.media_type = self.reason = ""
+
+    async def parts(self, boundary: str) -> AsyncGenerator[Piece, None]:
+        """Yield a multipart payload."""
+        async for draft in self._drafts:
+            async with aclosing(self._attempts(draft)) as events:
+                async for event in events:
+                    if isinstance(event, Begin):
+                        self.media_type = self.media_type or event.content_type.partition(";")[0]
+                        head = (boundary, event.content_type, event.content_location, event.length)
+                        yield multipart_writer.part_head(*head, first=self.sent == 0)
+                        self.sent += 1
+                    else:
+                        yield event
+        yield multipart_writer.closing(boundary, empty=self.sent == 0)
+
+    async def _attempts(self, draft: Draft) -> Events:
+        for plan in draft.plans:
+            begun = False
+            try:
+                async with aclosing(draft.make(plan)) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except IMPOSSIBLE as error:
+                if begun or (self.committed and plan is draft.plans[-1]):
+                    self._renditions.remember_refusal(draft.sop_instance_uid, draft.version, plan.transfer_syntax_uid)
+                    raise errors.Unavailable(f"instance {draft.sop_instance_uid} could not be finished: {error.message}") from error
+                self.reason = error.message
+        self.left_out += 1
+
+
+async def send(request: Request, assembly: Assembly, media_type: str, status: int, etag: str) -> Response:
+    """Send the parts of an assembly.
+
+    Args:
+        media_type: of the root part, as far as is known before anything is made.
+        status: 206 where something is left out already.
+
+    Raises:
+        errors.NotAcceptable: nothing of it could be had.
+    """
+    boundary = multipart_writer.new_boundary()
+    if request.method == "HEAD":
+        # Whether everything can be made shows only when it is made.
+        return Immediate(status, bodies.multipart_headers(media_type, boundary, etag), [])
+    response = await bodies.gathered(status, [], assembly.parts(boundary))
+    assembly.committed = True
+    if assembly.left_out and not assembly.sent:
+        raise errors.NotAcceptable(f"{assembly.reason}; expected another transfer syntax, such as *")
+    response.headers = [*bodies.multipart_headers(assembly.media_type or media_type, boundary, etag), *response.headers]
+    if assembly.left_out:
+        response.status = 206
+    return response

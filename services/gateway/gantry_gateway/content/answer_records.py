@@ -1,0 +1,101 @@
+"""The instances of one answer: what it takes to send them, in little memory however many there are.
+
+Source: PS3.18 §10.4.3.3; a study may have a hundred thousand instances.
+"""
+
+from gantry.blob.v1.blob_pb2 import Layout, Location, StoredInstance
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_gateway.content.records import Records
+from gantry_standard import errors
+
+WHOLE_BYTES = 32 << 20
+"""Bytes of whole records that one answer keeps; what does not fit is asked of index again when its turn comes."""
+
+
+class KeptRecords:
+    """Records in the order they were added, encoded.
+
+    Of each, at least what sending it as stored takes: some 250 bytes. Whole ones, frame table included, as long as there is room.
+    """
+
+    def __init__(self, records: Records, study_instance_uid: str, most_bytes: int = WHOLE_BYTES) -> None:
+        self._records = records
+        self._study = study_instance_uid
+        self._room = most_bytes
+        self._encoded: list[bytes] = []
+        self._is_whole = bytearray()
+        self._latest: tuple[int, InstanceRecord] = (-1, InstanceRecord())
+
+    def __len__(self) -> int:
+        """Return the number of instances."""
+        return len(self._encoded)
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether no record has to be asked for again."""
+        return all(self._is_whole)
+
+    def add(self, record: InstanceRecord, whole: bool) -> None:
+        """Keep a record, if there is room the whole of it where that is wanted."""
+        if whole and record.ByteSize() <= self._room:
+            encoded = record.SerializeToString()
+            self._room -= len(encoded)
+            self._encoded.append(encoded)
+            self._is_whole.append(1)
+        else:
+            self._encoded.append(_slim(record).SerializeToString())
+            self._is_whole.append(0)
+
+    def stored(self, index: int) -> StoredInstance:
+        """Return what is kept of an instance: UIDs, object and wire form, or all of it."""
+        return self._kept(index).stored
+
+    def whole(self, index: int) -> InstanceRecord:
+        """Return the whole record of an instance where `are_whole`."""
+        return self._kept(index)
+
+    def version(self, index: int) -> int:
+        """Return the version of an instance's record."""
+        return self._kept(index).version
+
+    async def record(self, index: int) -> InstanceRecord:
+        """Return the whole record.
+
+        Raises:
+            errors.NotFound, errors.Gone: it is no more.
+            errors.Unavailable: it was replaced meanwhile, or index does not answer.
+        """
+        return self._kept(index) if self._is_whole[index] else await self.again(index)
+
+    async def again(self, index: int) -> InstanceRecord:
+        """Return the whole record as index knows it now, of the same content. Errors as `record`."""
+        kept = self._kept(index).stored
+        found = await self._records.ask(self._study, kept.series_instance_uid, kept.sop_instance_uid)
+        if found.stored.dataset_digest != kept.dataset_digest:
+            raise errors.Unavailable(f"instance {kept.sop_instance_uid} was replaced while it was sent")
+        return found
+
+    def _kept(self, index: int) -> InstanceRecord:
+        if self._latest[0] != index:
+            self._latest = (index, InstanceRecord.FromString(self._encoded[index]))
+        return self._latest[1]
+
+
+def _slim(record: InstanceRecord) -> InstanceRecord:
+    stored = record.stored
+    return InstanceRecord(
+        version=record.version,
+        stored=StoredInstance(
+            study_instance_uid=stored.study_instance_uid,
+            series_instance_uid=stored.series_instance_uid,
+            sop_instance_uid=stored.sop_instance_uid,
+            sop_class_uid=stored.sop_class_uid,
+            dataset_digest=stored.dataset_digest,
+            location=Location(object=stored.location.object),
+            layout=Layout(
+                wire_transfer_syntax_uid=stored.layout.wire_transfer_syntax_uid,
+                wire=stored.layout.wire,
+                pixel_element=stored.layout.pixel_element if stored.layout.HasField("pixel_element") else None,
+            ),
+        ),
+    )

@@ -1,0 +1,268 @@
+"""What the renderer makes for retrieve: frames and instances in other transfer syntaxes, rendered images.
+
+The renderer gets the record of an instance, for an image together with its metadata, so that it asks nobody but blob. What it transcoded is
+kept, within `GANTRY_RENDITION_CACHE_BYTES`, under the version of the instance: a version never changes.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
+from gantry.renderer.v1.renderer_pb2 import (
+    GetStatusRequest,
+    RenderRequest,
+    RenderResponse,
+    Source,
+    TranscodeFramesRequest,
+    TranscodeFramesResponse,
+    TranscodeInstanceRequest,
+)
+from gantry_gateway.content.records import INDEX_S
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.rpc import rpc_errors
+from gantry_standard import errors
+from gantry_standard.http.media_types import EXPLICIT_VR_LE
+
+if TYPE_CHECKING:
+    from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
+    from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceAsyncStub
+
+RENDER_S = 60.0
+"""Seconds that one rendering, or one message of a stream, may take."""
+
+STREAM_S = 3600.0
+"""Seconds that a whole stream may take, the client's pace included."""
+
+STATUS_S = 5.0
+CAPABILITIES_AGE_S = 30.0
+MOST_METADATA_BYTES = 32 << 20
+MOST_REFUSALS = 10_000
+REFUSAL_S = 600.0
+"""Seconds that the renderer is not asked again for what it could not make."""
+
+
+IMPOSSIBLE = (errors.NotAcceptable, errors.Unsupported, errors.CorruptInstance)
+"""Errors of the renderer that mean: this instance cannot be had so. Anything else is a failure."""
+
+
+Made = tuple[bytes, ...]
+
+
+async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
+    """Yield the messages of a server stream; the call ends with the iteration.
+
+    Raises:
+        errors.Unavailable: no message within `RENDER_S`. Other errors as the service raised them.
+    """
+    try:
+        with rpc_errors.translated(service):
+            while True:
+                try:
+                    async with asyncio.timeout(RENDER_S):
+                        message = await call.read()
+                except TimeoutError as error:
+                    raise errors.Unavailable(f"{service} does not answer") from error
+                if message is grpc.aio.EOF:
+                    return
+                yield message
+    finally:
+        call.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class FramePiece:
+    """Bytes of a transcoded frame; `last` with the last ones of each."""
+
+    frame_number: int
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """Bytes of a transcoded PS3.10 file."""
+
+    data: bytes
+
+
+class Renditions:
+    """Calls the renderer; keeps what it made, and for a short while what it can do and what it was told about instances.
+
+    Args:
+        room_bytes: of transcoded frames and files that are kept.
+    """
+
+    def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub", room_bytes: int) -> None:
+        self._renderer = renderer
+        self._index = index
+        self._made = ByteBoundedCache[Made](room_bytes, lambda made: sum(map(len, made)))
+        self._most_made_bytes = room_bytes // 8
+        self._decodes: frozenset[str] = frozenset()
+        self._encodes: frozenset[str] = frozenset()
+        self._asked = float("-inf")
+        self._metadata: OrderedDict[tuple[str, int], MetadataFragment] = OrderedDict()
+        self._metadata_bytes = 0
+        self._refusals: OrderedDict[tuple[str, int, str], float] = OrderedDict()
+
+    async def can_send(self, record: InstanceRecord, transfer_syntax_uid: str) -> bool:
+        """Say whether an instance may be had in another transfer syntax, as far as is known without trying. Errors as `can_transcode`."""
+        asked = self._refusals.get((record.stored.sop_instance_uid, record.version, transfer_syntax_uid))
+        if asked is not None and time.monotonic() - asked < REFUSAL_S:
+            return False
+        return await self.can_transcode(record.stored.layout.wire_transfer_syntax_uid, transfer_syntax_uid)
+
+    def remember_refusal(self, sop_instance_uid: str, version: int, transfer_syntax_uid: str) -> None:
+        """Keep for a while that an instance cannot be had in a transfer syntax."""
+        self._refusals[sop_instance_uid, version, transfer_syntax_uid] = time.monotonic()
+        if len(self._refusals) > MOST_REFUSALS:
+            self._refusals.popitem(last=False)
+
+    async def can_transcode(self, stored: str, wanted: str) -> bool:
+        """Say whether the renderer decodes one transfer syntax and encodes the other.
+
+        Raises:
+            errors.Unavailable: it does not answer.
+        """
+        if time.monotonic() - self._asked > CAPABILITIES_AGE_S:
+            with rpc_errors.translated("renderer"):
+                status = await self._renderer.GetStatus(GetStatusRequest(), timeout=STATUS_S)
+            self._decodes, self._encodes = frozenset(status.decodes), frozenset(status.encodes)
+            self._asked = time.monotonic()
+        return stored in self._decodes | {EXPLICIT_VR_LE} and wanted in self._encodes | {EXPLICIT_VR_LE}
+
+    async def source(self, record: InstanceRecord) -> Source:
+        """Return what the renderer needs to know about an instance to render it.
+
+        Raises:
+            errors.NotFound: it is no more.
+            errors.Unavailable: index does not answer, or the instance was replaced meanwhile.
+        """
+        stored = record.stored
+        fragment = await self._fragment(record)
+        source = Source(stored=stored, version=record.version)
+        if fragment.HasField("location"):
+            source.stored.dicom_json_location.CopyFrom(fragment.location)
+        else:
+            source.stored.dicom_json = fragment.dicom_json
+        return source
+
+    async def _fragment(self, record: InstanceRecord) -> MetadataFragment:
+        stored = record.stored
+        key = (stored.sop_instance_uid, record.version)
+        if (kept := self._metadata.get(key)) is not None:
+            self._metadata.move_to_end(key)
+            return kept
+        scope = Scope(
+            study_instance_uid=stored.study_instance_uid,
+            series_instance_uid=stored.series_instance_uid,
+            sop_instance_uid=stored.sop_instance_uid,
+        )
+        with rpc_errors.translated("index"):
+            call = self._index.GetMetadata(GetMetadataRequest(scope=scope), timeout=INDEX_S)
+            fragments = [fragment async for message in call for fragment in message.fragments]
+        if not fragments:
+            raise errors.NotFound(f"there is no instance {stored.sop_instance_uid}")
+        if fragments[0].version != record.version:
+            raise errors.Unavailable(f"instance {stored.sop_instance_uid} was replaced meanwhile")
+        self._keep(key, fragments[0])
+        return fragments[0]
+
+    def _keep(self, key: tuple[str, int], fragment: MetadataFragment) -> None:
+        if key not in self._metadata:
+            self._metadata[key] = fragment
+            self._metadata_bytes += fragment.ByteSize()
+        while self._metadata_bytes > MOST_METADATA_BYTES:
+            _, dropped = self._metadata.popitem(last=False)
+            self._metadata_bytes -= dropped.ByteSize()
+
+    async def frames(
+        self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
+    ) -> AsyncGenerator[FramePiece, None]:
+        """Yield frames in another transfer syntax: one or more pieces each, `last` set on the last.
+
+        Raises:
+            errors of `IMPOSSIBLE`: they cannot be had so.
+        """
+        keys = {number: _key(record, transfer_syntax_uid, number) for number in frame_numbers}
+        made = {number: found for number, key in keys.items() if (found := self._made.get(key)) is not None}
+        missing = [number for number in frame_numbers if number not in made]
+        async with aclosing(self._made_frames(record, missing, transfer_syntax_uid)) as messages:
+            for number in frame_numbers:
+                if number in made:
+                    kept = made.pop(number)
+                    for index, data in enumerate(kept, 1):
+                        yield FramePiece(number, data, index == len(kept))
+                    continue
+                keeping = _Keeping(self._most_made_bytes)
+                async for message in messages:
+                    keeping.add(message.data)
+                    if message.last and (pieces := keeping.pieces) is not None:
+                        self._made.put(keys[number], pieces)
+                    yield FramePiece(number, message.data, message.last)
+                    if message.last:
+                        break
+
+    async def _made_frames(
+        self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
+    ) -> AsyncGenerator[TranscodeFramesResponse, None]:
+        if not frame_numbers:
+            return
+        source = Source(stored=record.stored, version=record.version)
+        request = TranscodeFramesRequest(source=source, frame_numbers=frame_numbers, transfer_syntax_uid=transfer_syntax_uid)
+        async with aclosing(messages(self._renderer.TranscodeFrames(request, timeout=STREAM_S), "renderer")) as found:
+            async for message in found:
+                yield message
+
+    async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[FilePiece, None]:
+        """Yield a PS3.10 file in another transfer syntax, in pieces. Errors as `frames`."""
+        key = _key(record, transfer_syntax_uid, 0)
+        if (made := self._made.get(key)) is not None:
+            for data in made:
+                yield FilePiece(data)
+            return
+        source = Source(stored=record.stored, version=record.version)
+        request = TranscodeInstanceRequest(source=source, transfer_syntax_uid=transfer_syntax_uid)
+        keeping = _Keeping(self._most_made_bytes)
+        async with aclosing(messages(self._renderer.TranscodeInstance(request, timeout=STREAM_S), "renderer")) as found:
+            async for message in found:
+                keeping.add(message.data)
+                yield FilePiece(message.data)
+        if (pieces := keeping.pieces) is not None:
+            self._made.put(key, pieces)
+
+    async def render(self, request: RenderRequest) -> RenderResponse:
+        """Return one rendered image. Errors as `frames`."""
+        with rpc_errors.translated("renderer"):
+            return await self._renderer.Render(request, timeout=RENDER_S)
+
+
+def _key(record: InstanceRecord, transfer_syntax_uid: str, frame_number: int) -> tuple[str, int, str, int]:
+    """Return the key of a frame, or with frame number 0 of the whole file."""
+    return record.stored.sop_instance_uid, record.version, transfer_syntax_uid, frame_number
+
+
+class _Keeping:
+    """Holds on to pieces while they pass, as long as they may be kept."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left = most_bytes
+        self._pieces: list[bytes] = []
+
+    def add(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left >= 0:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+
+    @property
+    def pieces(self) -> Made | None:
+        """What passed; None where it was too much, or nothing."""
+        return tuple(self._pieces) if self._left >= 0 and self._pieces else None

@@ -1,0 +1,200 @@
+"""What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gantry.blob.v1.blob_pb2 import StoredInstance
+from gantry.index.v1.index_pb2 import GetMetadataRequest, GetMetadataResponse, InstanceRecord, MetadataFragment, Scope
+from gantry_gateway.content.records import INDEX_S, Mark, Records
+from gantry_gateway.content.renditions import Renditions
+from gantry_gateway.http import urls
+from gantry_gateway.http.request import Gateway, Request
+from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.rpc import rpc_errors
+from gantry_standard import errors
+from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
+from gantry_standard.http import negotiation
+from gantry_standard.http.media_types import DICOM, EXPLICIT_VR_LE, Resource
+from gantry_standard.http.negotiation import Choice, Plan, negotiate, select
+
+METADATA_S = 20 * INDEX_S
+"""Seconds that index may take for the metadata of a study, the client's pace included."""
+
+LONGEST_VALUE_BYTES = 0xFFFFFFFE
+"""Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMetadata:
+    """An answer with metadata that was sent before.
+
+    Attributes:
+        state: of what it was made from, as index names it.
+    """
+
+    state: bytes
+    etag: str
+    body: bytes
+    content_encoding: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.body) + 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """What the retrieve handlers use."""
+
+    records: Records
+    metadata: ByteBoundedCache[KeptMetadata]
+    reader: BlobReader
+    renditions: Renditions
+
+
+def install(gateway: Gateway, reader: BlobReader) -> Records:
+    """Make what retrieve needs and put it into `Gateway.parts` as "reader", "records" and "retrieval".
+
+    Nothing is connected: without `records.listening` every request asks index.
+    """
+    kept = Records(gateway.index, gateway.settings.record_cache_entries, mark=Mark(gateway.settings.port_shared_by))
+    made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
+    gateway.parts["reader"], gateway.parts["records"] = reader, kept
+    metadata = ByteBoundedCache[KeptMetadata](gateway.settings.metadata_cache_bytes, lambda one: one.size_bytes)
+    gateway.parts["retrieval"] = Retrieval(kept, metadata, reader, made)
+    return kept
+
+
+def of(request: Request) -> Retrieval:
+    """Return what `install` made."""
+    found: Retrieval = request.gateway.parts["retrieval"]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The study, series or instance of a path; "" for what the path does not name."""
+
+    study: str
+    series: str
+    instance: str
+
+    def url(self, base: str) -> str:
+        """Return the URL of the resource."""
+        if self.instance:
+            return urls.instance(base, self.study, self.series, self.instance)
+        if self.series:
+            return urls.series(base, self.study, self.series)
+        return urls.study(base, self.study)
+
+
+def target(request: Request) -> Target:
+    """Return the target of a request.
+
+    Raises:
+        errors.BadRequest: a UID is none.
+    """
+    return _target(*[request.params.get(name, "") for name in ("study", "series", "instance")])
+
+
+@lru_cache(4096)
+def _target(study: str, series: str, instance: str) -> Target:
+    named = {"study": study, "series": series, "instance": instance}
+    return Target(*[urls.uid(named, name) for name in named])
+
+
+async def record_of(request: Request) -> InstanceRecord:
+    """Return the record of the instance that the path names. Errors as `Records.get`."""
+    found = target(request)
+    return await of(request).records.get(found.study, found.series, found.instance)
+
+
+def choices(request: Request, resource: Resource) -> tuple[Choice, ...]:
+    """Return what the client accepts of a resource. Errors as `negotiate`."""
+    query_accept = request.parameter("accept") if request.scope["query_string"] else None
+    return negotiate(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
+
+
+def selected(request: Request, resource: Resource) -> Choice:
+    """Return the representation that the client wants of metadata, search results or a store response. Errors as `negotiate`."""
+    query_accept = request.parameter("accept") if request.scope["query_string"] else None
+    return select(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
+
+
+async def records_of(request: Request, target: Target) -> AsyncGenerator[InstanceRecord, None]:
+    """Yield the records of a study, a series or an instance. Errors as `Records.get`."""
+    tools = of(request)
+    if target.instance:
+        yield await tools.records.get(target.study, target.series, target.instance)
+        return
+    async with aclosing(tools.records.scope(target.study, target.series)) as found:
+        async for record in found:
+            yield record
+
+
+async def metadata_of(request: Request, target: Target, known_state: bytes = b"") -> AsyncGenerator[GetMetadataResponse, None]:
+    """Yield what index answers about the metadata of a study, a series or an instance. Errors as `Records.get`.
+
+    Args:
+        known_state: of the answer that is here already; where it is still so, one message says that.
+    """
+    scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
+    call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope, known_state=known_state), timeout=METADATA_S)
+    try:
+        with rpc_errors.translated("index"):
+            async for message in call:
+                yield message
+    finally:
+        call.cancel()
+
+
+async def fragments_of(request: Request, target: Target) -> AsyncGenerator[list[MetadataFragment], None]:
+    """Yield the metadata of a study, a series or an instance, in batches, in the order of `records_of`. Errors as `Records.get`."""
+    async with aclosing(metadata_of(request, target)) as answers:
+        async for answer in answers:
+            yield list(answer.fragments)
+
+
+def native_bytes(stored: StoredInstance) -> int:
+    """Return the bytes of uncompressed pixel data, all frames; 0 without pixel data."""
+    pixel = stored.layout.pixel
+    bits = pixel.rows * pixel.columns * (pixel.samples_per_pixel or 1) * pixel.bits_allocated
+    return (bits * stored.layout.frames.number_of_frames + 7) >> 3
+
+
+def plans_of(stored: StoredInstance, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
+    """Return what choices mean for the files or the pixel data of an instance, best first (§8.7.3.4)."""
+    stored_as = stored.layout.wire_transfer_syntax_uid
+    if stored_as == EXPLICIT_VR_LE:
+        return negotiation.plans(choices, stored_as)
+    if native_bytes(stored) <= LONGEST_VALUE_BYTES:
+        return negotiation.plans(choices, stored_as, transfer_syntax(stored_as).is_lossy)
+    found = negotiation.plans(choices, stored_as, may_stay=True)
+    return tuple(plan for plan in found if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LE))
+
+
+class Limit:
+    """Counts the bytes of an answer against `GANTRY_RETRIEVE_MAX_BYTES`."""
+
+    def __init__(self, request: Request) -> None:
+        self._most = request.gateway.settings.retrieve_max_bytes
+        self._bytes = 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is one."""
+        return self._most > 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes as they are stored.
+
+        Raises:
+            errors.PayloadTooLarge: the answer has too many.
+        """
+        self._bytes += size_bytes
+        if self._most and self._bytes > self._most:
+            raise errors.PayloadTooLarge(f"the answer would hold more than {self._most} stored bytes; ask for less, such as one series")

@@ -1,0 +1,287 @@
+"""Bytes that leave as they are stored: where they lie, and reading them through the port BlobReader.
+
+Nothing is joined: what is read in pieces is sent in pieces.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from gantry.blob.v1.blob_pb2 import FrameTable, StoredInstance
+from gantry_gateway.http.responses import Piece
+from gantry_runtime.blob_reader import BlobReader
+from gantry_standard import errors
+
+AT_ONCE_BYTES = 8 << 20
+"""Most bytes that are asked of `BlobReader.ready` for one answer."""
+
+BATCH = 256
+"""Contents that one read of an object may serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A sequence of bytes of one object.
+
+    Attributes:
+        ranges: (offset, length) in bytes, in order.
+        length: of what is sent.
+        shift: bits at the beginning of the first range that belong to the frame before; only of 1-bit frames.
+        bits: of what is sent, where `shift` or the last byte is not whole; 0 for whole bytes.
+    """
+
+    object_key: str
+    ranges: tuple[tuple[int, int], ...]
+    length: int
+    shift: int = 0
+    bits: int = 0
+
+    def cut(self, first: int, length: int) -> "Content":
+        """Return `length` bytes from byte `first` on. Only of whole bytes."""
+        ranges: list[tuple[int, int]] = []
+        skip, left = first, length
+        for offset, size in self.ranges:
+            if left == 0:
+                break
+            take = min(max(size - skip, 0), left)
+            if take:
+                ranges.append((offset + skip, take))
+            left -= take
+            skip = max(skip - size, 0)
+        return Content(self.object_key, tuple(ranges), length)
+
+
+def wire_content(stored: StoredInstance) -> Content:
+    """Return the PS3.10 file of an instance as it leaves as stored."""
+    ranges = tuple((piece.offset, piece.length) for piece in stored.layout.wire)
+    return Content(stored.location.object, ranges, sum(length for _, length in ranges))
+
+
+def frame_content(stored: StoredInstance, frame_number: int) -> Content:
+    """Return the bytes of one frame as stored; of a fragmented frame the fragments one after another.
+
+    Args:
+        frame_number: from 1, within the instance.
+
+    Raises:
+        errors.NotAcceptable: frames are not separate in the stored form, as in a video.
+
+    Source: PS3.18 §8.7.3.3.1 note 2 for frames of 1-bit pixels: the first bit sent is bit 0 of the first byte.
+    """
+    table, index = stored.layout.frames, frame_number - 1
+    if table.WhichOneof("encoding") == "encapsulated":
+        ranges = _fragments(table, index, stored.sop_instance_uid)
+        return Content(stored.location.object, ranges, sum(length for _, length in ranges))
+    offset, frame_bits = table.native.offset, table.native.frame_bits
+    if frame_bits % 8 == 0:
+        size = frame_bits >> 3
+        return Content(stored.location.object, ((offset + index * size, size),), size)
+    begin = index * frame_bits
+    first, end = begin >> 3, (begin + frame_bits + 7) >> 3
+    return Content(stored.location.object, ((offset + first, end - first),), (frame_bits + 7) >> 3, begin & 7, frame_bits)
+
+
+def frames_are_separate(stored: StoredInstance) -> bool:
+    """Say whether the frames can be told apart as stored; those of native pixel data can."""
+    table = stored.layout.frames
+    if table.WhichOneof("encoding") != "encapsulated":
+        return True
+    found = table.encapsulated
+    return bool(found.first_fragments) or len(found.fragment_offsets) == table.number_of_frames
+
+
+def _fragments(table: FrameTable, index: int, sop_instance_uid: str) -> tuple[tuple[int, int], ...]:
+    found = table.encapsulated
+    first_fragments, fragments = found.first_fragments, len(found.fragment_offsets)
+    if not first_fragments:
+        if fragments != table.number_of_frames:
+            raise errors.NotAcceptable(
+                f"instance {sop_instance_uid} holds {table.number_of_frames} frames in {fragments} fragments: none can be had by itself"
+            )
+        return ((found.fragment_offsets[index], found.fragment_lengths[index]),)
+    begin = first_fragments[index]
+    end = first_fragments[index + 1] if index + 1 < len(first_fragments) else fragments
+    return tuple((found.fragment_offsets[i], found.fragment_lengths[i]) for i in range(begin, end))
+
+
+class Shifter:
+    """Moves the bits of a 1-bit frame so that its first one is bit 0 of the first byte (least significant first)."""
+
+    def __init__(self, shift: int, bits: int) -> None:
+        self._shift = shift
+        self._left = (bits + 7) >> 3
+        self._last_mask = 0xFF >> (-bits % 8)
+        self._kept = b""
+
+    def push(self, piece: Piece) -> bytes:
+        """Return the bytes that are whole after this piece."""
+        data = self._kept + bytes(piece)
+        whole = max(len(data) - 1, 0) if self._shift else len(data)
+        self._kept = data[whole:] if self._shift else b""
+        return self._finish(self._moved(data)[:whole])
+
+    def end(self) -> bytes:
+        """Return what is left after the last piece."""
+        return self._finish(self._moved(self._kept)[: self._left]) if self._left and self._kept else b""
+
+    def _moved(self, data: bytes) -> bytes:
+        return (int.from_bytes(data, "little") >> self._shift).to_bytes(len(data), "little") if self._shift else data
+
+    def _finish(self, data: bytes) -> bytes:
+        data = data[: self._left]
+        self._left -= len(data)
+        if data and self._left == 0 and self._last_mask != 0xFF:
+            data = data[:-1] + bytes([data[-1] & self._last_mask])
+        return data
+
+
+def ready(reader: BlobReader, contents: list[Content]) -> list[list[Piece]] | None:
+    """Return the pieces of each content when none of them has to be waited for, else None."""
+    if sum(content.length for content in contents) > AT_ONCE_BYTES:
+        return None
+    if len(contents) == 1:
+        views = reader.ready(contents[0].object_key, contents[0].ranges) if contents[0].length else []
+        return None if views is None else [_shifted(contents[0], views)]
+    object_key = contents[0].object_key
+    if any(content.object_key != object_key for content in contents):
+        return None
+    views = reader.ready(object_key, _ranges(contents))
+    if views is None:
+        return None
+    found: list[list[memoryview]] = [[] for _ in contents]
+    for index, piece in _dealt(contents, iter(views)):
+        found[index].append(piece)
+    return [_shifted(content, pieces) for content, pieces in zip(contents, found, strict=True)]
+
+
+def _shifted(content: Content, views: list[memoryview]) -> list[Piece]:
+    if not content.bits:
+        return list(views)
+    shifter = Shifter(content.shift, content.bits)
+    return [*[shifter.push(view) for view in views], shifter.end()]
+
+
+def _dealt(contents: list[Content], views: Iterator[memoryview]) -> Iterator[tuple[int, memoryview]]:
+    """Deal pieces out to the contents that they belong to; a piece may hold bytes of several."""
+    dealer = _Dealer(contents)
+    for view in views:
+        yield from dealer.deal(view)
+
+
+class _Dealer:
+    """Knows which content the next byte of a read belongs to."""
+
+    def __init__(self, contents: list[Content]) -> None:
+        self._sizes = [sum(length for _, length in content.ranges) for content in contents]
+        self._index = 0
+        self._left = self._sizes[0] if contents else 0
+
+    def deal(self, piece: Piece) -> Iterator[tuple[int, memoryview]]:
+        """Yield (index of the content, its bytes)."""
+        view = memoryview(piece)
+        while view.nbytes:
+            while self._left == 0:
+                self._index += 1
+                self._left = self._sizes[self._index]
+            taken = view[: self._left]
+            self._left -= len(taken)
+            view = view[len(taken) :]
+            yield self._index, taken
+
+
+@asynccontextmanager
+async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[Piece]]:
+    """End a read with the context, where it can be ended."""
+    try:
+        yield pieces
+    finally:
+        if (close := getattr(pieces, "aclose", None)) is not None:
+            await close()
+
+
+def _ranges(contents: Iterable[Content]) -> list[tuple[int, int]]:
+    return [span for content in contents for span in content.ranges if span[1]]
+
+
+async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Read contents of one object with one call."""
+    ranges = _ranges(contents)
+    if not ranges:
+        return
+    dealer = _Dealer(contents)
+    shifters = [Shifter(content.shift, content.bits) if content.bits else None for content in contents]
+    current = 0
+    try:
+        async with _closing(reader.read(contents[0].object_key, ranges)) as pieces:
+            async for piece in pieces:
+                for index, taken in dealer.deal(piece):
+                    if index != current and (last := shifters[current]) is not None:
+                        yield current, last.end()
+                    current = index
+                    shifter = shifters[index]
+                    yield index, taken if shifter is None else shifter.push(taken)
+    except errors.BadRequest as error:
+        # A range that the object does not have is our fault, not the client's.
+        raise errors.GantryError(f"the index and the objects disagree: {error.message}") from error
+    if (last := shifters[current]) is not None:
+        yield current, last.end()
+
+
+AskAgain = Callable[[int], Awaitable[Content]]
+"""Returns where the content of this index lies now; raises errors.NotFound or errors.Gone when it is no more."""
+
+
+async def read(reader: BlobReader, contents: Iterable[Content], ask_again: AskAgain) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Yield (index of the content, piece), in order. Contents without bytes yield nothing.
+
+    Where an object is gone (its instances were moved together into a new one), `ask_again` tells once where they lie now.
+
+    Raises:
+        errors.Unavailable: what lies somewhere else now is not there either, or has another length.
+    """
+    source, begin = iter(contents), 0
+    while batch := list(islice(source, BATCH)):
+        for first, group in _groups(batch):
+            begun = False
+            try:
+                async with aclosing(_read_group(reader, group)) as pieces:
+                    async for index, piece in pieces:
+                        begun = True
+                        yield begin + first + index, piece
+            except errors.NotFound as error:
+                if begun:
+                    raise errors.Unavailable("the bytes of an instance went away while they were read") from error
+                async with aclosing(_read_moved(reader, group, begin + first, ask_again)) as moved:
+                    async for found in moved:
+                        yield found
+        begin += len(batch)
+
+
+async def _read_moved(
+    reader: BlobReader, contents: list[Content], begin: int, ask_again: AskAgain
+) -> AsyncGenerator[tuple[int, Piece], None]:
+    for index, content in enumerate(contents, begin):
+        now = await _moved(content, index, ask_again)
+        try:
+            async with aclosing(_read_group(reader, [now])) as pieces:
+                async for _, piece in pieces:
+                    yield index, piece
+        except errors.NotFound as error:
+            raise errors.Unavailable("the bytes of an instance are not where the index says") from error
+
+
+async def _moved(content: Content, index: int, ask_again: AskAgain) -> Content:
+    now = await ask_again(index)
+    if now.length != content.length:
+        raise errors.Unavailable("an instance was replaced while it was read")
+    return now
+
+
+def _groups(batch: list[Content]) -> Iterator[tuple[int, list[Content]]]:
+    """Yield (index of the first, contents) for neighbours of the same object."""
+    begin = 0
+    for end in range(1, len(batch) + 1):
+        if end == len(batch) or batch[end].object_key != batch[begin].object_key:
+            yield begin, batch[begin:end]
+            begin = end

@@ -1,0 +1,88 @@
+"""Health over HTTP: /healthz/live, /healthz/ready, /healthz/suite.
+
+Ready is this gateway with what most requests need: NATS, blob and index. The suite is all five services and their stores.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import orjson
+from google.protobuf.message import Message
+from starlette.responses import Response
+
+from gantry.blob.v1 import blob_pb2
+from gantry.index.v1 import index_pb2
+from gantry.renderer.v1 import renderer_pb2
+from gantry.workflow.v1 import workflow_pb2
+from gantry_gateway.http import problems
+from gantry_gateway.http.request import Gateway, Request
+from gantry_runtime.rpc.rpc_errors import translated
+from gantry_standard import errors
+
+TIMEOUT_S = 2.0
+
+
+async def respond(request: Request) -> Response:
+    """Answer one of the three paths."""
+    if request.method not in ("GET", "HEAD"):
+        error = errors.MethodNotAllowed(f"{request.method} is not a method of {request.path}; it has GET, HEAD")
+        return problems.problem(error, request.accept, request.base_url, "GET, HEAD")
+    if request.path == "/healthz/live":
+        return Response("live\n", media_type="text/plain")
+    if request.path == "/healthz/ready":
+        missing = await what_is_missing(request.gateway)
+        return Response(f"{missing or 'ready'}\n", 503 if missing else 200, media_type="text/plain", headers={"Cache-Control": "no-store"})
+    if request.path == "/healthz/suite":
+        suite = await state_of_suite(request.gateway)
+        body = orjson.dumps(suite, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return Response(body, 200 if suite["ready"] else 503, media_type="application/json", headers={"Cache-Control": "no-store"})
+    raise errors.NotFound(f"there is no {request.path}; there are /healthz/live, /healthz/ready and /healthz/suite")
+
+
+async def what_is_missing(gateway: Gateway) -> str:
+    """Return a sentence about what keeps this gateway from its work; "" when nothing does."""
+    states = [_state_of_nats(gateway), *await asyncio.gather(_ask(_blob(gateway), "blob"), _ask(_index(gateway), "index"))]
+    return "; ".join(
+        f"{name} is not ready: {state['explanation']}"
+        for name, state in zip(("NATS", "blob", "index"), states, strict=True)
+        if not state["ready"]
+    )
+
+
+async def state_of_suite(gateway: Gateway) -> dict[str, Any]:
+    """Ask all services at once."""
+    renderer = gateway.renderer.GetStatus(renderer_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+    workflow = gateway.workflow.GetStatus(workflow_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+    states = await asyncio.gather(
+        _ask(_blob(gateway), "blob"), _ask(_index(gateway), "index"), _ask(renderer, "renderer"), _ask(workflow, "workflow")
+    )
+    services = {"gateway": {"ready": True}, **dict(zip(("blob", "index", "renderer", "workflow"), states, strict=True))}
+    nats = _state_of_nats(gateway)
+    return {"ready": nats["ready"] and all(state["ready"] for state in states), "nats": nats, "services": services}
+
+
+def _blob(gateway: Gateway) -> Awaitable[Message]:
+    return gateway.blob.GetStatus(blob_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+
+
+def _index(gateway: Gateway) -> Awaitable[Message]:
+    return gateway.index.GetStatus(index_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
+
+
+async def _ask(call: Awaitable[Message], service: str) -> dict[str, Any]:
+    """Return the fields of a GetStatusResponse; not ready where it does not come."""
+    try:
+        with translated(service):
+            status = await call
+    except errors.GantryError as error:
+        return {"ready": False, "explanation": error.message}
+    fields = {field.name: getattr(status, field.name) for field in status.DESCRIPTOR.fields}
+    return {
+        name: list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value for name, value in fields.items()
+    }
+
+
+def _state_of_nats(gateway: Gateway) -> dict[str, Any]:
+    is_ready = gateway.nats.is_connected
+    return {"ready": is_ready, "explanation": "" if is_ready else "NATS does not answer"}

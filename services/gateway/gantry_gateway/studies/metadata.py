@@ -1,0 +1,201 @@
+"""Studies service, Retrieve: metadata, joined from fragments that were made when the instances were stored.
+
+As DICOM JSON the fragments leave as they are kept; as XML each of them is written as a document. An answer in JSON is kept, coded as it
+was sent, and sent again when index says that nothing in its scope has changed.
+
+Source: PS3.18 §10.4.1.1.2.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from functools import partial
+from hashlib import blake2b
+
+from gantry.blob.v1.blob_pb2 import Location
+from gantry.index.v1.index_pb2 import GetMetadataResponse, MetadataFragment
+from gantry_gateway.answers import bodies, xml_parts
+from gantry_gateway.content import retrieval
+from gantry_gateway.content.retrieval import KeptMetadata, Target
+from gantry_gateway.content.stored_content import Content, read
+from gantry_gateway.http import compression, responses, urls
+from gantry_gateway.http.compression import Coding
+from gantry_gateway.http.conditional import entity_tag, not_modified
+from gantry_gateway.http.request import Request
+from gantry_gateway.http.responses import Headers, Immediate, Piece, Response
+from gantry_standard import errors
+from gantry_standard.dicom import native_xml
+from gantry_standard.http import multipart_writer
+from gantry_standard.http.media_types import DICOM_JSON, DICOM_XML, Resource
+
+METADATA_AT_ONCE_BYTES = 8 << 20
+"""Bytes of metadata that are gathered for an ETag and a Content-Length; more is streamed without."""
+
+XML_BATCH_BYTES = 256 << 10
+"""Bytes of DICOM JSON that are handed to a thread at a time; a longer object alone."""
+
+_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID = "00080018", "0020000E"
+_IDENTIFIERS = frozenset({_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID})
+
+
+async def retrieve_metadata(request: Request) -> Response:
+    """Answer GET of the metadata of a study, a series or an instance (§10.4.1.1.2): one array, or one document per part."""
+    target = retrieval.target(request)
+    media_type = retrieval.selected(request, Resource.METADATA).media_type
+    coding = compression.of(request)
+    base = request.base_url.encode("latin-1")
+    url = f"{target.url(request.base_url)}/metadata"
+    cache, key = retrieval.of(request).metadata, (target, base, coding)
+    kept = cache.get(key) if media_type == DICOM_JSON else None
+    answers = retrieval.metadata_of(request, target, kept.state if kept is not None else b"")
+    first = await anext(answers, GetMetadataResponse())
+    if kept is not None and first.unchanged:
+        await answers.aclose()
+        return _whole(request, url, kept)
+    fragments = _fragments(first, answers)
+    try:
+        gathered, ended = await _gather(fragments)
+    except BaseException:
+        await fragments.aclose()
+        raise
+    etag = _metadata_tag(base, media_type, gathered) if ended else ""
+    if etag and not_modified(request.headers.get("if-none-match", ""), etag):
+        return bodies.not_modified(etag, url)
+    if ended and media_type == DICOM_JSON and not any(fragment.HasField("location") for fragment in gathered):
+        made = KeptMetadata(first.state, etag, *await _joined(base, gathered, coding))
+        if made.state:
+            cache.put(key, made)
+        return _whole(request, url, made)
+    fields = _headers(url, etag)
+    if media_type == DICOM_XML:
+        boundary = multipart_writer.new_boundary()
+        fields += responses.headers(content_type=multipart_writer.content_type(DICOM_XML, boundary))
+        batches = _batches(request, target.study, base, gathered, fragments)
+        return await _in_pieces(fields, xml_parts.pieces(boundary, batches, partial(_instance_url, request.base_url, target)), coding)
+    fields += responses.headers(content_type=DICOM_JSON)
+    return await _in_pieces(fields, _metadata_pieces(request, target.study, base, gathered, fragments), coding)
+
+
+def _headers(url: str, etag: str) -> Headers:
+    return responses.headers(content_location=url, etag=etag, vary=compression.VARY, cache_control="private, no-cache")
+
+
+def _whole(request: Request, url: str, kept: KeptMetadata) -> Response:
+    if not_modified(request.headers.get("if-none-match", ""), kept.etag):
+        return bodies.not_modified(kept.etag, url)
+    own = responses.headers(content_type=DICOM_JSON, content_encoding=kept.content_encoding, content_length=str(len(kept.body)))
+    return Immediate(200, [*_headers(url, kept.etag), *own], [kept.body])
+
+
+async def _joined(base: bytes, fragments: list[MetadataFragment], coding: Coding) -> tuple[bytes, str]:
+    """Return the body of an answer, and its Content-Encoding."""
+    body = b"[" + b",".join([fragment.dicom_json for fragment in fragments]).replace(b"\0", base) + b"]"
+    if coding.applies_to(len(body)):
+        return await compression.packed(coding, body), coding.name
+    return body, ""
+
+
+async def _in_pieces(fields: Headers, pieces: AsyncGenerator[Piece, None], coding: Coding) -> Response:
+    if not coding.name:
+        return await bodies.gathered(200, fields, pieces)
+    fields = [*fields, *responses.headers(content_encoding=coding.name)]
+    return await bodies.gathered(200, fields, compression.packed_pieces(coding, pieces))
+
+
+def _instance_url(base_url: str, target: Target, dicom_json: bytes) -> str:
+    """Return the URL of an instance's metadata; what the path does not name is read from the object."""
+    series, instance = target.series, target.instance
+    if not instance:
+        found = native_xml.first_values(dicom_json, _IDENTIFIERS)
+        series, instance = found.get(_SERIES_INSTANCE_UID, series), found.get(_SOP_INSTANCE_UID, "")
+    return f"{urls.instance(base_url, target.study, series, instance)}/metadata"
+
+
+async def _batches(
+    request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
+) -> AsyncGenerator[list[bytes], None]:
+    """Yield whole objects, about `XML_BATCH_BYTES` at a time; those that lie in a pack are read from there."""
+    waiting: list[bytes] = []
+    size = 0
+    async with aclosing(rest):
+        while gathered:
+            for fragment in gathered:
+                found = fragment.dicom_json
+                if fragment.HasField("location"):
+                    async with aclosing(_read_fragment(request, study, fragment)) as pieces:
+                        found = b"".join([piece async for piece in pieces])
+                waiting.append(found.replace(b"\0", base))
+                size += len(found)
+                if size >= XML_BATCH_BYTES:
+                    yield waiting
+                    waiting, size = [], 0
+            gathered = await anext(rest, [])
+    if waiting:
+        yield waiting
+
+
+async def _fragments(
+    first: GetMetadataResponse, rest: AsyncGenerator[GetMetadataResponse, None]
+) -> AsyncGenerator[list[MetadataFragment], None]:
+    async with aclosing(rest):
+        yield list(first.fragments)
+        async for answer in rest:
+            yield list(answer.fragments)
+
+
+async def _gather(fragments: AsyncGenerator[list[MetadataFragment], None]) -> tuple[list[MetadataFragment], bool]:
+    """Return the fragments up to `METADATA_AT_ONCE_BYTES`, and whether they are all."""
+    found: list[MetadataFragment] = []
+    size = 0
+    async for some in fragments:
+        found += some
+        size += sum(len(fragment.dicom_json) for fragment in some)
+        if size > METADATA_AT_ONCE_BYTES:
+            return found, False
+    return found, True
+
+
+def _metadata_tag(base: bytes, media_type: str, fragments: Sequence[MetadataFragment]) -> str:
+    facts = blake2b(base, digest_size=16)
+    facts.update(media_type.encode())
+    facts.update("".join([f";{f.version} {f.sop_instance_uid}" for f in fragments]).encode())
+    return entity_tag(facts.hexdigest(), weak=True)
+
+
+async def _metadata_pieces(
+    request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
+) -> AsyncGenerator[Piece, None]:
+    """Yield the array in pieces; objects that lie in a pack are read from there."""
+    separator = b"["
+    async with aclosing(rest):
+        while gathered:
+            for fragment in gathered:
+                yield separator
+                separator = b","
+                if not fragment.HasField("location"):
+                    yield fragment.dicom_json.replace(b"\0", base)
+                    continue
+                async with aclosing(_read_fragment(request, study, fragment)) as pieces:
+                    async for piece in pieces:
+                        yield piece.replace(b"\0", base)
+            gathered = await anext(rest, [])
+    yield b"[]" if separator == b"[" else b"]"
+
+
+async def _read_fragment(request: Request, study: str, fragment: MetadataFragment) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of an object that lies in a pack."""
+    again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
+    async with aclosing(read(retrieval.of(request).reader, [_place(fragment.location)], again)) as pieces:
+        async for _, piece in pieces:
+            yield bytes(piece)
+
+
+def _place(location: Location) -> Content:
+    return Content(location.object, ((location.offset, location.length),), location.length)
+
+
+async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
+    async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as found:
+        async for fragments in found:
+            for fragment in fragments:
+                return _place(fragment.location)
+    raise errors.NotFound(f"there is no instance {sop_instance_uid}")

@@ -1,0 +1,202 @@
+"""Studies service, Retrieve: a study, a series or an instance, in whichever of its forms the client wants most.
+
+What is stored leaves as stored wherever the client accepts that; anything else is made by the renderer while it is sent.
+
+Source: PS3.18 §10.4.1.1.1, Table 10.4.4-1.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from gantry.index.v1.index_pb2 import InstanceRecord
+from gantry_gateway.answers import bodies, mixed
+from gantry_gateway.answers.bodies import Part
+from gantry_gateway.answers.mixed import Assembly, Begin, Draft, Events
+from gantry_gateway.content import retrieval
+from gantry_gateway.content.answer_records import KeptRecords
+from gantry_gateway.content.renditions import IMPOSSIBLE
+from gantry_gateway.content.retrieval import Limit, Retrieval, Target
+from gantry_gateway.content.stored_content import Content, read, wire_content
+from gantry_gateway.http import responses, urls
+from gantry_gateway.http.conditional import entity_tag, not_modified
+from gantry_gateway.http.request import Request
+from gantry_gateway.http.responses import Piece, Response
+from gantry_gateway.studies import archive, bulkdata
+from gantry_gateway.studies.frames import content_type_of
+from gantry_standard import errors
+from gantry_standard.http.media_types import DICOM, OCTET_STREAM, ZIP, Resource
+from gantry_standard.http.negotiation import Choice, Plan, available
+
+
+async def retrieve_instances(request: Request) -> Response:
+    """Answer GET of a study, a series or an instance: the form that is wanted most, or else the next one that can be had."""
+    target = retrieval.target(request)
+    resource = Resource.INSTANCE if target.instance else Resource.INSTANCES
+    refusal: errors.NotAcceptable | None = None
+    for send, choices in _forms(retrieval.choices(request, resource)):
+        try:
+            return await send(request, target, choices)
+        except errors.NotAcceptable as error:
+            refusal = refusal or error
+    raise refusal or errors.NotAcceptable(available(resource))
+
+
+Form = Callable[[Request, Target, tuple[Choice, ...]], Awaitable[Response]]
+
+
+def _forms(choices: tuple[Choice, ...]) -> Iterator[tuple[Form, tuple[Choice, ...]]]:
+    """Yield what sends each form that is accepted, and the choices of it; the form of the best choice first."""
+    forms: dict[str, Form] = {DICOM: send_files, OCTET_STREAM: bulkdata.send_legacy, ZIP: archive.send_archive}
+    found = {name: tuple(choice for choice in choices if choice.media_type == name) for name in forms}
+    for name in sorted((name for name in forms if found[name]), key=lambda name: found[name][0].preference):
+        yield forms[name], found[name]
+
+
+@dataclass(slots=True)
+class _Files:
+    """The instances of an answer, and how each is sent.
+
+    Attributes:
+        plans: per instance what may be tried, best first; all of one form, single part or multipart.
+        refused: instances that cannot be had as the client wants.
+        stored_as: transfer syntax of the last of them.
+    """
+
+    kept: KeptRecords
+    base_url: str
+    plans: list[tuple[Plan, ...]] = field(default_factory=list)
+    refused: int = 0
+    stored_as: str = ""
+    etag: str = ""
+
+    @property
+    def are_stored(self) -> bool:
+        """Whether all leave as they are stored."""
+        return all(plans[0].as_stored for plans in self.plans)
+
+    def url(self, index: int) -> str:
+        """Return the URL of an instance."""
+        stored = self.kept.stored(index)
+        return urls.instance(self.base_url, stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
+
+    def part(self, index: int) -> Part:
+        """Return an instance as stored."""
+        return Part(content_type_of(self.plans[index][0]), self.url(index), wire_content(self.kept.stored(index)))
+
+    def __iter__(self) -> Iterator[Part]:
+        """Yield all as stored."""
+        return map(self.part, range(len(self.plans)))
+
+    async def ask_again(self, index: int) -> Content:
+        """Return where an instance lies now."""
+        return wire_content((await self.kept.again(index)).stored)
+
+
+async def send_files(request: Request, target: Target, choices: tuple[Choice, ...]) -> Response:
+    """Send PS3.10 files.
+
+    Raises:
+        errors.NotAcceptable: none of them can be had so.
+    """
+    tools = retrieval.of(request)
+    files = await _collect(request, tools, target, choices)
+    best, status = files.plans[0][0], 206 if files.refused else 200
+    if not files.refused and not_modified(request.headers.get("if-none-match", ""), files.etag):
+        return bodies.not_modified(files.etag)
+    if files.are_stored and best.multipart:
+        many = len(files.plans)
+        return await bodies.multipart(request, tools.reader, DICOM, files, many, files.etag, files.ask_again, status)
+    if best.multipart:
+        return await mixed.send(request, Assembly(tools.renditions, _drafts(tools, files)), DICOM, status, files.etag)
+    if best.as_stored:
+        return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+    return await _send_transcoded(request, tools, files)
+
+
+async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...]) -> _Files:
+    """Ask index for the instances and decide how each is sent."""
+    files = _Files(KeptRecords(tools.records, target.study), request.base_url)
+    limit, facts = Limit(request), blake2b(digest_size=16)
+    same: dict[tuple[Plan, ...], tuple[tuple[Plan, ...], str]] = {}
+    async with aclosing(retrieval.records_of(request, target)) as records:
+        async for record in records:
+            files.stored_as = record.stored.layout.wire_transfer_syntax_uid
+            possible = await _possible(tools, choices, record)
+            possible, name = same.get(possible) or same.setdefault(possible, (possible, repr(possible[:1])))
+            facts.update(f"{record.version} {record.stored.sop_instance_uid} {name};".encode())
+            if not possible:
+                files.refused += 1
+                continue
+            limit.add(wire_content(record.stored).length)
+            files.kept.add(record, whole=not possible[0].as_stored)
+            files.plans.append(possible)
+    if not files.plans:
+        what = available(Resource.INSTANCE if target.instance else Resource.INSTANCES, files.stored_as)
+        raise errors.NotAcceptable(f"no transfer syntax that the client accepts can be produced; {what}")
+    files.etag = entity_tag(facts.hexdigest(), weak=files.plans[0][0].multipart)
+    return files
+
+
+async def _possible(tools: Retrieval, choices: tuple[Choice, ...], record: InstanceRecord) -> tuple[Plan, ...]:
+    """Return the plans that need no transcoding or one that the renderer knows; all in the form of the best, single part or multipart."""
+    found: list[Plan] = []
+    for plan in retrieval.plans_of(record.stored, choices):
+        if found and (found[0].as_stored or plan.multipart is not found[0].multipart):
+            continue
+        if plan.as_stored or await tools.renditions.can_send(record, plan.transfer_syntax_uid):
+            found.append(plan)
+    return tuple(found)
+
+
+async def _drafts(tools: Retrieval, files: _Files) -> AsyncIterator[Draft]:
+    for index, plans in enumerate(files.plans):
+        kept = files.kept.stored(index)
+
+        def make(plan: Plan, index: int = index) -> Events:
+            return _file(tools, files, index, plan)
+
+        yield Draft(kept.sop_instance_uid, files.kept.version(index), plans, make)
+
+
+async def _file(tools: Retrieval, files: _Files, index: int, plan: Plan) -> Events:
+    """Yield one instance."""
+    url = files.url(index)
+    if plan.as_stored:
+        content = wire_content(files.kept.stored(index))
+        yield Begin(content_type_of(plan), url, content.length)
+        async with aclosing(read(tools.reader, [content], lambda _: files.ask_again(index))) as stored:
+            async for _, piece in stored:
+                yield piece
+        return
+    begun = False
+    async with aclosing(tools.renditions.instance(await files.kept.record(index), plan.transfer_syntax_uid)) as messages:
+        async for message in messages:
+            if not begun:
+                begun = True
+                yield Begin(content_type_of(plan), url, None)
+            yield message.data
+
+
+async def _send_transcoded(request: Request, tools: Retrieval, files: _Files) -> Response:
+    """Send one instance as a single part that the renderer makes, in the first of its plans that works."""
+    reason = ""
+    for plan in files.plans[0]:
+        if plan.as_stored:
+            return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+        content_type, url = content_type_of(plan), files.url(0)
+        if request.method == "HEAD":
+            return responses.Immediate(200, bodies.single_part_headers(content_type, url, files.etag), [])
+        try:
+            return await bodies.generated(request, content_type, url, files.etag, _bytes_only(_file(tools, files, 0, plan)))
+        except IMPOSSIBLE as error:
+            reason = error.message
+    raise errors.NotAcceptable(f"{reason}; expected another transfer syntax, such as *")
+
+
+async def _bytes_only(events: Events) -> AsyncGenerator[Piece, None]:
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, Begin):
+                yield event

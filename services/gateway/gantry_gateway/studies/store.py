@@ -1,0 +1,223 @@
+"""Store instances: multipart/related is split as it comes and its parts go to blob; then index says what each upload is.
+
+PS3.10 files, metadata and bulkdata all go there as they are; only pictures that must be transformed (PNG, GIF) pass the renderer first.
+Nothing is stored of a request that is not whole. Memory does not depend on the payload: the body is read as fast as blob takes it.
+200 means durable, announced and searchable; where index does not answer in time, 202 with a Warning that search may lag.
+
+Source: PS3.18 §10.5, Annex I.
+"""
+
+import logging
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+
+import orjson
+from starlette.responses import Response
+
+from gantry.blob.v1 import blob_pb2
+from gantry.events.v1 import events_pb2
+from gantry_gateway.answers import xml_parts
+from gantry_gateway.content import retrieval
+from gantry_gateway.http import urls
+from gantry_gateway.http.problems import warning
+from gantry_gateway.http.request import Request
+from gantry_gateway.studies.pictures import TRANSFORMED, has_picture, transformed
+from gantry_gateway.studies.upload import Outcomes, Upload
+from gantry_runtime.events.streams import Inbox
+from gantry_standard import errors
+from gantry_standard.http import negotiation, store_response
+from gantry_standard.http.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
+from gantry_standard.http.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
+from gantry_standard.http.store_response import StoreResult
+from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
+
+log = logging.getLogger(__name__)
+
+PART_TYPES = (DICOM, DICOM_JSON, DICOM_XML, *BULKDATA, *TRANSFORMED)
+"""What the type parameter of multipart/related may say; the parts say for themselves what they are."""
+
+SUPPORTED = f"supported are {DICOM} and " + ", ".join(f'multipart/related; type="{name}"' for name in PART_TYPES)
+
+OUT_OF_RESOURCES = range(0xA700, 0xA800)
+"""Failure reasons that say so (PS3.18 Table I.2-2)."""
+
+ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
+
+MOST_EXPLANATIONS = 20
+"""Refused parts of one request that are logged one by one."""
+
+SEARCH_MAY_LAG = "stored, but not confirmed by the index in time: searches may lag, and a duplicate SOP Instance is not known yet"
+
+
+async def store(request: Request) -> Response:
+    """Answer POST /studies and /studies/{study}."""
+    boundary, part_type = accepted_payload(request)
+    settings = request.gateway.settings
+    negotiation.select(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
+    study = urls.uid(request.params, "study")
+    inbox: Inbox = request.gateway.part("inbox")
+    if not request.gateway.nats.is_connected:
+        raise errors.Unavailable("NATS does not answer")
+    request_id = uuid.uuid4().hex
+    outcomes = Outcomes(settings.store_max_parts)
+    with inbox.expecting(request_id, outcomes.add) as reply_subject:
+        uri = urls.study(request.base_url, study) if study else f"{request.base_url}/studies"
+        start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, study_instance_uid=study, request_uri=uri)
+        upload = Upload(request, start, part_type)
+        try:
+            await _take_payload(request, boundary, part_type, upload)
+            results = await upload.finish()
+        finally:
+            await upload.close()
+        announced = {result.part_number for result in results if not result.failure_reason}
+        await outcomes.wait_for(announced, settings.store_outcome_s)
+        for result in results:
+            if outcomes.by_part.get(result.part_number) == events_pb2.OUTCOME_REPLACED:
+                retrieval.of(request).records.changed(result.study_instance_uid)
+    return respond(request, results, outcomes.by_part)
+
+
+async def _take_payload(request: Request, boundary: str | None, part_type: str, upload: Upload) -> None:
+    """Pass the payload on as it comes; from the first picture on that must be transformed, by way of the renderer."""
+    async with aclosing(part_events(request, boundary)) as pieces:
+        async for events in pieces:
+            if not has_picture(events, part_type):
+                await upload.take(events)
+                continue
+            async with aclosing(transformed(request, _one_by_one(events, pieces), part_type)) as all_that_follows:
+                async for event in all_that_follows:
+                    await upload.take((event,))
+
+
+async def _one_by_one(events: Sequence[Event], pieces: AsyncIterator[Sequence[Event]]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+    async for following in pieces:
+        for event in following:
+            yield event
+
+
+def accepted_payload(request: Request) -> tuple[str | None, str]:
+    """Check Content-Type and Content-Encoding.
+
+    Returns:
+        The boundary of multipart/related, None for one instance as application/dicom; and the type of parts that name none.
+
+    Raises:
+        errors.UnsupportedMediaType: it is something else.
+        errors.BadRequest: Content-Type cannot be read, or has no boundary.
+
+    Source: PS3.18 Table 10.5.4-1.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise errors.UnsupportedMediaType("Content-Encoding is not supported for a store; send the payload as it is")
+    text = request.headers.get("content-type", "")
+    if not text:
+        raise errors.UnsupportedMediaType(f"Content-Type is missing; {SUPPORTED}")
+    media_type, parameters = parse_content_type(text)
+    if media_type == DICOM:
+        return None, DICOM
+    root = parameters.get("type", DICOM).strip().lower()
+    root = ALIASES.get(root, root)
+    if media_type != "multipart/related" or root not in PART_TYPES:
+        found = f'{media_type}; type="{root}"' if media_type == "multipart/related" else media_type
+        raise errors.UnsupportedMediaType(f"Content-Type {found} is not supported by this server; {SUPPORTED}")
+    if "boundary" not in parameters:
+        raise errors.BadRequest("Content-Type multipart/related has no boundary parameter")
+    return parameters["boundary"], root
+
+
+async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[Sequence[Event]]:
+    """Yield the parts of the payload as they come, what is in each piece of it together; a single instance as one part.
+
+    Raises:
+        errors.BadRequest: the payload is empty, has no part, is broken or not whole.
+        errors.PayloadTooLarge: it has too many parts or bytes.
+    """
+    count = 0
+    if boundary is None:
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
+            data = PartData(memoryview(chunk))
+            yield (data,) if count else (PartBegin({"content-type": DICOM}), data)
+            count += 1
+        if count:
+            yield (PartEnd(),)
+    else:
+        reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
+        is_empty = True
+        async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
+            is_empty = False
+            events = reader.feed(chunk)
+            count += sum(type(event) is PartBegin for event in events)
+            yield events
+        if not is_empty:
+            reader.close()
+    if not count:
+        raise errors.BadRequest("the payload holds no instance")
+
+
+def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int]) -> Response:
+    """Build the answer from what blob and index said.
+
+    Args:
+        outcomes: by part number; a part that blob announced and that is missing here is stored, and told with a Warning.
+
+    Source: PS3.18 §10.5.3.
+    """
+    base = request.base_url
+    told = [_result(result, outcomes.get(result.part_number)) for result in results]
+    lags = any(not result.failure_reason and result.part_number not in outcomes for result in results)
+    is_new = any(outcomes.get(result.part_number) != events_pb2.OUTCOME_SAME for result in results if not result.failure_reason)
+    _log_failures(results)
+    status = store_response.status(told)
+    module = store_response.module(
+        told,
+        lambda study: urls.study(base, study),
+        lambda it: urls.instance(base, it.study_instance_uid, it.series_instance_uid, it.sop_instance_uid),
+    )
+    body, content_type = xml_parts.one_object(retrieval.selected(request, Resource.STORE), module)
+    response = Response(body, 202 if status == 200 and lags else status)
+    response.headers["Content-Type"] = content_type
+    studies = store_response.stored_studies(told)
+    if studies:
+        url = urls.study(base, studies[0]) if len(studies) == 1 else f"{base}/studies"
+        response.headers["Content-Location"] = url
+        if is_new:
+            response.headers["Location"] = url
+    if lags:
+        response.headers.append("Warning", warning(base, SEARCH_MAY_LAG))
+    if any(result.failure_reason in OUT_OF_RESOURCES for result in told):
+        response.headers.append("Warning", warning(base, "Out of resources", "A700"))
+    return response
+
+
+def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:
+    reason = result.failure_reason
+    if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
+        reason = DUPLICATE_SOP_INSTANCE
+    # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
+    is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
+    told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
+    return StoreResult(
+        result.study_instance_uid,
+        result.series_instance_uid,
+        result.sop_class_uid,
+        result.sop_instance_uid,
+        reason,
+        tuple(told),
+        tuple(orjson.loads(result.original_attributes)[ORIGINAL_ATTRIBUTES_SEQUENCE]["Value"]) if is_coerced else (),
+    )
+
+
+def _log_failures(results: list[blob_pb2.PartResult]) -> None:
+    for result in [result for result in results if result.failure_reason][:MOST_EXPLANATIONS]:
+        log.info(
+            "part refused",
+            extra={
+                "part_number": result.part_number,
+                "sop_instance_uid": result.sop_instance_uid,
+                "failure_reason": f"{result.failure_reason:04X}",
+                "explanation": result.explanation,
+            },
+        )

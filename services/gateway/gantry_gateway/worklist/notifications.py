@@ -1,0 +1,379 @@
+"""Notification connections: WebSockets on which subscribers hear event reports.
+
+One reader of the stream REPORTS per gateway fans out in memory to the connections that this gateway holds; every open connection
+of an AE title gets every report. A connection that cannot take more, or that has to catch up, reads the stream for itself until it
+is level again: nothing is queued, so a peer that stops reading costs its socket's buffer and loses nothing.
+
+Source: PS3.18 §8.10, §11.13.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gantry.events.v1.events_pb2 import EventReport
+from gantry_gateway.http import cors, problems
+from gantry_gateway.http.request import Gateway, Request, parse_query
+from gantry_gateway.worklist.subscriber_cursors import Cursors
+from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
+from gantry_runtime import telemetry
+from gantry_runtime.events import streams
+from gantry_runtime.events.streams import REPORTS, Message
+from gantry_runtime.process import end_tasks
+from gantry_standard import errors
+from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_valid_ae_title
+
+log = logging.getLogger(__name__)
+
+PART = "notifications"
+NOTE_S = 5.0
+"""Seconds between two notes of what was delivered: as much may be repeated after a gateway died."""
+SEEN_S = 40.0
+"""Seconds between two notes of connections on which nothing happens."""
+RETRY_S = 0.2
+CATCH_UP_BATCH = 100
+SCP_STATUS_CHANGE = 4
+
+_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")
+
+
+class Connection:
+    """One open WebSocket of an AE title.
+
+    Attributes:
+        position: sequence up to which reports were looked at for it, while it is not live.
+        is_live: the fan-out writes to it.
+    """
+
+    def __init__(self, ae_title: str, protocol: GantryWebSocketProtocol, position: int) -> None:
+        self.ae_title = ae_title
+        self.id = uuid.uuid4().hex[:12]
+        self.protocol = protocol
+        self.position = position
+        self.is_live = False
+        self.behind = asyncio.Event()
+        self.noted = position
+        self.noted_s = time.monotonic()
+
+    def try_send(self, frame: bytes, sequence: int) -> bool:
+        """Write a report unless the peer cannot take it now."""
+        if not self.protocol.try_send(frame):
+            return False
+        self.protocol.last_sent = sequence
+        self.protocol.ping_soon()
+        return True
+
+
+class Hub:
+    """Reads REPORTS once and gives each report to whom it is for."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._js = gateway.nats.jetstream()
+        self._cursors = Cursors(self._js)
+        self._connections: dict[str, set[Connection]] = {}
+        self.position = -1
+        """Sequence up to which reports are fanned out; -1 before the stream was found."""
+        self.count = 0
+
+    async def begin(self, ae_title: str) -> None:
+        """Let the cursor of an AE title begin now, where it has none.
+
+        Raises:
+            errors.Unavailable: NATS does not answer.
+        """
+        _, end = await self._state()
+        await self._cursors.begin(ae_title, end)
+
+    async def begin_fallbacks(self, ae_titles: Sequence[str]) -> None:
+        """Let the cursors of the fallback AE titles begin, as soon as there is a stream (PS3.4 CC.2.4.3)."""
+        waiting = list(ae_titles)
+        while waiting:
+            try:
+                await self.begin(waiting[-1])
+                waiting.pop()
+            except errors.Unavailable as error:
+                log.debug("no stream of reports yet", extra={"reason": error.message})
+                await asyncio.sleep(RETRY_S)
+
+    @asynccontextmanager
+    async def connected(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
+        """Take a connection in; it is caught up by `keep_up`.
+
+        Raises:
+            errors.Unavailable: NATS does not answer.
+        """
+        _, end = await self._state()
+        connection = Connection(ae_title, protocol, end)
+        connection.position = connection.noted = await self._cursors.open(ae_title, connection.id, end)
+        protocol.delivered = connection.position
+        protocol.reached = lambda: max(self.position, connection.position) if connection.is_live else connection.position
+        connection.behind.set()
+        self._connections.setdefault(ae_title, set()).add(connection)
+        self.count += 1
+        telemetry.WEBSOCKETS.inc()
+        try:
+            yield connection
+        finally:
+            telemetry.WEBSOCKETS.dec()
+            self.count -= 1
+            connection.is_live = False
+            self._connections[ae_title].discard(connection)
+            if not self._connections[ae_title]:
+                del self._connections[ae_title]
+            with suppress(errors.Unavailable):
+                await self._cursors.close(ae_title, connection.id, protocol.delivered)
+
+    async def follow(self) -> None:
+        """Read the stream from its end on and fan out, for ever."""
+        while True:
+            try:
+                _, end = await self._state()
+                self._level(end)
+                async with aclosing(streams.read_from(self._js, REPORTS, end)) as batches:
+                    async for batch in batches:
+                        for message in batch:
+                            self._fan_out(message)
+                            self.position = message.sequence
+            except errors.GantryError as error:
+                log.warning("reports interrupted", extra={"reason": error.message})
+            except Exception:
+                log.exception("reports interrupted")
+            await asyncio.sleep(RETRY_S)
+
+    async def keep_up(self, connection: Connection) -> None:
+        """Bring a connection up to the fan-out whenever it is behind, until its peer is gone."""
+        while connection.protocol.is_open:
+            await connection.behind.wait()
+            connection.behind.clear()
+            while not connection.is_live and connection.protocol.is_open:
+                try:
+                    await self._catch_up(connection)
+                except errors.GantryError as error:
+                    log.debug("catching up interrupted", extra={"reason": error.message})
+                    await asyncio.sleep(RETRY_S)
+                except Exception:
+                    # The peer sees an open connection: whatever it was, it must not stay silent.
+                    log.exception("catching up interrupted")
+                    await asyncio.sleep(RETRY_S)
+
+    async def note(self) -> None:
+        """Note what was delivered, again and again."""
+        while True:
+            await asyncio.sleep(NOTE_S)
+            for ae_title, connections in list(self._connections.items()):
+                due = [c for c in connections if _is_due(c)]
+                if not due:
+                    continue
+                try:
+                    await self._cursors.note(ae_title, [(c.id, c.protocol.delivered) for c in due])
+                except errors.Unavailable as error:
+                    log.debug("cursor not noted", extra={"reason": error.message})
+                    break
+                for connection in due:
+                    connection.noted, connection.noted_s = connection.protocol.delivered, time.monotonic()
+
+    def _level(self, end: int) -> None:
+        """Begin at `end`. What lies between it and where the fan-out was, each connection reads for itself."""
+        for connections in self._connections.values():
+            for connection in connections:
+                if connection.is_live:
+                    connection.is_live, connection.position = False, max(self.position, connection.position)
+                    connection.behind.set()
+        self.position = end
+
+    def _fan_out(self, message: Message) -> None:
+        report = EventReport.FromString(message.data)
+        frame = text_frame(report.dicom_json)
+        titles = list(self._connections) if _is_for_everybody(report) else report.ae_titles
+        for ae_title in titles:
+            for connection in self._connections.get(ae_title, ()):
+                if not connection.is_live or message.sequence <= connection.position:
+                    continue
+                if not connection.try_send(frame, message.sequence):
+                    connection.is_live, connection.position = False, message.sequence - 1
+                    connection.behind.set()
+
+    async def _catch_up(self, connection: Connection) -> None:
+        """Send what the stream has after the connection's position; make it live when it is level with the fan-out."""
+        if self._is_level(connection):
+            return
+        first, end = await self._state()
+        connection.position = min(connection.position, end)
+        if first > connection.position + 1:
+            if not await _send(connection, text_frame(_dropped(connection.position)), first - 1):
+                return
+            connection.position = first - 1
+        async with aclosing(streams.read_from(self._js, REPORTS, connection.position, batch=CATCH_UP_BATCH)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    report = EventReport.FromString(message.data)
+                    is_heard = connection.ae_title in report.ae_titles or _is_for_everybody(report)
+                    if is_heard and not await _send(connection, text_frame(report.dicom_json), message.sequence):
+                        return
+                    connection.position = message.sequence
+                if not batch or self._is_level(connection):
+                    return
+
+    def _is_level(self, connection: Connection) -> bool:
+        connection.is_live = 0 <= self.position <= connection.position
+        return connection.is_live
+
+    async def _state(self) -> tuple[int, int]:
+        try:
+            return await streams.stream_state(self._js, REPORTS)
+        except errors.NotFound as error:
+            raise errors.Unavailable("there is no stream of reports yet: workflow was never started") from error
+
+
+def _is_due(connection: Connection) -> bool:
+    has_news = min(connection.protocol.delivered, connection.protocol.last_sent) > connection.noted
+    return has_news or time.monotonic() - connection.noted_s > SEEN_S
+
+
+def _is_for_everybody(report: EventReport) -> bool:
+    return report.event_type_id == SCP_STATUS_CHANGE and not report.ae_titles
+
+
+async def _send(connection: Connection, frame: bytes, sequence: int) -> bool:
+    """Write a report when the peer can take it; return False when it is gone."""
+    while True:
+        await connection.protocol.drained()
+        if connection.try_send(frame, sequence):
+            return True
+        if not connection.protocol.is_open:
+            return False
+
+
+def _dropped(position: int) -> bytes:
+    """Return the SCP Status Change that tells a subscriber of reports that the stream no longer had when it came back.
+
+    COLD START of the list: the subscriber should look at the worklist again (PS3.4 CC.2.4.3).
+    """
+    return orjson.dumps(
+        {
+            "00000002": {"vr": "UI", "Value": [SOP_CLASS_UID]},
+            "00000110": {"vr": "US", "Value": [1 + position % 65_535]},
+            "00001000": {"vr": "UI", "Value": [GLOBAL_SUBSCRIPTION]},
+            "00001002": {"vr": "US", "Value": [SCP_STATUS_CHANGE]},
+            "00741242": {"vr": "CS", "Value": ["RESTARTED"]},
+            "00741244": {"vr": "CS", "Value": ["WARM START"]},
+            "00741246": {"vr": "CS", "Value": ["COLD START"]},
+        }
+    )
+
+
+@asynccontextmanager
+async def running(gateway: Gateway) -> AsyncIterator[Hub]:
+    """Fan reports out while the context is open. Opened once per gateway, by main.py."""
+    hub = gateway.parts[PART] = Hub(gateway)
+    tasks = [
+        asyncio.create_task(hub.follow(), name="follow reports"),
+        asyncio.create_task(hub.note(), name="note cursors"),
+        asyncio.create_task(hub.begin_fallbacks(gateway.settings.fallback_ae_titles), name="begin fallback AE titles"),
+    ]
+    try:
+        yield hub
+    finally:
+        await end_tasks(tasks)
+        del gateway.parts[PART]
+
+
+def _hub(gateway: Gateway) -> Hub:
+    hub = gateway.parts.get(PART)
+    if not isinstance(hub, Hub):
+        raise errors.Unavailable("this gateway has no connection to NATS yet")
+    return hub
+
+
+async def begin(gateway: Gateway, ae_title: str) -> None:
+    """Let the reports of an AE title count from now on, where they do not already.
+
+    Raises:
+        errors.Unavailable: NATS does not answer.
+    """
+    await _hub(gateway).begin(ae_title)
+
+
+async def serve_websocket(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a notification connection from its handshake to its end (§8.10.4)."""
+    await receive()
+    try:
+        _check_origin(gateway, scope)
+        ae_title = _requester(gateway, scope)
+        hub = _hub(gateway)
+        if hub.count >= gateway.settings.websocket_max_connections:
+            raise errors.Overloaded("this gateway has as many notification connections as it may", retry_after_s=5)
+        protocol = protocol_of(scope["state"])
+        async with hub.connected(ae_title, protocol) as connection:
+            await send({"type": "websocket.accept", "subprotocol": next(iter(scope.get("subprotocols", [])), None)})
+            await _serve(hub, connection, receive)
+    except errors.GantryError as error:
+        await _refuse(send, error)
+
+
+async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
+    """Send reports until the peer goes. What it says is not listened to: event reports have no answer (§8.10.5)."""
+    sending = asyncio.create_task(hub.keep_up(connection))
+    try:
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def _refuse(send: Send, error: errors.GantryError) -> None:
+    headers = [(b"content-type", b"text/plain")]
+    if isinstance(error, errors.RetryLater):
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    await send({"type": "websocket.http.response.start", "status": problems.status_of(error), "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": error.message.encode() + b"\n"})
+
+
+def _requester(gateway: Gateway, scope: Scope) -> str:
+    """Return the AE title that a handshake is for.
+
+    Raises:
+        errors.NotFound: the path is none of a notification connection.
+        errors.BadRequest: it names no AE title.
+    """
+    base = gateway.settings.base_path.rstrip("/")
+    path = scope["path"]
+    below = path[len(base) :].rstrip("/") if path == base or path.startswith(base + "/") else None
+    if below == "":
+        given = dict(parse_query(scope["query_string"])).get("requester", "")
+    elif below is not None and (match := _PATH.fullmatch(below)):
+        given = match[1]
+    else:
+        raise errors.NotFound(f"notification connections are opened at {base}/subscribers/AETITLE")
+    if not is_valid_ae_title(given):
+        raise errors.BadRequest("a notification connection is for an AE title: 1 to 16 printable ASCII characters, no backslash")
+    return given.strip()
+
+
+def _check_origin(gateway: Gateway, scope: Scope) -> None:
+    """Refuse pages of other origins: a browser sends cookies and reaches local servers without asking.
+
+    Raises:
+        errors.Forbidden: the page is of an origin that is neither ours nor allowed.
+    """
+    found = dict(scope["headers"])
+    origin = found.get(b"origin", b"").decode("latin-1")
+    host = found.get(b"host", b"").decode("latin-1")
+    if origin and urlsplit(origin).netloc != host and not cors.allows(origin, gateway.settings):
+        raise errors.Forbidden("pages of this origin may not open notification connections")
+
+
+async def not_upgraded(request: Request) -> Response:
+    """Answer a GET of a notification connection that is no handshake, or one that is not complete: 400 (PS3.18 §8.10.4)."""
+    message = "this resource is a WebSocket: send Connection: Upgrade, Upgrade: websocket, Sec-WebSocket-Key and Sec-WebSocket-Version: 13"
+    return problems.status_report(400, message, request.accept, {"Upgrade": "websocket", "Connection": "Upgrade"})
