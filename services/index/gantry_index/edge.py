@@ -14,10 +14,11 @@ from gantry_index.service import Following
 from gantry_index.stores.port import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
+from gantry_runtime.query_messages import query_of, workitem_query_of
 from gantry_standard import errors
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.query.levels import Level
-from gantry_standard.query.matching import MAXIMUM_OFFSET, MatchKey, Operation, Query
+from gantry_standard.query.matching import MatchKey, Operation, Query
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -222,61 +223,6 @@ class IndexEdge(IndexServiceServicer):
             status.explanation = error.message
         status.ready = not status.explanation
         return status
-
-
-LEVELS = {level.value: level for level in Level}
-
-
-def query_of(request: index_pb2.SearchRequest, maximum: int) -> Query:
-    """Return a request's query. Raises errors.BadRequest where it has no level or asks beyond the limits."""
-    if request.level not in LEVELS:
-        raise errors.BadRequest("a search needs a level")
-    if request.offset > MAXIMUM_OFFSET:
-        raise errors.PayloadTooLarge(f"offset is {request.offset}, at most {MAXIMUM_OFFSET} is possible")
-    return Query(
-        level=LEVELS[request.level],
-        study_instance_uid=request.scope.study_instance_uid,
-        series_instance_uid=request.scope.series_instance_uid,
-        keys=tuple(key_of(key) for key in request.keys),
-        include_fields=tuple(request.include_fields),
-        include_all=request.include_all,
-        include_levels=tuple(LEVELS[level] for level in request.include_levels),
-        offset=request.offset,
-        limit=min(request.limit or maximum, maximum),
-    )
-
-
-def workitem_query_of(request: index_pb2.SearchWorkitemsRequest, maximum: int) -> Query:
-    """Return a request's query."""
-    if request.offset > MAXIMUM_OFFSET:
-        raise errors.PayloadTooLarge(f"offset is {request.offset}, at most {MAXIMUM_OFFSET} is possible")
-    return Query(
-        level=Level.INSTANCE,
-        keys=tuple(key_of(key) for key in request.keys),
-        include_fields=tuple(request.include_fields),
-        include_all=request.include_all,
-        offset=request.offset,
-        limit=min(request.limit or maximum, maximum),
-    )
-
-
-def key_of(key: index_pb2.MatchKey) -> MatchKey:
-    """Return a key. Raises errors.BadRequest where it cannot be compared."""
-    if not key.path or not key.operation or (key.operation == index_pb2.MatchKey.OPERATION_PATTERN and not _is_pattern(key.values)):
-        raise errors.BadRequest("a matching key needs a path, an operation and its values")
-    return MatchKey(
-        path=tuple(key.path),
-        operation=Operation(key.operation),
-        values=tuple(key.values),
-        low=key.low,
-        high=key.high,
-        private_creator=key.private_creator,
-        level=LEVELS.get(key.level),
-    )
-
-
-def _is_pattern(values: Sequence[str]) -> bool:
-    return len(values) == 1 and ("*" in values[0] or "?" in values[0])
 
 
 def scope_of(scope: index_pb2.Scope) -> Scope:

@@ -14,9 +14,10 @@ from gantry_runtime import process, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_runtime.rpc import channels
+from gantry_runtime.settings import SettingsError
 from gantry_standard import errors
 from gantry_workflow.arrivals import follow
-from gantry_workflow.arrivals.rules import load_rules
+from gantry_workflow.arrivals.rules import Rule, load_rules
 from gantry_workflow.edge import WorkflowEdge
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.streams import backup, leader
@@ -32,8 +33,12 @@ RETRY_S = 0.2
 
 
 async def opens(running: process.Process, settings: WorkflowSettings) -> None:
-    """Open everything; return when requests are served. Waits while NATS is away."""
-    stack = running.stack
+    """Open everything; return when requests are served. Waits while NATS is away.
+
+    Raises:
+        SettingsError: a rule is wrong.
+    """
+    stack, rules = running.stack, read_rules(settings)
     client = await stack.enter_async_context(streams.connected(settings.nats_url, "workflow"))
     js = client.jetstream()
     channel = await stack.enter_async_context(channels.channel(settings.blob_address))
@@ -52,13 +57,27 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
 
     await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
     await open_streams(js, blob)
-    await follow.begin(js, settings.workitem_rules is not None)
+    await follow.begin(js, bool(rules))
     await stack.enter_async_context(channels.serving(register, settings.workflow_listen))
     running.watch(leader.lead(js, blob, reports, settings), "leader")
-    if settings.workitem_rules is not None:
+    if rules:
         index = IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address)))
-        arrived = follow.Arrivals(js, index, blob, load_rules(settings.workitem_rules), settings)
+        arrived = follow.Arrivals(js, index, blob, rules, settings)
         running.watch(arrived.lead(leader.holder(settings)), "arrivals")
+
+
+def read_rules(settings: WorkflowSettings) -> tuple[Rule, ...]:
+    """Read the rules that make workitems of what arrives; none where no file is set.
+
+    Raises:
+        SettingsError: the file cannot be read, or rules in it are wrong; one line per problem.
+    """
+    if settings.workitem_rules is None:
+        return ()
+    try:
+        return load_rules(settings.workitem_rules)
+    except ValueError as error:
+        raise SettingsError("\n".join(f"GANTRY_WORKITEM_RULES: {line}" for line in str(error).splitlines())) from error
 
 
 async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:

@@ -7,34 +7,21 @@ Source: PS3.18 §10.6, §8.3.4.
 
 from starlette.responses import Response
 
-from gantry.index.v1 import index_pb2
 from gantry_gateway.answers import xml_parts
 from gantry_gateway.content import retrieval
 from gantry_gateway.http import urls
 from gantry_gateway.http.compression import json_response, response
 from gantry_gateway.http.problems import warning
 from gantry_gateway.http.request import Request
+from gantry_runtime import query_messages
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard.http import multipart_writer
 from gantry_standard.http.media_types import DICOM_XML, Resource
 from gantry_standard.query import matching
-from gantry_standard.query.matching import Level, MatchKey, Operation, Query
+from gantry_standard.query.matching import Level
 
 NEGOTIATION = ("accept", "charset")
 """Parameters that are not about what to find."""
-
-LEVELS = {
-    Level.STUDY: index_pb2.LEVEL_STUDY,
-    Level.SERIES: index_pb2.LEVEL_SERIES,
-    Level.INSTANCE: index_pb2.LEVEL_INSTANCE,
-}
-OPERATIONS = {
-    Operation.EQUAL: index_pb2.MatchKey.OPERATION_EQUAL,
-    Operation.PATTERN: index_pb2.MatchKey.OPERATION_PATTERN,
-    Operation.RANGE: index_pb2.MatchKey.OPERATION_RANGE,
-    Operation.ABSENT: index_pb2.MatchKey.OPERATION_ABSENT,
-    Operation.ALL: index_pb2.MatchKey.OPERATION_ALL,
-}
 
 
 async def search_studies(request: Request) -> Response:
@@ -77,7 +64,7 @@ async def _search(request: Request, level: Level) -> Response:
         # PS3.18 §8.3.4.4: no results are wanted, so there are none. On the wire 0 would be the server's maximum.
         return _no_content(request, texts)
     with translated("index"):
-        found = await request.gateway.index.Search(search_request(query), timeout=settings.request_timeout_s)
+        found = await request.gateway.index.Search(query_messages.search_request(query), timeout=settings.request_timeout_s)
     if not found.rows:
         return _no_content(request, texts)
     if found.remaining:
@@ -89,34 +76,6 @@ async def _search(request: Request, level: Level) -> Response:
         return await response(request, body, multipart_writer.content_type(DICOM_XML, boundary), _warnings(request, texts))
     body = b"[" + b",".join(found.rows).replace(b"\0", base) + b"]"
     return await json_response(request, body, _warnings(request, texts))
-
-
-def search_request(query: Query) -> index_pb2.SearchRequest:
-    """Return a query as it goes over the wire."""
-    return index_pb2.SearchRequest(
-        level=LEVELS[query.level],
-        scope=index_pb2.Scope(study_instance_uid=query.study_instance_uid, series_instance_uid=query.series_instance_uid),
-        keys=[match_key(key) for key in query.keys],
-        include_fields=query.include_fields,
-        include_all=query.include_all,
-        include_levels=[LEVELS[level] for level in query.include_levels],
-        offset=query.offset,
-        limit=query.limit,
-        fuzzy_matching=query.fuzzy_matching,
-    )
-
-
-def match_key(key: MatchKey) -> index_pb2.MatchKey:
-    """Return one matching key as it goes over the wire."""
-    return index_pb2.MatchKey(
-        path=key.path,
-        operation=OPERATIONS[key.operation],
-        values=key.values,
-        low=key.low,
-        high=key.high,
-        private_creator=key.private_creator,
-        level=LEVELS[key.level] if key.level is not None else index_pb2.LEVEL_UNSPECIFIED,
-    )
 
 
 def _warnings(request: Request, texts: list[str]) -> list[tuple[str, str]]:

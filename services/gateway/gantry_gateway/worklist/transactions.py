@@ -7,7 +7,6 @@ from urllib.parse import quote
 import orjson
 from starlette.responses import Response
 
-from gantry.index.v1 import index_pb2
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry_gateway.answers import xml_parts
 from gantry_gateway.content import retrieval
@@ -15,8 +14,8 @@ from gantry_gateway.http import urls
 from gantry_gateway.http.compression import json_response, response
 from gantry_gateway.http.problems import warning
 from gantry_gateway.http.request import Request
-from gantry_gateway.studies.search import match_key
 from gantry_gateway.worklist import notifications
+from gantry_runtime import query_messages
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
 from gantry_standard.dicom import native_xml
@@ -102,14 +101,7 @@ async def search(request: Request) -> Response:
     query, texts = matching.parse_workitem_query(parameters, settings.search_max_results)
     if query.limit == 0:
         return _answer(request, 204, texts)
-    call = index_pb2.SearchWorkitemsRequest(
-        keys=[match_key(key) for key in query.keys],
-        include_fields=query.include_fields,
-        include_all=query.include_all,
-        offset=query.offset,
-        limit=query.limit,
-        current="no-cache" in request.headers.get("cache-control", ""),
-    )
+    call = query_messages.search_workitems_request(query, "no-cache" in request.headers.get("cache-control", ""))
     with translated("index"):
         found = await request.gateway.index.SearchWorkitems(call, timeout=settings.request_timeout_s)
     if not found.rows:
