@@ -48,8 +48,8 @@ $(VENV)/bench.ok: $(VENV)/run.ok benchmarks/requirements.txt
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/requirements.txt
 	@touch $@
 
-bench: $(VENV)/bench.ok  ## make bench PEER=orthanc SCENARIO=S4 for a comparison or a part; DISTRIBUTED=1: both store sets
-	$(BIN)/python benchmarks/run.py $(if $(PEER),--peer $(PEER)) $(if $(DISTRIBUTED),--distributed) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(QUICK),--quick)
+bench: $(VENV)/bench.ok  ## make bench PEER=orthanc SCENARIO=S4 for a comparison or a part; CHECKOUT=DIR: another checkout; DISTRIBUTED=1: both store sets
+	$(BIN)/python benchmarks/run.py $(if $(PEER),--peer $(PEER)) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(if $(DISTRIBUTED),--distributed) $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build

@@ -4,6 +4,8 @@
     python benchmarks/run.py                          one suite on this machine, all scenarios of the slice
     python benchmarks/run.py --peer orthanc           side by side with Debian's Orthanc, interleaved, with the estimate against 1.13
     python benchmarks/run.py --peer orthanc --distributed   and a suite on S3 and Elasticsearch in the same run
+    python benchmarks/run.py --checkout DIR           side by side with another checkout of Gantry, such as the one before a change;
+                                                      its `make install` must have run
     python benchmarks/run.py --scenario S4 --quick    a check that it runs
 
 The suite and the peer live in a directory of their own below --work and are ended afterwards. Settings of the suite (GANTRY_INDEX_STORE, …)
@@ -34,8 +36,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def distributed(work: Path, stack: contextlib.ExitStack) -> dict[str, str]:
-    """Return settings of a suite on S3 and Elasticsearch: the servers that GANTRY_TEST_* names, else ones that are started and ended here."""
+def distributed(work: Path, stack: contextlib.ExitStack, name: str = "bench") -> dict[str, str]:
+    """Return settings of a suite on S3 and Elasticsearch: the servers that GANTRY_TEST_* names, else ones that are started and ended here.
+
+    `name` keeps the bucket and the indices of several suites apart.
+    """
     names = {"GANTRY_S3_ENDPOINT": "GANTRY_TEST_S3_ENDPOINT", "GANTRY_S3_ACCESS_KEY": "GANTRY_TEST_S3_ACCESS_KEY",
              "GANTRY_S3_SECRET_KEY": "GANTRY_TEST_S3_SECRET_KEY", "GANTRY_ELASTICSEARCH_URL": "GANTRY_TEST_ELASTICSEARCH_URL"}
     given = dict(os.environ)
@@ -44,16 +49,17 @@ def distributed(work: Path, stack: contextlib.ExitStack) -> dict[str, str]:
         printed = subprocess.run([servers / "up.sh", work / "servers"], check=True, capture_output=True, text=True).stdout
         stack.callback(subprocess.run, [servers / "down.sh", work / "servers"], check=False)
         given |= dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines() if "=" in line)
-    name = f"bench-{os.getpid()}"
+        os.environ.update(given)
+    name = f"{name}-{os.getpid()}"
     return {"GANTRY_OBJECT_STORE": "s3", "GANTRY_INDEX_STORE": "elasticsearch", "GANTRY_S3_BUCKET": name, "GANTRY_ELASTICSEARCH_PREFIX": name,
             **{setting: given[name] for setting, name in names.items()}}
 
 
 @contextlib.contextmanager
-def gantry(work: Path, name: str = "gantry", settings: dict[str, str] | None = None):
-    """Run a suite; yields (base, wado, pids)."""
+def gantry(work: Path, name: str = "gantry", settings: dict[str, str] | None = None, programs: Path = Path(sys.executable).parent):
+    """Run a suite; yields (base, wado, pids). `programs` is the folder of its commands."""
     port, data = free_port(), work / name
-    command = [str(Path(sys.executable).parent / "gantry"), "up", "--port", str(port), "--data", str(data), "--no-samples"]
+    command = [str(programs / "gantry"), "up", "--port", str(port), "--data", str(data), "--no-samples"]
     environment = os.environ | (settings or {})
     process = subprocess.Popen(command, stdout=(work / f"{name}.log").open("wb"), stderr=subprocess.STDOUT, env=environment)
     try:
@@ -92,7 +98,8 @@ def _wait(url, process, log, seconds=60):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--peer", choices=["", "orthanc"], default="")
-    p.add_argument("--distributed", action="store_true", help="also measure a suite on S3 and Elasticsearch; with --peer only")
+    p.add_argument("--distributed", action="store_true", help="also measure a suite on S3 and Elasticsearch with --peer; with --checkout measure both there")
+    p.add_argument("--checkout", type=Path, help="another checkout of Gantry to compare with")
     p.add_argument("--scenario", default=FIRST)
     p.add_argument("--work", help="directory to work in (default: a temporary one)")
     p.add_argument("--json", default=str(ROOT / "build" / "bench.json"))
@@ -103,9 +110,15 @@ def main():
     with contextlib.ExitStack() as stack:
         work = Path(args.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="gantry-bench-")))
         work.mkdir(parents=True, exist_ok=True)
-        base, wado, pids = stack.enter_context(gantry(work))
+        both = args.checkout is not None and args.distributed
+        base, wado, pids = stack.enter_context(gantry(work, settings=distributed(work, stack) if both else None))
         command = [sys.executable, str(HERE / "bench.py"), "--scenario", args.scenario, "--load", "--memory", "--json", args.json]
-        if args.peer:
+        if args.checkout:
+            settings = distributed(work, stack, "other") if both else None
+            other_base, other_wado, other_pids = stack.enter_context(gantry(work, "other", settings, args.checkout / ".venv" / "bin"))
+            command += ["--base", other_base, "--wado", other_wado, "--label", "other", "--pids", ",".join(map(str, other_pids))]
+            command += ["--compare", base, "--wado2", wado, "--label2", "gantry", "--pids2", ",".join(map(str, pids))]
+        elif args.peer:
             peer_base, peer_wado, peer_pids = stack.enter_context(orthanc(work))
             command += ["--base", peer_base, "--wado", peer_wado, "--label", "orthanc", "--pids", ",".join(map(str, peer_pids))]
             command += ["--compare", base, "--wado2", wado, "--label2", "gantry", "--pids2", ",".join(map(str, pids))]
