@@ -9,12 +9,12 @@ import os
 import re
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gantry.blob.v1 import blob_pb2
+from gantry_runtime.byte_bounded_cache import CountBoundedCache
 from gantry_runtime.rpc import rpc_errors
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
@@ -209,8 +209,7 @@ class MappedReader:
     def __init__(self, directory: Path, stub: "BlobServiceAsyncStub", most_maps: int = 256) -> None:
         self._directory = directory
         self._streamed = StreamedReader(stub)
-        self._most_maps = most_maps
-        self._maps: OrderedDict[str, _Mapping] = OrderedDict()
+        self._maps = CountBoundedCache[str, _Mapping](most_maps)
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
         """Return views of the map when all ranges are in the page cache and not too long; else None."""
@@ -243,7 +242,6 @@ class MappedReader:
 
     def _mapping(self, object_key: str) -> _Mapping | None:
         if mapping := self._maps.get(object_key):
-            self._maps.move_to_end(object_key)
             return mapping
         try:
             mapping = _Mapping(object_path(self._directory, object_key))
@@ -251,7 +249,4 @@ class MappedReader:
             return None
         except OSError as error:
             raise errors.Unavailable(f"{object_key} cannot be mapped: {error.strerror}") from error
-        self._maps[object_key] = mapping
-        if len(self._maps) > self._most_maps:
-            self._maps.popitem(last=False)
-        return mapping
+        return self._maps.put(object_key, mapping)

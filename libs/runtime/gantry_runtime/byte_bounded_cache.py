@@ -1,9 +1,10 @@
-"""Values kept for the next request, within a number of bytes."""
+"""Values kept for the next request, within a number of bytes or of entries. The one used longest ago is dropped first."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -41,3 +42,46 @@ class ByteBoundedCache(Generic[T]):
         while self.used_bytes > self._room:
             _, dropped = self._values.popitem(last=False)
             self.used_bytes -= self._size(dropped)
+
+
+class CountBoundedCache(Generic[K, T]):
+    """Keeps the values used last, at most a number of them.
+
+    Args:
+        room: most entries.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._values: OrderedDict[K, T] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: K) -> bool:
+        """Whether a key is kept; that does not count as using it."""
+        return key in self._values
+
+    def get(self, key: K) -> T | None:
+        """Return a value that was put, and count it as used; None where it is not kept."""
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def pop(self, key: K) -> T | None:
+        """Return a value that was put and keep it no longer; None where it is not kept."""
+        return self._values.pop(key, None)
+
+    def put(self, key: K, value: T) -> T:
+        """Keep a value, drop the one used longest ago where there are too many, and return the value."""
+        # Taken out and put in again, not moved: another thread may have dropped it in between.
+        self._values.pop(key, None)
+        self._values[key] = value
+        if len(self._values) > self._room:
+            self._values.popitem(last=False)
+        return value
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()

@@ -20,7 +20,6 @@ import re
 import ssl
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
+from gantry_runtime.byte_bounded_cache import CountBoundedCache
 from gantry_standard import errors
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.workitems import CANCELED, COMPLETED, FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, IN_PROGRESS, SCHEDULED, vr_of
@@ -662,19 +662,14 @@ class _Seen:
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
-        self._digests: OrderedDict[bytes, None] = OrderedDict()
+        self._digests = CountBoundedCache[bytes, bool](size)
 
     def is_new(self, report: bytes) -> bool:
         """Note a report; say whether it was not noted before."""
         digest = hashlib.blake2b(report, digest_size=16).digest()
-        if digest in self._digests:
-            self._digests.move_to_end(digest)
+        if self._digests.get(digest):
             return False
-        self._digests[digest] = None
-        if len(self._digests) > self._size:
-            self._digests.popitem(last=False)
-        return True
+        return self._digests.put(digest, True)
 
 
 def _event(message: str | bytes, seen: _Seen) -> Event | None:

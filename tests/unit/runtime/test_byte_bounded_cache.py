@@ -1,6 +1,6 @@
 """Values are kept within a number of bytes, the least recently used one goes."""
 
-from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache, CountBoundedCache
 
 
 def test_what_was_used_last_is_kept_and_bytes_are_counted() -> None:
@@ -21,3 +21,18 @@ def test_what_needs_more_than_an_eighth_of_the_room_is_not_kept() -> None:
     cache = ByteBoundedCache[bytes](80, len)
     cache.put("large", b"x" * 11)
     assert (cache.get("large"), cache.used_bytes) == (None, 0)
+
+
+def test_a_number_of_values_is_kept_and_the_one_used_longest_ago_goes() -> None:
+    cache = CountBoundedCache[str, int](3)
+    for number, name in enumerate("abc", 1):
+        assert cache.put(name, number) == number
+    assert cache.get("a") == 1
+    cache.put("d", 4)
+    assert [name in cache for name in "abcd"] == [True, False, True, True]
+    cache.put("c", 30)
+    cache.put("e", 5)
+    assert [cache.get(name) for name in "acde"] == [None, 30, 4, 5]
+    assert (cache.pop("c"), cache.pop("c"), len(cache)) == (30, None, 2)
+    cache.clear()
+    assert (len(cache), cache.get("d")) == (0, None)

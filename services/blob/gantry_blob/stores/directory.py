@@ -17,7 +17,6 @@ import stat
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from gantry_blob.stores.port import ObjectEntry, StoreStatus, joined
 from gantry_runtime.blob_reader import Ranges, check_ranges, coalesced, cut, object_path
+from gantry_runtime.byte_bounded_cache import CountBoundedCache
 from gantry_standard import errors
 
 INCOMING = ".incoming"
@@ -250,7 +250,7 @@ class DirectoryStore:
         self.directory = directory
         self.sync = DirectorySync()
         self._reserve = reserve_percent / 100
-        self._durable: OrderedDict[Path, None] = OrderedDict()
+        self._durable = CountBoundedCache[Path, bool](MOST_DURABLE_DIRECTORIES)
         with _wrapped(str(directory)):
             (directory / INCOMING).mkdir(parents=True, exist_ok=True)
 
@@ -277,9 +277,7 @@ class DirectoryStore:
         directory.mkdir(exist_ok=True)
         # Also when it was there: another thread may have made it a moment ago and not synced yet.
         self.sync.sync(directory.parent)
-        self._durable[directory] = None
-        while len(self._durable) > MOST_DURABLE_DIRECTORIES:
-            self._durable.popitem(last=False)
+        self._durable.put(directory, True)
 
     def read(self, key: str, ranges: Ranges) -> Iterator[bytes]:
         """Yield pieces read with pread."""

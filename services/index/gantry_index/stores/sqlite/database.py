@@ -8,13 +8,13 @@ import logging
 import os
 import sqlite3
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gantry_index.levels.summary import Attributes, SeriesSummary, StudySummary
+from gantry_runtime.byte_bounded_cache import CountBoundedCache
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex
@@ -45,21 +45,6 @@ KEPT_MEMORIES = 16
 
 CHUNK = 500
 """Parameters in one statement."""
-
-
-class Recent(OrderedDict[tuple[str, ...], T]):
-    """What belongs to the studies and series that were written last, by their UIDs."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def keep(self, key: tuple[str, ...], value: T) -> T:
-        """Take over a value, and forget the one that was taken over first."""
-        self[key] = value
-        if len(self) > self._most:
-            self.popitem(last=False)
-        return value
 
 
 @dataclass(slots=True)
@@ -95,9 +80,9 @@ class Database:
         """Of the table `paths`, the number of each."""
         self.recent_terms = 0
         """How many there are in the table. What is kept here is the writer thread's, and read anew after a transaction failed."""
-        self.kept: Recent[Kept[Any]] = Recent(KEPT_SUMMARIES)
+        self.kept = CountBoundedCache[tuple[str, ...], Kept[Any]](KEPT_SUMMARIES)
         """The studies and series that were written last, as they are in the database."""
-        self.memories: Recent[terms.Memory] = Recent(KEPT_MEMORIES)
+        self.memories = CountBoundedCache[tuple[str, ...], terms.Memory](KEPT_MEMORIES)
         """Of series, what the terms of their last instance were derived from."""
         self._read_anew()
 

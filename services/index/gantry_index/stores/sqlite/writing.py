@@ -155,8 +155,8 @@ class Writing:
         if len(put.dicom_json) > INLINE_JSON_BYTES:
             return None
         memories, series = self._database.memories, (put.stored.study_instance_uid, put.stored.series_instance_uid)
-        found = memories.get(series)
-        return found if found is not None else memories.keep(series, {})
+        memory = memories.get(series)
+        return memory if memory is not None else memories.put(series, {})
 
     def _remove(self, sop: str, remove: Remove) -> None:
         """Leave a tombstone, also of what was never here."""
@@ -207,9 +207,9 @@ class Writing:
         condition = " AND ".join(f"{column} = ?" for column in KEY_COLUMNS[level])
         found = self.connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
         if not found:
-            return self._database.kept.keep(key, Kept(summary))
+            return self._database.kept.put(key, Kept(summary))
         known = summary.from_json(found[1])
-        return self._database.kept.keep(key, Kept(known, found[0], known.attributes()))
+        return self._database.kept.put(key, Kept(known, found[0], known.attributes()))
 
     def _gather(
         self,
@@ -253,4 +253,4 @@ class Writing:
     def _drop(self, level: Level, key: tuple[str, ...], kept: Kept[Any]) -> None:
         self._database.remove_terms(kept.row_id * 4 + level.value, level_terms(kept.before))
         self.connection.execute(f"DELETE FROM {TABLE[level]} WHERE id = ?", (kept.row_id,))
-        self._database.kept.pop(key, None)
+        self._database.kept.pop(key)

@@ -177,7 +177,7 @@ async def test_what_a_failed_transaction_wrote_is_not_remembered(store: SqliteSt
 
 async def test_more_series_than_are_kept_are_counted_right(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for recent in (store._database.kept, store._database.memories):
-        monkeypatch.setattr(recent, "_most", 2)
+        monkeypatch.setattr(recent, "_room", 2)
     for number in range(1, 13):
         one = put(number)
         one.stored.series_instance_uid = f"1.2.3.{number % 4}"
