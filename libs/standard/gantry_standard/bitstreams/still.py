@@ -1,40 +1,34 @@
 """What a compressed bit stream says about its image, and the transfer syntaxes that it may be put into.
 
-    picture = read_picture(source, "image/jpeg")
-    uid = choose_transfer_syntax(picture, "image/jpeg", hint)
+    picture = read_still(source, "image/jpeg")
+    uid = choose_transfer_syntax(picture, "image/jpeg", named)
 
-Only headers are read, a few bytes at a time. To add a bit stream: a reader in `_READERS`, by media type.
+Only headers are read, a few bytes at a time; those of JPEG, JPEG-LS and JPEG 2000 by `heads.py`. To add a bit stream, add a reader to
+`_READERS`, by media type. Videos are in `video.py`.
 
-    bit_streams.py   still images        video_streams.py   MPEG-2, MPEG-4 AVC, HEVC
-
-Source: PS3.18 §8.7.3.3 and §10.5.2; PS3.5 §8.2 and §10; ISO/IEC 10918-1 Annex B, 14495-1 Annex C, 15444-1 Annexes A and I,
-15444-2, 15444-15, 18181-1 Annex D; PS3.5 Annex G for RLE.
+Source: PS3.18 §8.7.3.3 and §10.5.2; PS3.5 §8.2 and §10; ISO/IEC 18181-1 Annex D for JPEG XL; PS3.5 Annex G for RLE.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from gantry_standard import reasons
+from gantry_standard.bitstreams.heads import (
+    JPEG_LS_FRAME,
+    Jpeg2000Head,
+    JpegHead,
+    Source,
+    boxes,
+    corrupt,
+    read_jpeg_2000_head,
+    read_jpeg_head,
+)
 from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.http.media_types import bulkdata_media_type
 
 _SYNTAX = "1.2.840.10008.1.2."
 _MOST_PRECISION = 64
-
-
-class Source(Protocol):
-    """Bytes that can be read anywhere."""
-
-    @property
-    def length(self) -> int:
-        """Bytes there are."""
-        ...
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes from `offset` on; fewer than `length` at the end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +64,6 @@ class Picture:
 def syntaxes(*suffixes: str) -> tuple[str, ...]:
     """Return transfer syntax UIDs by what follows 1.2.840.10008.1.2."""
     return tuple(_SYNTAX + suffix for suffix in suffixes)
-
-
-def corrupt(message: str) -> ScanFailure:
-    """Return the failure of a bit stream that cannot be read."""
-    return ScanFailure(message, reasons.CANNOT_UNDERSTAND)
 
 
 def not_supported(message: str) -> ScanFailure:
@@ -124,170 +113,78 @@ _JPEG_PROCESSES = {
     0xCB: syntaxes("4.58"),
 }
 _FIRST_ORDER_PREDICTION = syntaxes("4.70", "4.57")
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_LOSSLESS = frozenset((0xC3, 0xCB))
-_JPEG_LS_FRAME, _START_OF_SCAN, _ADOBE = 0xF7, 0xDA, 0xEE
-_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
-_SEGMENT_BYTES = 1024
-
-
-def _segments(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Yield marker and first bytes of each segment, up to the first scan."""
-    if source.read(0, 2) != b"\xff\xd8":
-        raise corrupt("the bit stream does not begin with the SOI marker of JPEG")
-    position = 2
-    while True:
-        head = source.read(position, 4)
-        if len(head) < 4 or head[0] != 0xFF:
-            raise corrupt(f"byte {position} of the JPEG bit stream: expected a marker")
-        marker = head[1]
-        if marker == 0xFF:
-            position += 1
-        elif marker in _WITHOUT_LENGTH:
-            position += 2
-        else:
-            (length,) = struct.unpack(">H", head[2:])
-            yield marker, source.read(position + 4, min(length - 2, _SEGMENT_BYTES)) if length > 2 else b""
-            if marker == _START_OF_SCAN:
-                return
-            position += 2 + max(length, 2)
+_LOSSLESS_HUFFMAN, _BASELINE = 0xC3, 0xC0
 
 
 def _read_jpeg(source: Source) -> Picture:
-    frame_marker, frame, adobe, scan = 0, b"", -1, b""
-    for marker, segment in _segments(source):
-        if marker in _START_OF_FRAME or marker == _JPEG_LS_FRAME:
-            frame_marker, frame = marker, segment
-        elif marker == _ADOBE and segment[:5] == b"Adobe" and len(segment) >= 12:
-            adobe = segment[11]
-        elif marker == _START_OF_SCAN:
-            scan = segment
-    if not frame_marker:
-        raise corrupt("the JPEG bit stream has no frame header")
-    precision, rows, columns, samples = struct.unpack_from(">BHHB", frame)
-    if not rows:
+    head = read_jpeg_head(source)
+    if not head.rows:
         raise not_supported("the JPEG bit stream does not say its number of lines in its frame header")
-    after_components = scan[1 + 2 * scan[0] :]
-    if frame_marker == _JPEG_LS_FRAME:
-        uids = syntaxes("4.81") if after_components[0] else syntaxes("4.80", "4.81")
-        photometric = "RGB" if samples == 3 else ""
+    if not head.scan:
+        raise corrupt("the JPEG bit stream has no scan header")
+    marker = head.frame_marker
+    if marker == JPEG_LS_FRAME:
+        uids = syntaxes("4.80", "4.81") if head.is_reversible else syntaxes("4.81")
+        photometric = "RGB" if head.samples == 3 else ""
     else:
-        uids = _JPEG_PROCESSES.get(frame_marker, ())
-        if frame_marker == 0xC3 and after_components[0] == 1:
+        uids = _JPEG_PROCESSES.get(marker, ())
+        if marker == _LOSSLESS_HUFFMAN and head.scan_parameter == 1:
             uids = _FIRST_ORDER_PREDICTION
-        if frame_marker == 0xC0 and precision != 8:
-            raise corrupt(f"the JPEG bit stream is baseline with {precision} bits, expected 8")
-        photometric = _jpeg_colour(frame, samples, adobe, is_lossless=frame_marker in _LOSSLESS)
+        if marker == _BASELINE and head.precision != 8:
+            raise corrupt(f"the JPEG bit stream is baseline with {head.precision} bits, expected 8")
+        photometric = _jpeg_colour(head)
     if not uids:
-        raise not_supported(f"a JPEG bit stream with frame marker FF{frame_marker:02X} has no transfer syntax here")
-    return Picture(uids, rows, columns, samples, precision, "MONOCHROME2" if samples == 1 else photometric, 0, source.length)
+        raise not_supported(f"a JPEG bit stream with frame marker FF{marker:02X} has no transfer syntax here")
+    photometric = "MONOCHROME2" if head.samples == 1 else photometric
+    return Picture(uids, head.rows, head.columns, head.samples, head.precision, photometric, 0, source.length)
 
 
-def _jpeg_colour(frame: bytes, samples: int, adobe: int, *, is_lossless: bool) -> str:
+def _jpeg_colour(head: JpegHead) -> str:
     """Return Photometric Interpretation of a colour JPEG.
-
-    Args:
-        adobe: transform of the Adobe segment (0: none, 1: YCbCr), -1 without one.
 
     Source: PS3.5 §8.2.1; ITU-T T.872 §6.5.3.
     """
-    if samples != 3:
+    if head.samples != 3:
         return ""
-    identifiers, factors = frame[6:15:3], frame[7:16:3]
-    if adobe == 0 or identifiers == b"RGB" or (is_lossless and adobe < 0):
+    if head.adobe_transform == 0 or head.component_ids == b"RGB" or (head.is_reversible and head.adobe_transform < 0):
         return "RGB"
-    return "YBR_FULL" if factors[0] == factors[1] == factors[2] else "YBR_FULL_422"
+    return "YBR_FULL" if len(set(head.sampling_factors)) == 1 else "YBR_FULL_422"
 
 
-_SOC_SIZ = b"\xff\x4f\xff\x51"
-_JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
-_COD, _CAP, _SOT = 0xFF52, 0xFF50, 0xFF90
-_PART_2 = 0x8000
-_PART_15_IN_CAP = 1 << 17  # Pcap^15, counted from the most significant bit
 _RPCL = 2
 _SYCC = 18
 
 
-def boxes(source: Source, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield type, begin and end of the content of each box of an ISO base media or JP2 family file.
-
-    Raises:
-        ScanFailure: a box is shorter than its own header.
-    """
-    position = begin
-    while position + 8 <= end:
-        length, kind = struct.unpack(">I4s", source.read(position, 8))
-        header = 8
-        if length == 1:
-            (length,) = struct.unpack(">Q", source.read(position + 8, 8))
-            header = 16
-        elif length == 0:
-            length = end - position
-        if length < header:
-            raise corrupt(f"byte {position}: a box has {length} bytes")
-        yield kind, position + header, min(position + length, end)
-        position += length
-
-
-def _codestream(source: Source) -> tuple[int, int, int]:
-    """Return offset and length of a JPEG 2000 codestream, and the enumerated colour space of its file (0: none is told)."""
-    if source.read(0, 12) != _JP2_SIGNATURE:
-        return 0, source.length, 0
-    colour = 0
-    for kind, begin, end in boxes(source, 0, source.length):
-        if kind == b"jp2h":
-            for inner, inner_begin, _ in boxes(source, begin, end):
-                content = source.read(inner_begin, 7)
-                if inner == b"colr" and len(content) == 7 and content[0] == 1:
-                    colour = int.from_bytes(content[3:7], "big")
-        elif kind == b"jp2c":
-            return begin, end - begin, colour
-    raise corrupt("the JP2 file has no codestream")
-
-
 def _read_jpeg_2000(source: Source) -> Picture:
-    offset, length, colour = _codestream(source)
-    head = source.read(offset, 44)
-    if head[:4] != _SOC_SIZ:
-        raise corrupt("the bit stream does not begin with the SOC and SIZ markers of JPEG 2000")
-    size, capabilities, right, bottom, left, top = struct.unpack_from(">HHIIII", head, 4)
-    (samples,) = struct.unpack_from(">H", head, 40)
-    depths = source.read(offset + 42, 3 * samples)[::3]
-    is_part_15, style = _jpeg_2000_style(source, offset + 4 + size)
-    order, transform, is_reversible = style[1], style[4], style[9] == 1
-    if is_part_15:
-        also_rpcl = syntaxes("4.202") if order == _RPCL else ()
-        uids = (*syntaxes("4.201"), *also_rpcl, *syntaxes("4.203")) if is_reversible else syntaxes("4.203")
-    elif capabilities & _PART_2:
-        uids = syntaxes("4.92", "4.93") if is_reversible else syntaxes("4.93")
+    head = read_jpeg_2000_head(source)
+    if head.is_part_15:
+        also_rpcl = syntaxes("4.202") if head.progression == _RPCL else ()
+        uids = (*syntaxes("4.201"), *also_rpcl, *syntaxes("4.203")) if head.is_reversible else syntaxes("4.203")
+    elif head.is_part_2:
+        uids = syntaxes("4.92", "4.93") if head.is_reversible else syntaxes("4.93")
     else:
-        # A codestream of Part 1 is one of Part 2 too.
-        uids = syntaxes("4.90", "4.91", "4.92", "4.93") if is_reversible else syntaxes("4.91", "4.93")
-    photometric = "MONOCHROME2" if samples == 1 else _jpeg_2000_colour(samples, transform, colour, is_reversible=is_reversible)
-    precision, is_signed = (max(depths) & 0x7F) + 1, depths[0] >> 7
-    return Picture(uids, bottom - top, right - left, samples, precision, photometric, offset, length, pixel_representation=is_signed)
+        # A code stream of Part 1 is one of Part 2 too.
+        uids = syntaxes("4.90", "4.91", "4.92", "4.93") if head.is_reversible else syntaxes("4.91", "4.93")
+    photometric = "MONOCHROME2" if head.samples == 1 else _jpeg_2000_colour(head)
+    return Picture(
+        uids,
+        head.rows,
+        head.columns,
+        head.samples,
+        head.precision,
+        photometric,
+        head.offset,
+        head.length,
+        pixel_representation=int(head.is_signed),
+    )
 
 
-def _jpeg_2000_style(source: Source, position: int) -> tuple[bool, bytes]:
-    """Walk the main header; return whether CAP names Part 15, and the content of COD."""
-    is_part_15 = False
-    while True:
-        marker, length = struct.unpack(">HH", source.read(position, 4))
-        if marker == _COD:
-            return is_part_15, source.read(position + 4, length - 2)
-        if marker == _CAP:
-            is_part_15 = bool(int.from_bytes(source.read(position + 4, 4), "big") & _PART_15_IN_CAP)
-        if marker < 0xFF00 or marker == _SOT or length < 2:
-            raise corrupt(f"byte {position} of the JPEG 2000 codestream: the main header has no COD segment")
-        position += 2 + length
-
-
-def _jpeg_2000_colour(samples: int, transform: int, colour: int, *, is_reversible: bool) -> str:
-    if samples != 3:
+def _jpeg_2000_colour(head: Jpeg2000Head) -> str:
+    if head.samples != 3:
         return ""
-    if transform:
-        return "YBR_RCT" if is_reversible else "YBR_ICT"
-    return "YBR_FULL" if colour == _SYCC else "RGB"
+    if head.has_component_transform:
+        return "YBR_RCT" if head.is_reversible else "YBR_ICT"
+    return "YBR_FULL" if head.enumerated_color_space == _SYCC else "RGB"
 
 
 _JXL_SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"

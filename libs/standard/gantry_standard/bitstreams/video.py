@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gantry_standard.bitstreams.still import Picture, Source, boxes, corrupt, not_supported, syntaxes
+from gantry_standard.bitstreams.heads import Source, boxes, corrupt
+from gantry_standard.bitstreams.still import Picture, not_supported, syntaxes
 
 _LOOKED_THROUGH_BYTES = 4 << 20
 """Sequence headers come first; further than this nobody looks for them."""

@@ -20,14 +20,15 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer.codecs.heads import Head, read_jpeg_2000_head, read_jpeg_head, read_jpeg_ls_near
 from gantry_standard import errors
+from gantry_standard.bitstreams.heads import BytesSource, read_jpeg_2000_head, read_jpeg_head
+from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.dicom.scanned import PixelDescription
 
 Samples = NDArray[Any]
@@ -37,6 +38,52 @@ EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 FLOAT_TAG, DOUBLE_FLOAT_TAG = "7FE00008", "7FE00009"
 MAX_FRAME_BYTES = 1 << 30
 """Largest decoded frame; more is not acceptable."""
+
+
+class Head(Protocol):
+    """What the head of a bit stream says of its samples."""
+
+    @property
+    def rows(self) -> int:
+        """0 where a later marker says it."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Samples of a row."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples of a pixel."""
+        ...
+
+    @property
+    def precision(self) -> int:
+        """Bits of a sample."""
+        ...
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether samples are two's complement."""
+        ...
+
+    @property
+    def is_reversible(self) -> bool:
+        """Whether decoding gives exactly the samples that were encoded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedHead:
+    """The same, told by decoded samples."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+    is_signed: bool = False
+    is_reversible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +259,24 @@ def _encode_rle(samples: Samples, description: PixelDescription) -> bytes:
     return np.array(head, "<u4").tobytes() + b"".join(segments)
 
 
-def _checked(head: Head | None, description: PixelDescription, kind: str) -> Head:
-    if head is None:
-        raise ValueError(f"no {kind} header found")
-    found = (head.rows, head.columns, head.samples)
+def _check_head(head: Head, description: PixelDescription) -> None:
+    """Check that a bit stream has the size that its attributes say, before memory is taken for its samples.
+
+    Raises:
+        ValueError: it has another size, or samples that do not fit into Bits Allocated.
+    """
+    stated = (head.rows, head.columns, head.samples)
     # A stream may leave the number of rows to a later marker (DNL).
     expected = (description.rows if head.rows else 0, description.columns, description.samples_per_pixel or 1)
-    if found != expected:
-        raise ValueError(f"the bit stream has rows, columns, samples {found}, the attributes say {expected}")
+    if stated != expected:
+        raise ValueError(f"the bit stream has rows, columns, samples {stated}, the attributes say {expected}")
     if description.bits_allocated > 1 and head.precision > description.bits_allocated:
         raise ValueError(f"the bit stream has {head.precision} bits, Bits Allocated is {description.bits_allocated}")
-    return head
 
 
 def _decode_jpeg(data: bytes, description: PixelDescription) -> Samples:
-    head = _checked(read_jpeg_head(data), description, "JPEG")
+    head = read_jpeg_head(BytesSource(data))
+    _check_head(head, description)
     # Without a marker that names the colour space libjpeg takes three samples for YCbCr; the attributes know better.
     # Lossless JPEG has no colour transform at all.
     is_plain = head.is_reversible or (description.photometric_interpretation == "RGB" and not head.names_color_space)
@@ -238,18 +288,20 @@ def _decode_jpeg(data: bytes, description: PixelDescription) -> Samples:
 
 
 def _decode_jpeg_ls(data: bytes, description: PixelDescription) -> Samples:
-    head = _checked(read_jpeg_head(data), description, "JPEG-LS")
-    head = dataclasses.replace(head, is_reversible=read_jpeg_ls_near(data) == 0)
+    head = read_jpeg_head(BytesSource(data))
+    _check_head(head, description)
     return _conformed(imagecodecs.jpegls_decode(data), head, description)
 
 
 def _decode_jpeg_2000(data: bytes, description: PixelDescription) -> Samples:
-    head = _checked(read_jpeg_2000_head(data), description, "JPEG 2000")
+    head = read_jpeg_2000_head(BytesSource(data))
+    _check_head(head, description)
     return _conformed(imagecodecs.jpeg2k_decode(data), head, description)
 
 
 def _decode_htj2k(data: bytes, description: PixelDescription) -> Samples:
-    head = _checked(read_jpeg_2000_head(data), description, "HTJ2K")
+    head = read_jpeg_2000_head(BytesSource(data))
+    _check_head(head, description)
     # OpenJPH is fast, but wraps round where the 9-7 transform overshoots the range (0 becomes 255); OpenJPEG saturates.
     samples = imagecodecs.htj2k_decode(data, planar=False) if head.is_reversible else imagecodecs.jpeg2k_decode(data)
     return _conformed(samples, head, description)
@@ -259,8 +311,9 @@ def _decode_jpeg_xl(data: bytes, description: PixelDescription) -> Samples:
     samples = imagecodecs.jpegxl_decode(data)
     if samples.ndim == 3 and samples.shape[2] == 1:
         samples = samples[:, :, 0]
-    head = Head(samples.shape[0], samples.shape[1], 1 if samples.ndim == 2 else samples.shape[2], samples.dtype.itemsize * 8)
-    return _conformed(samples, _checked(head, description, "JPEG XL"), description)
+    head = DecodedHead(samples.shape[0], samples.shape[1], 1 if samples.ndim == 2 else samples.shape[2], samples.dtype.itemsize * 8)
+    _check_head(head, description)
+    return _conformed(samples, head, description)
 
 
 def _conformed(samples: Samples, head: Head, description: PixelDescription) -> Samples:
@@ -661,7 +714,17 @@ def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription,
         description = dataclasses.replace(description, bits_stored=bits, high_bit=bits - 1)
     try:
         samples = codec.decode(data, description)
-    except (ValueError, RuntimeError, TypeError, IndexError, OverflowError, MemoryError, NotImplementedError, zlib.error) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+        NotImplementedError,
+        zlib.error,
+        ScanFailure,
+    ) as error:
         raise errors.NotAcceptable(f"a frame cannot be decoded from {codec.name} ({transfer_syntax_uid}): {error}") from error
     expected = (description.rows, description.columns, *([description.samples_per_pixel] if description.samples_per_pixel > 1 else []))
     if samples.shape != tuple(expected):
@@ -712,12 +775,15 @@ def method_of_loss(transfer_syntax_uid: str, data: bytes) -> str:
     if codec.decode is _decode_jpeg_xl:
         # The lossy form of JPEG XL does not show; recompressed JPEG is as lossy as that was
         return "ISO_18181_1" if transfer_syntax_uid in _LOSSY_XL else ""
-    if codec.decode is _decode_jpeg_ls:
-        return "ISO_14495_1" if read_jpeg_ls_near(data) else ""
-    is_jpeg = codec.decode is _decode_jpeg
-    found = read_jpeg_head(data) if is_jpeg else read_jpeg_2000_head(data)
-    if found is None or found.is_reversible:
+    is_jpeg = codec.decode in (_decode_jpeg, _decode_jpeg_ls)
+    try:
+        head: Head = read_jpeg_head(BytesSource(data)) if is_jpeg else read_jpeg_2000_head(BytesSource(data))
+    except ScanFailure:
         return ""
+    if head.is_reversible:
+        return ""
+    if codec.decode is _decode_jpeg_ls:
+        return "ISO_14495_1"
     return "ISO_10918_1" if is_jpeg else "ISO_15444_15" if codec.decode is _decode_htj2k else "ISO_15444_1"
 
 

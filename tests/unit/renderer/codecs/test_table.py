@@ -14,7 +14,6 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from gantry_renderer.codecs import table
-from gantry_renderer.codecs.heads import read_jpeg_2000_head, read_jpeg_head
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 
@@ -232,13 +231,3 @@ def test_what_cannot_be_decoded_or_encoded_names_what_is_available() -> None:
         table.require_encodable("1.2.840.10008.1.2.4.50", GREY)
     with pytest.raises(errors.NotAcceptable):
         table.require_encodable("1.2.840.10008.1.2.4.90", dataclasses.replace(GREY, bits_allocated=32, bits_stored=32, high_bit=31))
-
-
-def test_heads_of_bit_streams_are_read() -> None:
-    rgb = np.zeros((4, 6, 3), np.uint8)
-    jpeg = read_jpeg_head(table.encode("1.2.840.10008.1.2.4.70", np.zeros((4, 6), "<u2"), GREY))
-    assert jpeg is not None
-    assert (jpeg.rows, jpeg.columns, jpeg.samples, jpeg.is_reversible) == (4, 6, 1, True)
-    j2k = read_jpeg_2000_head(table.encode("1.2.840.10008.1.2.4.90", rgb, COLOR))
-    assert j2k is not None
-    assert (j2k.rows, j2k.columns, j2k.samples, j2k.precision, j2k.is_signed, j2k.is_reversible) == (4, 6, 3, 8, False, True)
