@@ -14,7 +14,7 @@ from gantry_suite.ports import is_free
 
 CONFIGURATION = """
 listen: "127.0.0.1:{port}"
-max_payload: 8MB
+max_payload: {max_payload}
 jetstream {{ store_dir: "{directory}/jetstream", sync_interval: always }}
 """
 
@@ -38,9 +38,14 @@ def binary() -> str:
 
 
 class NatsServer:
-    """Starts, kills and restarts one server on the same directory and port."""
+    """Starts, kills and restarts one server on the same directory and port.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        max_payload: largest message, headers included.
+    """
+
+    def __init__(self, directory: Path, max_payload: str = "8MB") -> None:
+        self.max_payload = max_payload
         self.directory = directory
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -50,7 +55,7 @@ class NatsServer:
         """Start and wait until the port answers."""
         self.directory.mkdir(parents=True, exist_ok=True)
         configuration = self.directory / "nats.conf"
-        configuration.write_text(CONFIGURATION.format(port=self.port, directory=self.directory))
+        configuration.write_text(CONFIGURATION.format(port=self.port, directory=self.directory, max_payload=self.max_payload))
         with (self.directory / "nats.log").open("ab") as log:
             self.process = subprocess.Popen([binary(), "-c", str(configuration)], stdout=log, stderr=log)
         deadline = time.monotonic() + 10

@@ -15,6 +15,8 @@ from gantry.blob.v1 import blob_pb2, blob_pb2_grpc
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2_grpc
+from gantry_blob.edge import PAGE_OBJECTS, REMOVABLE
+from gantry_blob.packs import pack
 from gantry_gateway.http import server
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
@@ -22,9 +24,13 @@ from gantry_gateway.http.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.worklist import notifications
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol
+from gantry_runtime.blob_reader import check_object_key
 from gantry_runtime.events import streams
 from gantry_runtime.process import Process
 from gantry_runtime.rpc import channels
+from gantry_runtime.rpc.channels import CHUNK_BYTES
+from gantry_runtime.store_messages import PUT_BYTES
+from gantry_standard import errors
 from gantry_workflow import main
 from gantry_workflow.settings import WorkflowSettings
 from tests.support.nats_server import NatsServer, free_port
@@ -111,25 +117,45 @@ PERFORMED = {
 
 
 class Blob(blob_pb2_grpc.BlobServiceServicer):
-    """Keeps small objects in memory."""
+    """Keeps small objects in memory, and refuses what blob refuses (`gantry_blob.edge`)."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.failing: set[str] = set()
+        """Objects that cannot be written now."""
 
     async def PutObject(self, request, context):
+        check_object_key(request.object)
+        if len(request.data) > PUT_BYTES:
+            raise errors.PayloadTooLarge(f"{request.object}: {len(request.data)} bytes, expected at most {PUT_BYTES}")
+        if request.object.startswith(pack.PREFIX):
+            raise errors.Forbidden(f"{request.object}: packs are written by StoreInstances only")
+        if request.object in self.failing:
+            raise errors.Unavailable(f"{request.object} cannot be written")
+        if not request.replace and self.objects.get(request.object, request.data) != request.data:
+            raise errors.Conflict(f"{request.object} exists with other bytes")
         self.objects[request.object] = request.data
         return blob_pb2.PutObjectResponse()
 
     async def RemoveObject(self, request, context):
+        check_object_key(request.object)
+        if not request.object.startswith(REMOVABLE):
+            raise errors.Forbidden(f"{request.object}: only copies of workitems are removed on request")
         self.objects.pop(request.object, None)
         return blob_pb2.RemoveObjectResponse()
 
     async def ListObjects(self, request, context):
-        found = sorted(key for key in self.objects if key.startswith(request.prefix))
-        yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=k, size_bytes=len(self.objects[k])) for k in found])
+        keys = sorted(key for key in self.objects if key.startswith(request.prefix) and key > request.after)
+        for begin in range(0, len(keys), PAGE_OBJECTS):
+            page = keys[begin : begin + PAGE_OBJECTS]
+            yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=k, size_bytes=len(self.objects[k])) for k in page])
 
     async def Read(self, request, context):
-        yield blob_pb2.ReadResponse(data=self.objects[request.object])
+        if request.object not in self.objects:
+            raise errors.NotFound(f"{request.object}: no such object")
+        data = self.objects[request.object]
+        for begin in range(0, len(data), CHUNK_BYTES):
+            yield blob_pb2.ReadResponse(data=data[begin : begin + CHUNK_BYTES])
 
 
 class Index(index_pb2_grpc.IndexServiceServicer):
@@ -259,9 +285,9 @@ async def worklist(nats: NatsServer) -> AsyncIterator[Worklist]:
 
 
 @contextlib.contextmanager
-def own_nats(directory) -> Any:  # type: ignore[no-untyped-def]
+def own_nats(directory, max_payload: str = "8MB") -> Any:  # type: ignore[no-untyped-def]
     """Run a nats-server that the test may kill."""
-    nats = NatsServer(directory)
+    nats = NatsServer(directory, max_payload)
     nats.start()
     try:
         yield nats

@@ -14,6 +14,9 @@ from gantry.blob.v1 import blob_pb2
 from gantry_runtime.rpc import protobuf_wire
 from gantry_standard import errors
 
+PUT_BYTES = 4 << 20
+"""Most bytes of an object that PutObject writes; with more it raises PayloadTooLarge."""
+
 SERIALISED = frozenset(("StoreWhole",))
 """Methods whose requests are serialised already: pieces for the one who calls, bytes for the one who serves."""
 

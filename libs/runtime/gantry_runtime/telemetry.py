@@ -26,6 +26,9 @@ RENDER_SECONDS = Histogram("gantry_render_seconds", "Time of one job in the rend
 RENDER_QUEUE = Gauge("gantry_render_queue_jobs", "Jobs that wait for a worker")
 WORKITEM_CHANGES = Counter("gantry_workitem_changes_total", "Changes of workitems", ["kind"])
 RULE_WORKITEMS = Counter("gantry_rule_workitems_total", "What rules made of what arrived: created, updated, kept, failed", ["outcome"])
+WORKITEM_COPIES = Counter("gantry_workitem_copies_total", "Copies of workitems in the object store: written, failed, refused", ["outcome"])
+WORKITEM_COPY_LAG_MESSAGES = Gauge("gantry_workitem_copy_lag_messages", "Changes on WORKITEMS behind the oldest that is not copied")
+WORKITEM_COPY_LAG_SECONDS = Gauge("gantry_workitem_copy_lag_seconds", "Age of the oldest change on WORKITEMS that is not copied")
 REPORTS_WRITTEN = Counter("gantry_reports_written_total", "Event reports written")
 WEBSOCKETS = Gauge("gantry_websockets", "Open notification connections of this gateway")
 

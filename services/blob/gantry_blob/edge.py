@@ -17,7 +17,7 @@ from gantry_blob.packs.verify import verify_pack
 from gantry_blob.stores.port import ObjectEntry, ObjectStore
 from gantry_blob.storing.request import StoreRules, Upload, UploadMessage
 from gantry_blob.threads import in_thread, pieces_in_threads
-from gantry_runtime.store_messages import taken_apart
+from gantry_runtime.store_messages import PUT_BYTES, taken_apart
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
@@ -31,7 +31,6 @@ HELD_BYTES = 4 << 20
 
 HELD_MESSAGES = 256
 DISCARD_S = 2.0
-PUT_BYTES = 4 << 20
 REMOVABLE = "workitems/"
 """Prefix of the objects that others may remove; packs and decisions go by the sweeper only."""
 PAGE_OBJECTS = 1000

@@ -1,6 +1,6 @@
 """gRPC edge: parse, decide on the stream, answer."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
@@ -39,12 +39,19 @@ def check_ae_title(ae_title: str) -> None:
 
 
 class WorkflowEdge(WorkflowServiceServicer):
-    """The service as gRPC."""
+    """The service as gRPC.
 
-    def __init__(self, workitems: Workitems, reports: ReportWriter, settings: WorkflowSettings) -> None:
+    Args:
+        missing: returns what keeps the service from its work; "" when nothing does.
+    """
+
+    def __init__(
+        self, workitems: Workitems, reports: ReportWriter, settings: WorkflowSettings, missing: Callable[[], Awaitable[str]]
+    ) -> None:
         self._workitems = workitems
         self._reports = reports
         self._settings = settings
+        self._missing = missing
 
     async def CreateWorkitem(self, request: pb.CreateWorkitemRequest, context: Any) -> pb.CreateWorkitemResponse:
         """PS3.18 §11.4."""
@@ -196,7 +203,8 @@ class WorkflowEdge(WorkflowServiceServicer):
             last, reported = await self._reports.progress()
         except errors.GantryError as error:
             return pb.GetStatusResponse(ready=False, explanation=error.message)
-        return pb.GetStatusResponse(ready=True, workitems_sequence=last, reported_sequence=reported)
+        missing = await self._missing()
+        return pb.GetStatusResponse(ready=not missing, explanation=missing, workitems_sequence=last, reported_sequence=reported)
 
 
 WORKLISTS = (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION)

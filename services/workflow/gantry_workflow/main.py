@@ -43,23 +43,27 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
     js = client.jetstream()
     channel = await stack.enter_async_context(channels.channel(settings.blob_address))
     blob = BlobServiceStub(channel)
-    reports = ReportWriter(js)
+    reports, copies = ReportWriter(js), backup.Copier(js, blob)
 
     def register(server: grpc.aio.Server) -> None:
-        add_WorkflowServiceServicer_to_server(WorkflowEdge(Workitems(js), reports, settings), server)
+        add_WorkflowServiceServicer_to_server(WorkflowEdge(Workitems(js), reports, settings, missing), server)
 
-    async def ready() -> str:
+    async def missing() -> str:
         try:
             await reports.progress()
+            lag = await copies.lag()
         except errors.GantryError as error:
             return error.message
+        if lag.seconds > settings.workitem_copy_lag_s:
+            return f"copies of workitems in the object store are {lag.seconds:.0f} s behind ({lag.changes} changes)"
         return ""
 
-    await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, ready))
+    await stack.enter_async_context(telemetry.admin(settings.workflow_admin_listen, missing))
     await open_streams(js, blob)
     await follow.begin(js, bool(rules))
     await stack.enter_async_context(channels.serving(register, settings.workflow_listen))
-    running.watch(leader.lead(js, blob, reports, settings), "leader")
+    running.watch(leader.lead(js, blob, reports, copies, settings), "leader")
+    running.watch(copies.observe(), "lag of copies")
     if rules:
         index = IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address)))
         arrived = follow.Arrivals(js, index, blob, rules, settings)

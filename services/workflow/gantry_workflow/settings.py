@@ -26,6 +26,9 @@ class WorkflowSettings(ProcessSettings):
         30 * 86_400.0, "Seconds that a deleted workitem answers 410, then 404; longer than index may be away."
     )
     workitem_history_s: float = setting(3600.0, "Seconds that superseded states of workitems are kept on the stream.")
+    workitem_copy_lag_s: float = setting(
+        60.0, "Seconds that the copies of workitems in the object store may be behind before workflow is not ready."
+    )
     index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")
     workitem_rules: Path | None = setting(
         None, "TOML file of rules that make workitems of what arrives (see workitem_rules.py); without it nothing does."

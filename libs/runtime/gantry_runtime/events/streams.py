@@ -287,6 +287,8 @@ async def ensure_stream(
             )
 
 
+HEADER_BYTES = 1 << 10
+"""More than the headers of a message of ours. They count as well in what the server calls `max_payload`."""
 PUBLISH_S = 5.0
 """Seconds within which the server says that a fact is on disk."""
 
@@ -304,8 +306,11 @@ async def publish(
 
     Raises:
         errors.Conflict: an expected sequence is not the last (err_code 10071).
+        errors.PayloadTooLarge: the server takes no message of this size (its `max_payload`).
         errors.Unavailable: no stream, or no answer in time; the fact may or may not be there.
     """
+    if (size := len(data) + HEADER_BYTES) > js._nc.max_payload:
+        raise errors.PayloadTooLarge(f"a message of {size} bytes, NATS takes at most {js._nc.max_payload}")
     with _publishing():
         return (await js.publish(subject, data, timeout=timeout_s, headers=headers)).seq
 
@@ -578,7 +583,7 @@ async def next_message(js: JetStreamContext, stream: Stream, subject: str, after
     """
     with _asking():
         m = await js.get_msg(stream.name, seq=after + 1, subject=subject, direct=True, next=True)
-        return Message(m.seq or 0, m.subject or "", m.headers or {}, m.data or b"")
+        return Message(m.seq or 0, m.subject or "", m.headers or {}, m.data or b"", m.time.timestamp() if m.time else 0.0)
 
 
 async def last_messages(js: JetStreamContext, stream: Stream, subjects: Sequence[str], batch: int = 500) -> AsyncGenerator[Message, None]:

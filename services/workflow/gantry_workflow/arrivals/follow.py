@@ -55,7 +55,7 @@ CONCURRENCY = 4
 MAX_WAITING = 10_000
 """Studies that are waited for at once; with more the stream is not read on."""
 MAX_INPUTS = 20_000
-"""Most instances of one workitem's input, so that its state stays below the 4 MiB of a copy; of more no workitem is made."""
+"""Most instances of one workitem's input, so that its data set mostly stays below MAX_DATASET_BYTES; of more no workitem is made."""
 LARGEST_JSON_BYTES = 64 << 20
 """Larger metadata of an instance is not looked at: it matches no rule."""
 

@@ -7,14 +7,15 @@ restored at start when the stream is not there.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import grpc.aio
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1.events_pb2 import MessageCopy, SubscriptionState, WorkitemState
+from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
@@ -34,6 +35,10 @@ GATHER_S = 0.3
 """Seconds in which the changes of one workitem become one copy."""
 CONCURRENCY = 8
 BLOB_S = 30.0
+MAX_WAITING = 100
+"""Copies that may fail while others are written; with more, blob as a whole does not work."""
+OBSERVE_S = 5.0
+"""Seconds between two looks at the lag, for the metrics."""
 SKIPPED_SEQUENCES = 1_000_000
 """How far above the last known sequence a stream begins anew: more than a second's changes, which may have been lost."""
 PREFIXES = ("workitems/", "subscriptions/")
@@ -45,39 +50,128 @@ def object_of(subject: str) -> str:
     return f"workitems/{rest}" if kind == "workitem" else f"subscriptions/{rest.removesuffix('.global')}"
 
 
-async def copy(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
-    """Follow the stream for ever and write the last message of each subject that changed.
+@dataclass(frozen=True)
+class Lag:
+    """How far the copies are behind the stream: changes, and seconds since the oldest of them."""
 
-    Raises:
-        errors.Unavailable: NATS or blob does not answer; what is not copied is copied by the next call.
-    """
-    bucket = await streams.open_bucket(js, BUCKET)
-    cursor = int((await bucket.get(CURSOR))[0] or b"0")
-    async with aclosing(streams.read_from(js, WORKITEMS, cursor, batch=2000)) as batches:
-        async for batch in batches:
-            if not batch:
-                continue
-            last = {message.subject: message for message in batch}
-            await _put_all(blob, list(last.values()))
-            await bucket.put(CURSOR, str(batch[-1].sequence).encode())
-            await asyncio.sleep(GATHER_S)
+    changes: int = 0
+    seconds: float = 0.0
 
 
-async def _put_all(blob: "BlobServiceAsyncStub", messages: list[Message]) -> None:
-    free = asyncio.Semaphore(CONCURRENCY)
+class Copier:
+    """Writes the copies, in whichever process leads; tells in each process how far they are."""
 
-    async def put(message: Message) -> None:
-        data = MessageCopy(subject=message.subject, sequence=message.sequence, data=message.data).SerializeToString()
-        async with free:
-            await blob.PutObject(blob_pb2.PutObjectRequest(object=object_of(message.subject), data=data, replace=True), timeout=BLOB_S)
+    def __init__(self, js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
+        self._js = js
+        self._blob = blob
+        self._waiting: dict[str, int] = {}
+        """Subject → sequence of its oldest change without a copy, of what blob could not take when it was tried last."""
 
-    try:
+    async def run(self) -> None:
+        """Follow the stream for ever and write the last message of each subject that changed.
+
+        A copy that fails is tried again while the others go on; the cursor stays before it. One that blob refuses for good is
+        reported and passed.
+
+        Raises:
+            errors.Unavailable: NATS does not answer, or more than MAX_WAITING copies have failed; what is not copied is copied by
+                the next call.
+        """
+        bucket = await streams.open_bucket(self._js, BUCKET)
+        cursor = reached = int((await bucket.get(CURSOR))[0] or b"0")
+        self._waiting = {}
+        async with aclosing(streams.read_from(self._js, WORKITEMS, cursor, batch=2000)) as batches:
+            async for batch in batches:
+                await self._copy_all({message.subject: message for message in batch}, {m.subject: m.sequence for m in reversed(batch)})
+                reached = batch[-1].sequence if batch else reached
+                copied = min((sequence - 1 for sequence in self._waiting.values()), default=reached)
+                if copied != cursor:
+                    await bucket.put(CURSOR, str(copied).encode())
+                    cursor = copied
+                if batch:
+                    await asyncio.sleep(GATHER_S)
+
+    async def _copy_all(self, changed: dict[str, Message], first: dict[str, int]) -> None:
+        """Write the copies of what changed, and of what waits.
+
+        Args:
+            changed: subject → its last message.
+            first: subject → sequence of the first of its messages that are to be copied now.
+        """
+        free = asyncio.Semaphore(CONCURRENCY)
+
+        async def copy(subject: str) -> None:
+            async with free:
+                since = self._waiting.get(subject) or first[subject]
+                message = changed.get(subject) or await self._last(subject)
+                if message is None or await self._copy(message):
+                    self._waiting.pop(subject, None)
+                else:
+                    self._waiting[subject] = since
+
         async with asyncio.TaskGroup() as group:
-            for message in messages:
-                group.create_task(put(message))
-    except* grpc.aio.AioRpcError as failures:
-        failure = failures.exceptions[0]
-        raise errors.Unavailable("blob does not take copies of workitems") from failure
+            for subject in {*changed, *self._waiting}:
+                group.create_task(copy(subject))
+        if len(self._waiting) > MAX_WAITING:
+            raise errors.Unavailable("blob does not take copies of workitems")
+
+    async def _last(self, subject: str) -> Message | None:
+        try:
+            return await streams.last_message(self._js, WORKITEMS, subject)
+        except errors.NotFound:
+            return None
+
+    async def _copy(self, message: Message) -> bool:
+        """Write one copy; return False where that is to be tried again."""
+        request = blob_pb2.PutObjectRequest(object=object_of(message.subject), data=_encoded(message), replace=True)
+        try:
+            with rpc_errors.translated("blob"):
+                await self._blob.PutObject(request, timeout=BLOB_S)
+        except (errors.RequestError, errors.ResourceError) as error:
+            log.error("copy refused", extra={"object": request.object, "sequence": message.sequence, "reason": error.message})
+            telemetry.WORKITEM_COPIES.labels("refused").inc()
+            return True
+        except errors.GantryError as error:
+            log.warning("copy failed", extra={"object": request.object, "sequence": message.sequence, "reason": error.message})
+            telemetry.WORKITEM_COPIES.labels("failed").inc()
+            return False
+        telemetry.WORKITEM_COPIES.labels("written").inc()
+        return True
+
+    async def lag(self) -> Lag:
+        """Ask NATS how far the copies are behind, whichever process writes them.
+
+        Raises:
+            errors.Unavailable, errors.NotFound: NATS does not answer, or has no such stream yet.
+        """
+        _, last = await streams.stream_state(self._js, WORKITEMS)
+        copied = int((await (await streams.open_bucket(self._js, BUCKET)).get(CURSOR))[0] or b"0")
+        if copied >= last:
+            return Lag()
+        try:
+            oldest = await streams.next_message(self._js, WORKITEMS, ">", copied)
+        except errors.NotFound:
+            return Lag()
+        return Lag(last - copied, max(0.0, time.time() - oldest.time_s))
+
+    async def observe(self) -> None:
+        """Keep the metrics of the lag up to date, for ever."""
+        while True:
+            try:
+                lag = await self.lag()
+                telemetry.WORKITEM_COPY_LAG_MESSAGES.set(lag.changes)
+                telemetry.WORKITEM_COPY_LAG_SECONDS.set(lag.seconds)
+            except errors.GantryError as error:
+                log.debug("lag of copies unknown", extra={"reason": error.message})
+            await asyncio.sleep(OBSERVE_S)
+
+
+def _encoded(message: Message) -> bytes:
+    """Return the copy of a message. A large one goes without what its change says, which a restored state does not need."""
+    data = message.data
+    if len(data) > transactions.MAX_STATE_BYTES and message.subject.startswith("workitem."):
+        data = transactions.without_change(WorkitemState.FromString(data)).SerializeToString()
+    return MessageCopy(subject=message.subject, sequence=message.sequence, data=data).SerializeToString()
 
 
 async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:

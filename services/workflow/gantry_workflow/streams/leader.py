@@ -11,7 +11,8 @@ from gantry_runtime.events import leases
 from gantry_runtime.events.streams import JetStreamContext
 from gantry_standard import errors
 from gantry_workflow.settings import WorkflowSettings
-from gantry_workflow.streams import backup, deletion, history
+from gantry_workflow.streams import deletion, history
+from gantry_workflow.streams.backup import Copier
 from gantry_workflow.streams.report_writer import ReportWriter
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 
 
-async def lead(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, settings: WorkflowSettings) -> None:
+async def lead(
+    js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, copies: Copier, settings: WorkflowSettings
+) -> None:
     """Work whenever this process holds the lease, for ever."""
     works: dict[str, Callable[[], Awaitable[None]]] = {
-        "copy": lambda: backup.copy(js, blob),
+        "copy": copies.run,
         "history": lambda: history.purge_superseded(js, reports, settings.workitem_history_s),
         "burial": lambda: deletion.purge_deleted(js, blob, reports, settings.workitem_tombstone_s),
     }

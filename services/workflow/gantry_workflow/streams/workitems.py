@@ -94,6 +94,7 @@ class Workitems:
             is_new: the workitem is expected not to be there: one question less.
 
         Raises:
+            errors.PayloadTooLarge: the new state would be larger than a copy may be, or than NATS takes.
             errors.Unavailable: NATS does not answer; the change may or may not have been made.
         """
 
@@ -171,8 +172,14 @@ class Workitems:
             turn.release()
 
     async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int, change_id: str) -> bool:
-        """Write a state that follows `sequence`; return whether it is there."""
+        """Write a state that follows `sequence`; return whether it is there.
+
+        Raises:
+            errors.PayloadTooLarge: it has more bytes than a copy may have, or than NATS takes.
+        """
         state.change_id = change_id
+        if isinstance(state, WorkitemState):
+            transactions.check_size(state)
         data = state.SerializeToString()
         headers = {"Nats-Expected-Last-Subject-Sequence": str(sequence)}
         try:

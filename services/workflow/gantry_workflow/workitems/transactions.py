@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gantry.events.v1.events_pb2 import ItemSubscription, WorkitemChange, WorkitemState
+from gantry_runtime.store_messages import PUT_BYTES
 from gantry_standard import errors
 from gantry_standard.workitems import CANCELED, COMPLETED, SCHEDULED, SOP_CLASS_UID, UNMATCHED
 from gantry_workflow.workitems import attributes, states
@@ -18,6 +19,15 @@ from gantry_workflow.workitems.dataset import Dataset, copied, dump, has_value, 
 
 MAX_ITEM_SUBSCRIPTIONS = 1000
 """Most AE titles that may have asked for one workitem; more is 403."""
+
+MAX_STATE_BYTES = PUT_BYTES - (8 << 10)
+"""Most bytes of a state without what its last change says, so that its copy is an object that blob takes."""
+MAX_DATASET_BYTES = PUT_BYTES - (128 << 10)
+"""Most bytes of a workitem's data set as DICOM JSON; more is 413.
+
+The rest of a state (Transaction UID, MAX_ITEM_SUBSCRIPTIONS subscriptions, what a final state adds) has room beside it, so that a workitem
+that was taken can always be claimed, completed and subscribed to.
+"""
 
 CREATED_WITH_MODIFICATIONS = "The Workitem was created with modifications."
 UNSUPPORTED = "Requested optional Attributes are not supported."
@@ -109,7 +119,7 @@ def create(current: WorkitemState | None, uid: str, dataset: Dataset, strict: bo
     _stamp(made)
     state = WorkitemState(
         workitem_uid=uid,
-        dicom_json=dump(made),
+        dicom_json=_bounded(dump(made), uid),
         procedure_step_state=SCHEDULED,
         change=WorkitemChange(created=True, assigned=_is_assigned(made)),
     )
@@ -147,7 +157,7 @@ def update(current: WorkitemState | None, uid: str, transaction_uid: str, change
         before_json=_before(before, after),
     )
     warnings = [text for text, is_due in ((UPDATED_WITH_MODIFICATIONS, modified), (UNSUPPORTED, unsupported)) if is_due]
-    return Decision(_next(state, change, dicom_json=dump(after)), tuple(warnings))
+    return Decision(_next(state, change, dicom_json=_bounded(dump(after), uid)), tuple(warnings))
 
 
 def change_state(current: WorkitemState | None, uid: str, request: StateRequest) -> Decision:
@@ -204,7 +214,7 @@ def request_cancellation(current: WorkitemState | None, uid: str, reasons: Datas
         _next(
             state,
             change,
-            dicom_json=dump(dataset),
+            dicom_json=_bounded(dump(dataset), uid) if given else dump(dataset),
             procedure_step_state=CANCELED,
             transaction_uid=f"2.25.{uuid.uuid4().int}",
         )
@@ -245,6 +255,24 @@ def delete(current: WorkitemState | None, is_locked: bool) -> Decision:
         deleted=True,
     )
     return Decision(made)
+
+
+def without_change(state: WorkitemState) -> WorkitemState:
+    """Return a state without what its last change says of itself."""
+    bare = WorkitemState()
+    bare.CopyFrom(state)
+    bare.ClearField("change")
+    return bare
+
+
+def check_size(state: WorkitemState) -> None:
+    """Check that a state is not larger than its copy may be.
+
+    Raises:
+        errors.PayloadTooLarge: it has more than MAX_STATE_BYTES, its last change not counted.
+    """
+    if state.ByteSize() > MAX_STATE_BYTES and (size := without_change(state).ByteSize()) > MAX_STATE_BYTES:
+        raise errors.PayloadTooLarge(f"workitem {state.workitem_uid} would have {size} bytes, expected at most {MAX_STATE_BYTES}")
 
 
 def settle(state: WorkitemState, sequence: int) -> WorkitemState:
@@ -293,6 +321,19 @@ def _next(
         del made.subscriptions[:]
         made.subscriptions.extend([*kept, subscription])
     return made
+
+
+def _bounded(dicom_json: bytes, uid: str) -> bytes:
+    """Return the data set of a workitem if it is not too large.
+
+    Raises:
+        errors.PayloadTooLarge: it has more than MAX_DATASET_BYTES.
+    """
+    if len(dicom_json) > MAX_DATASET_BYTES:
+        raise errors.PayloadTooLarge(
+            f"workitem {uid} would have {len(dicom_json)} bytes of DICOM JSON, expected at most {MAX_DATASET_BYTES}"
+        )
+    return dicom_json
 
 
 def _before(before: Dataset, after: Dataset) -> bytes:
