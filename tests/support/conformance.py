@@ -12,7 +12,7 @@ from gantry_blob.settings import BlobSettings
 from gantry_gateway.http.routes import ROUTES
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.studies.pictures import TRANSFORMED
-from gantry_renderer.codecs import table as codecs
+from gantry_renderer.codecs.table import CODECS, REWRITES, Codec, Takes
 from gantry_runtime.settings import describe
 from gantry_standard import reasons, workitems
 from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES
@@ -122,23 +122,20 @@ def representations() -> str:
 
 def transcoding() -> str:
     """Transfer syntaxes that frames are decoded from and encoded to."""
-    rewritten = {target: source for source, target in codecs.REWRITES}
+    rewritten = {target: source for source, target in REWRITES}
 
     def made(uid: str) -> str:
-        codec = codecs.CODECS[uid]
+        codec = CODECS[uid]
         if codec.encode:
             return "lossy, by name only" if codec.loss else "lossless"
         return f"from {rewritten[uid]}, bit stream unchanged" if uid in rewritten else "no"
 
-    rows = (
-        (uid, codec.name, made(uid), _taken(codec), ", ".join(f"{a} → {b}" for a, b in codec.renamed))
-        for uid, codec in codecs.CODECS.items()
-    )
+    rows = ((uid, codec.name, made(uid), _taken(codec), ", ".join(f"{a} → {b}" for a, b in codec.renamed)) for uid, codec in CODECS.items())
     return table(("transfer syntax", "name", "encoded to", "takes", "Photometric Interpretation"), rows)
 
 
-def _taken(codec: codecs.Codec) -> str:
-    def one(takes: codecs.Takes) -> str:
+def _taken(codec: Codec) -> str:
+    def one(takes: Takes) -> str:
         allocated = "/".join(map(str, sorted(takes.allocated)))
         sign = "" if takes.signed else ", unsigned"
         names = ", ".join(sorted(takes.interpretations)) or "any"

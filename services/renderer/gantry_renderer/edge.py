@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
 from gantry_renderer.picture.attributes import Window
 from gantry_renderer.picture.draw import Presentation, Viewport
 from gantry_renderer.transactions.decode_image import ImageDecoding
@@ -64,7 +64,7 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
         """Say whether frames can be decoded, and from and to what."""
         workers, missing = self._pool.ready_workers, missing_workers(self._pool)
         return renderer_pb2.GetStatusResponse(
-            ready=not missing, explanation=missing, decodes=table.decodes(), encodes=table.encodes(), workers=workers
+            ready=not missing, explanation=missing, decodes=coding.decodes(), encodes=coding.encodes(), workers=workers
         )
 
 

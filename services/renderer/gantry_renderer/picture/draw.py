@@ -19,8 +19,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gantry_renderer.codecs import table as codecs
-from gantry_renderer.codecs.table import Samples
+from gantry_renderer.codecs import coding
+from gantry_renderer.codecs.samples import Samples, rgb_from_partial
 from gantry_renderer.picture import images, lookup
 from gantry_renderer.picture.attributes import FrameAttributes, LookupTable, Modality, Window
 from gantry_renderer.picture.images import Picture
@@ -113,8 +113,8 @@ def draw(
 ) -> Picture:
     """Return one frame as a picture, before it is encoded."""
     region = _region(description, viewport)
-    samples = codecs.decode(transfer_syntax_uid, data, description)
-    decoded = codecs.decoded_description(transfer_syntax_uid, description)
+    samples = coding.decode(transfer_syntax_uid, data, description)
+    decoded = coding.decoded_description(transfer_syntax_uid, description)
     interpretation = decoded.photometric_interpretation
     if decoded.samples_per_pixel in (0, 1):
         if interpretation == "PALETTE COLOR":
@@ -312,7 +312,7 @@ def _color(samples: Samples, description: PixelDescription) -> Picture:
     if interpretation in ("YBR_FULL", "YBR_FULL_422"):
         return images.rgb_from_ybr(picture)
     if interpretation in ("YBR_PARTIAL_422", "YBR_PARTIAL_420"):
-        return codecs.rgb_from_partial(picture)
+        return rgb_from_partial(picture)
     raise errors.NotAcceptable(f"Photometric Interpretation {interpretation} cannot be rendered")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import png
 from gantry_renderer.picture import images
 from gantry_standard import errors
 
@@ -71,7 +71,7 @@ def _decode_png(directory: Path, most_bytes: int) -> DecodedImage:
     columns, rows = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     bits, samples = 16 if data[24] == 16 else 8, _PNG_SAMPLES[data[25]]
     _check_size(rows, columns, samples + 1, bits, 1, most_bytes)
-    picture = table.decode_png(data)
+    picture = png.decode(data)
     if picture.ndim == 3 and picture.shape[2] in (2, 4):  # alpha comes last
         picture = picture[:, :, : picture.shape[2] - 1]
     if picture.size != rows * columns * samples:

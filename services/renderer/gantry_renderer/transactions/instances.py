@@ -7,7 +7,7 @@ from typing import Any
 
 from gantry.blob.v1 import blob_pb2
 from gantry.renderer.v1 import renderer_pb2
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
 from gantry_renderer.picture import attributes
 from gantry_renderer.picture.attributes import RenderAttributes
 from gantry_renderer.stored import frames
@@ -81,7 +81,7 @@ async def run_with_frame(reader: BlobReader, pool: Pool, job: str, instance: Ins
     path = reader.path(instance.object_key)
     uid, description = instance.transfer_syntax_uid, instance.description
     if path is not None:
-        frame = StoredFrame(path, place, table.is_native(uid))
+        frame = StoredFrame(path, place, coding.is_native(uid))
         with suppress(errors.NotFound):  # moved a moment ago; the reader may know better
             return await pool.run(job, uid, frame, description, *arguments)
     return await pool.run(job, uid, await read_frame(reader, instance, frame_number), description, *arguments)

@@ -1,6 +1,6 @@
 """Render: one frame as an image in a rendered media type (PS3.18 §10.4.1.1.3)."""
 
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
 from gantry_renderer.picture.draw import Presentation
 from gantry_renderer.stored.frames import locate
 from gantry_renderer.transactions.flights import Flights
@@ -48,7 +48,7 @@ class Rendering:
     async def _render(self, instance: Instance, frame_number: int, presentation: Presentation) -> bytes:
         with self._admission():
             locate(instance.stored, frame_number)
-            table.require_decodable(instance.transfer_syntax_uid, instance.description)
+            coding.require_decodable(instance.transfer_syntax_uid, instance.description)
             attributes = (await self._attributes.read(instance)).frame(frame_number)
             image: bytes = await run_with_frame(self._reader, self._pool, "render", instance, frame_number, attributes, presentation)
             return image

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
+from gantry_renderer.codecs.samples import frame_bits
+from gantry_renderer.codecs.table import CODECS, REWRITES
 from gantry_renderer.file import head
 from gantry_renderer.file.derivation import Compression
 from gantry_renderer.file.elements import element, us
@@ -72,19 +74,19 @@ def plan(instance: Instance, target_uid: str) -> Plan:
     if instance.number_of_frames == 0:
         _require_known(target_uid)
         return Plan(target_uid, True, description, description)
-    if (source_uid, target_uid) in table.REWRITES:
+    if (source_uid, target_uid) in REWRITES:
         return Plan(target_uid, False, description, description)
-    table.require_decodable(source_uid, description)
-    decoded = table.decoded_description(source_uid, description)
-    table.require_encodable(target_uid, decoded)
-    if table.is_native(source_uid) and table.is_native(target_uid):
+    coding.require_decodable(source_uid, description)
+    decoded = coding.decoded_description(source_uid, description)
+    coding.require_encodable(target_uid, decoded)
+    if coding.is_native(source_uid) and coding.is_native(target_uid):
         return Plan(target_uid, True, description, description)
-    return Plan(target_uid, False, table.encoded_description(target_uid, decoded), decoded)
+    return Plan(target_uid, False, coding.encoded_description(target_uid, decoded), decoded)
 
 
 def _require_known(target_uid: str) -> None:
-    if target_uid not in table.encodes():
-        raise errors.NotAcceptable(f"{target_uid} cannot be produced; available are {', '.join(table.encodes())}")
+    if target_uid not in coding.encodes():
+        raise errors.NotAcceptable(f"{target_uid} cannot be produced; available are {', '.join(coding.encodes())}")
 
 
 class Transcoding:
@@ -132,8 +134,8 @@ class Transcoding:
                     yield chunk
 
     async def _with_pixels(self, instance: Instance, planned: Plan) -> AsyncGenerator[bytes, None]:
-        is_native = table.is_native(planned.target_uid)
-        total_bits = instance.number_of_frames * table.frame_bits(planned.result)
+        is_native = coding.is_native(planned.target_uid)
+        total_bits = instance.number_of_frames * frame_bits(planned.result)
         if is_native and (total_bits + 15) // 16 * 2 > MAX_ELEMENT_BYTES:
             raise errors.NotAcceptable(
                 f"pixel data of {instance.name} would have {total_bits // 8} bytes in {planned.target_uid}; "
@@ -158,15 +160,15 @@ class Transcoding:
     async def _compression(self, instance: Instance, planned: Plan, first_bytes: int) -> Compression | None:
         """Return what was lost, now or before."""
         source_uid, target_uid = instance.transfer_syntax_uid, planned.target_uid
-        if planned.is_copy or (source_uid, target_uid) in table.REWRITES:
+        if planned.is_copy or (source_uid, target_uid) in REWRITES:
             return None
-        target = table.CODECS[target_uid]
+        target = CODECS[target_uid]
         if target.loss:
-            ratio = (table.frame_bits(planned.decoded) + 7) // 8 / max(1, first_bytes)
+            ratio = (frame_bits(planned.decoded) + 7) // 8 / max(1, first_bytes)
             return Compression(target.loss, max(ratio, 0.01), target_uid, target.name)
         if not transfer_syntax(source_uid).is_lossy:
             return None
-        method = table.method_of_loss(source_uid, await read_frame(self._reader, instance, 1))
+        method = coding.method_of_loss(source_uid, await read_frame(self._reader, instance, 1))
         return Compression(method) if method else None
 
     async def _head(self, instance: Instance, ranges: list[tuple[int, int]], planned: Plan, compression: Compression | None) -> bytes:
@@ -240,7 +242,7 @@ async def _native_element(
     frames: AsyncIterator[bytes], description: PixelDescription, number_of_frames: int
 ) -> AsyncGenerator[bytes, None]:
     """Write Pixel Data of known length; 1-bit frames follow each other without padding (PS3.5 §8.1.1)."""
-    bits = table.frame_bits(description)
+    bits = frame_bits(description)
     length = (number_of_frames * bits + 7) // 8
     vr = b"OB" if description.bits_allocated <= 8 else b"OW"
     yield struct.pack("<HH2sHI", 0x7FE0, 0x0010, vr, 0, length + length % 2)

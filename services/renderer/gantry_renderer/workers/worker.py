@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
+from gantry_renderer.codecs.table import REWRITES
 from gantry_renderer.file import head
 from gantry_renderer.picture import images
 from gantry_renderer.picture.attributes import FrameAttributes, Window, read_attributes
@@ -26,14 +27,15 @@ from gantry_renderer.stored.mapped import FrameFiles, StoredFrame
 from gantry_renderer.workers import exchange
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 
 
 def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:
     """Return one frame in another transfer syntax."""
-    if (transfer_syntax_uid, target_uid) in table.REWRITES:
-        return table.rewrite(transfer_syntax_uid, data, target_uid)
-    samples = table.decode(transfer_syntax_uid, data, description, keeps_bits=True)
-    return table.encode(target_uid, samples, table.decoded_description(transfer_syntax_uid, description))
+    if (transfer_syntax_uid, target_uid) in REWRITES:
+        return coding.rewrite(transfer_syntax_uid, data, target_uid)
+    samples = coding.decode(transfer_syntax_uid, data, description, keeps_bits=True)
+    return coding.encode(target_uid, samples, coding.decoded_description(transfer_syntax_uid, description))
 
 
 JOBS: dict[str, Callable[..., Any]] = {
@@ -46,12 +48,12 @@ JOBS: dict[str, Callable[..., Any]] = {
 
 
 def _warm() -> None:
-    table.warm()
+    coding.warm()
     images.warm()
     description = PixelDescription(8, 8, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")
     frame = np.arange(64, dtype="<u2").tobytes()
-    draw(table.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Window(32, 64), None)
-    render(table.EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
+    draw(EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Window(32, 64), None)
+    render(EXPLICIT_VR_LITTLE_ENDIAN, frame, description, FrameAttributes(), Presentation("image/jpeg"))
 
 
 def serve(connection: socket.socket, shared: mmap.mmap) -> None:

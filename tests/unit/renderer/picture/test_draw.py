@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.pixels import apply_color_lut
 from pydicom.uid import ImplicitVRLittleEndian
 
-from gantry_renderer.codecs import table as codecs
+from gantry_renderer.codecs import coding
 from gantry_renderer.picture.attributes import FrameAttributes, LookupTable, Modality, Palette, Window, read_attributes
 from gantry_renderer.picture.draw import Presentation, Viewport, draw, fitted, render
 from gantry_renderer.picture.lookup import expand_segments
@@ -22,11 +22,11 @@ from gantry_renderer.stored import frames
 from gantry_renderer.transactions.instances import Instance
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as NATIVE
 from tests.support.stored_instances import store
 
 pytestmark = pytest.mark.filterwarnings("ignore:One or more download failures:UserWarning")  # pydicom looks for more samples
 
-NATIVE = codecs.EXPLICIT_VR_LITTLE_ENDIAN
 PLAIN = FrameAttributes()
 
 
@@ -147,7 +147,7 @@ def test_values_of_32_bits_and_floats_are_windowed_by_the_same_formula() -> None
 
 
 def test_values_above_bits_stored_take_the_last_grey() -> None:
-    stream = codecs.encode("1.2.840.10008.1.2.4.80", np.array([[0, 4095], [5000, 1]], "<u2"), grey(np.zeros((2, 2), "<u2")))
+    stream = coding.encode("1.2.840.10008.1.2.4.80", np.array([[0, 4095], [5000, 1]], "<u2"), grey(np.zeros((2, 2), "<u2")))
     description = grey(np.zeros((2, 2), "<u2"), bits_stored=12)
     picture = draw("1.2.840.10008.1.2.4.80", stream, description, FrameAttributes(), Window(2048, 4096, "linear-exact"), None)
     assert picture.tolist() == [[0, 255], [255, 0]]

@@ -10,10 +10,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from gantry.renderer.v1 import renderer_pb2
-from gantry_renderer.codecs import table
+from gantry_renderer.codecs import coding
 from gantry_renderer.file.derivation import derived_uid
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
+from gantry_standard.dicom.scanned import PixelDescription
 from tests.support import instances, pixel_kinds
 from tests.support.pixel_kinds import (
     BASELINE,
@@ -242,12 +243,12 @@ async def test_rpcl_has_what_ps3_5_wants(served: Any) -> None:
     assert stream.index(b"\xff\x55") < stream.index(b"\xff\x90"), "TLM before the first tile-part"
     large = np.zeros((1, 5000), "<u2")
     description = dataclasses.replace(_description(), rows=1, columns=5000)
-    assert read_levels(table.encode(RPCL, large, description)) == 7
+    assert read_levels(coding.encode(RPCL, large, description)) == 7
 
 
 def read_levels(stream: bytes) -> int:
     return stream[stream.index(b"\xff\x52") + 9]
 
 
-def _description() -> table.PixelDescription:
-    return table.PixelDescription(4, 6, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")
+def _description() -> PixelDescription:
+    return PixelDescription(4, 6, 1, "MONOCHROME2", 0, 16, 12, 11, 0, "7FE00010", "OW")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gantry_renderer.codecs import table
 from gantry_renderer.transactions.flights import Flights
 from gantry_renderer.workers import pool as pools
 from gantry_renderer.workers.pool import Admission, Pool
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as NATIVE
 from tests.support.nats_server import until
 
 SIDE = 1500
@@ -23,7 +23,6 @@ SLOW = PixelDescription(SIDE, SIDE, 1, "MONOCHROME2", 0, 16, 16, 15, 0, "7FE0001
 QUICK = PixelDescription(2, 2, 1, "MONOCHROME2", 0, 16, 16, 15, 0, "7FE00010", "OW")
 NOISE = np.random.default_rng(6).integers(0, 65536, (SIDE, SIDE)).astype("<u2").tobytes()
 JPEG_2000 = "1.2.840.10008.1.2.4.90"
-NATIVE = table.EXPLICIT_VR_LITTLE_ENDIAN
 
 
 def slow(pool: Pool) -> "asyncio.Task[bytes]":
