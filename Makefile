@@ -1,4 +1,7 @@
 # The two commands: `make run` and `make test`. Everything else serves them.
+#
+# Tests: `make unit` while you write, `make test` before you commit, `make test-all` and `make test-long` are what .ci/run runs. Which test
+# belongs to which of them stands in tests/README.md.
 PORT ?= 8080
 DATA ?= .gantry
 PYTHON ?= python3
@@ -7,7 +10,12 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := libs/standard libs/contracts libs/runtime services/gateway services/blob services/index services/renderer services/workflow libs/suite
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 
-.PHONY: run test lint proto requirements bench install docs clean
+PYTEST := $(BIN)/python -m pytest --dist loadgroup
+ALL_TESTS := tests --ignore tests/compose
+# Without compiled files each worker rewrites and compiles all tests again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run unit test test-all test-long lint proto requirements bench install docs clean
 
 run: $(VENV)/run.ok  ## the whole suite on this machine
 	@exec $(BIN)/gantry up --port $(PORT) --data $(DATA)
@@ -38,10 +46,19 @@ lint: $(VENV)/dev.ok  ## ruff, mypy, buf, generated code is fresh
 proto: $(VENV)/dev.ok  ## generate libs/contracts again
 	PYTHON=../$(BIN)/python proto/generate.sh
 
-test: $(VENV)/dev.ok  ## everything but the containers; real S3 and Elasticsearch where they can be had
-	$(BIN)/python -m pytest tests --ignore tests/compose -n 3 --dist loadgroup
+unit: $(VENV)/dev.ok  ## the unit tests, without S3 and Elasticsearch: under 40 s on two cores
+	GANTRY_TEST_REAL_SERVERS=no $(PYTEST) tests/unit -m "not thorough and not long" -n 2
 
-requirements:  ## which rows of tests/requirements.md the last run showed; writes docs/conformance.md
+test: $(VENV)/dev.ok  ## what a change can break, against real servers: under 5 minutes on two cores
+	$(PYTEST) $(ALL_TESTS) -m "not thorough and not long" -n 3
+
+test-all: $(VENV)/dev.ok  ## all tests but the long ones: every sample file, every black-box test on both sets of stores
+	$(PYTEST) $(ALL_TESTS) -m "not long" -n 3 --requirements new
+
+test-long: $(VENV)/dev.ok  ## kill cycles, a large instance, JavaScript clients; one at a time
+	$(PYTEST) $(ALL_TESTS) -m long -s --requirements add
+
+requirements:  ## which rows of tests/requirements.md `make test-all` and `make test-long` showed; writes docs/conformance.md
 	@$(BIN)/python -m tests.support.requirements --write
 
 $(VENV)/bench.ok: $(VENV)/run.ok benchmarks/requirements.txt

@@ -26,6 +26,15 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that says what becomes of the results by requirement."""
+    parser.addoption(
+        "--requirements",
+        choices=["new", "add"],
+        help="Write which requirements the run showed to build/requirements.json: as a new file, or added to those of the runs before.",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the real servers once, before the workers are."""
     config.stash[ROWS] = requirements.read_table()
@@ -80,9 +89,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what the run showed."""
-    if not is_worker(session.config) and session.config.stash[OUTCOMES]:
-        requirements.write_results(session.config.stash[OUTCOMES])
+    """Write what the run showed, where --requirements asks for it: a run of some tests must not replace the results of all."""
+    how = session.config.getoption("--requirements")
+    if how and not is_worker(session.config):
+        requirements.write_results(session.config.stash[OUTCOMES], is_added=how == "add")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

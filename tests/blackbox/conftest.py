@@ -1,4 +1,4 @@
-"""Fixtures of the black-box tests: one suite per set of stores, for all tests that leave it running."""
+"""Fixtures of the black-box tests: one suite per set of stores in each worker, for all tests that leave it running."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,18 +11,27 @@ import pytest
 from tests.support.dicomweb import DicomWeb
 from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
 
-STORES = [pytest.param(name, marks=pytest.mark.distributed) if name == "distributed" else name for name in STORE_SETS]
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker of pytest-xdist have all tests of a suite: changing the set of stores means to start it anew."""
+    """Say which tests stay together on a worker of pytest-xdist, and which run on the distributed set with `make test-all` only.
+
+    The tests of a module on one set of stores are a group: what the module stores or starts is then made once for each set.
+    """
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        for fixture, store_set in callspec.params.items() if callspec is not None else ():
-            if isinstance(store_set, str) and store_set in STORE_SETS and fixture not in ("own_suite", "shared_breakable_suite"):
-                # A module with a suite of its own starts it once for each set of stores.
-                module = "" if fixture == "suite" else f"{item.path.stem} "
-                item.add_marker(pytest.mark.xdist_group(f"{module}{store_set}"))
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        store_set = store_set_of(item)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {store_set}"))
+        if store_set == "distributed" and item.get_closest_marker("distributed") is None:
+            item.add_marker(pytest.mark.thorough)
+
+
+def store_set_of(item: pytest.Item) -> str:
+    """Return the set of stores that a test runs on; "one-machine" for a test without a suite."""
+    callspec = getattr(item, "callspec", None)
+    values = callspec.params.values() if callspec is not None else ()
+    return next((value for value in values if isinstance(value, str) and value in STORE_SETS), STORE_SETS[0])
 
 
 def settings_of(store_set: str, request: pytest.FixtureRequest) -> dict[str, str]:
@@ -35,15 +44,32 @@ def settings_of(store_set: str, request: pytest.FixtureRequest) -> dict[str, str
     return distributed(request.getfixturevalue("s3_settings"), request.getfixturevalue("elasticsearch_url"))
 
 
-@pytest.fixture(scope="session", params=STORES)
-def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+@pytest.fixture(scope="session")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, pytest.FixtureRequest], Suite]]:
+    """Start the suite of a set of stores at the first call, and return the same one at later calls.
+
+    Both suites of a worker run until its last test has ended, so that the order of the groups does not matter.
+    """
+    started: dict[str, Suite] = {}
+
+    def start(store_set: str, request: pytest.FixtureRequest) -> Suite:
+        if store_set not in started:
+            suite = Suite(tmp_path_factory.mktemp(store_set), settings_of(store_set, request) | {"GANTRY_GATEWAYS": "2"})
+            suite.start()
+            started[store_set] = suite
+        return started[store_set]
+
+    yield start
+    statuses = {store_set: suite.stop() for store_set, suite in started.items()}
+    for suite in started.values():
+        forget(suite.settings)
+    assert set(statuses.values()) <= {0}, "\n".join(suite.output() for suite in started.values())
+
+
+@pytest.fixture(scope="session", params=STORE_SETS)
+def suite(request: pytest.FixtureRequest, suites: Callable[[str, pytest.FixtureRequest], Suite]) -> Suite:
     """A suite on each set of stores. A test that stops or kills a part of it has it running again at its end."""
-    settings = settings_of(request.param, request)
-    running = Suite(tmp_path_factory.mktemp(request.param), settings | {"GANTRY_GATEWAYS": "2"})
-    running.start()
-    yield running
-    assert running.stop() == 0, running.output()
-    forget(settings)
+    return suites(request.param, request)
 
 
 def forget(settings: dict[str, str]) -> None:

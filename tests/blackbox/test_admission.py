@@ -10,11 +10,11 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from tests.blackbox.conftest import STORES, forget, settings_of
+from tests.blackbox.conftest import forget, settings_of
 from tests.support import broken, instances
 from tests.support import hand_made as h
 from tests.support.dicomweb import AS_STORED, DICOM, JSON, DicomWeb, items, related, value, walk
-from tests.support.suite import Suite
+from tests.support.suite import STORE_SETS, Suite
 
 COERCION, ELEMENTS_DISCARDED, DOES_NOT_MATCH = 0xB000, 0xB006, 0xB007
 PRIVATE_CLASS = "1.2.826.0.1.3680043.9.7133.99.1"
@@ -50,7 +50,7 @@ replacement = "A"
 """
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=STORE_SETS)
 def strict_suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite with RULES, without private SOP classes, and with small payloads only."""
     directory = tmp_path_factory.mktemp(f"admission-{request.param}")
@@ -139,6 +139,7 @@ def failures(answer: dict) -> list[dict]:
     return items(answer, "00081198") + items(answer, "0008119A")
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-034", "S-041")
 def test_a_mismatch_with_the_request_and_a_duplicate_have_reasons_of_their_own(dicomweb: DicomWeb) -> None:
     stored, other = instances.ct(4, 4), instances.ct(4, 4)
@@ -329,6 +330,7 @@ def test_coercion_leaves_pixel_data_and_all_other_attributes_as_they_were(strict
     assert instances.CURVE in bulk.content
 
 
+@pytest.mark.distributed
 def test_the_uploaded_file_stays_byte_for_byte_where_coercion_acted(strict: DicomWeb, strict_suite: Suite, tmp_path: Path) -> None:
     data_set = north()
     sent = instances.encoded(data_set, instances.NATIVE["implicit"])
@@ -337,6 +339,7 @@ def test_the_uploaded_file_stays_byte_for_byte_where_coercion_acted(strict: Dico
     assert (tmp_path / "original.dcm").read_bytes() == sent
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-041", "S-022")
 def test_the_same_upload_again_is_no_coercion_and_changes_nothing(strict: DicomWeb) -> None:
     data_set = north()
@@ -401,6 +404,7 @@ def test_private_classes_are_refused_where_the_setting_says_so(strict: DicomWeb)
     assert [value(item, "00081197") for item in items(response.json(), "00081198")] == [0x0122]
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["with Content-Length", "chunked"])
 def test_a_payload_above_the_limit_is_refused_as_a_whole(strict: DicomWeb, is_chunked: bool) -> None:
     small, large = instances.ct(4, 4), instances.ct(1024, 2100)
@@ -412,6 +416,7 @@ def test_a_payload_above_the_limit_is_refused_as_a_whole(strict: DicomWeb, is_ch
     assert strict.search(f"/instances?SOPInstanceUID={small.SOPInstanceUID}") == []
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-035")
 def test_a_broken_structure_that_a_second_reader_accounts_for_is_stored_with_a_warning(
     dicomweb: DicomWeb, suite: Suite, tmp_path: Path

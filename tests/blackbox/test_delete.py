@@ -15,6 +15,8 @@ from tests.support import instances
 from tests.support.dicomweb import AS_STORED, JSON, OCTETS_AS_STORED, DicomWeb, items, value
 from tests.support.suite import Suite, another_gateway
 
+pytestmark = pytest.mark.distributed
+
 DUPLICATE = 0x0111
 LEVELS = {"study": instances.study_resource, "series": instances.series_resource, "instance": instances.resource}
 SEEN_S = 2.0

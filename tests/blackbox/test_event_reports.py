@@ -84,6 +84,7 @@ def test_a_global_subscriber_hears_of_every_new_workitem_and_its_assignment(work
         assert value(reports.next_of(uid, STATE_REPORT), STATE) == "IN PROGRESS"
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-068")
 def test_a_global_subscription_with_lock_reports_every_workitem_that_is_there(worklist: Worklist) -> None:
     uids, ae_title = {worklist.created() for _ in range(3)}, new_ae_title()
@@ -351,6 +352,7 @@ def test_a_filter_by_state_hears_of_the_claim_that_ends_it(worklist: Worklist) -
     worklist.unsubscribe(FILTERED, ae_title)
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-059", "W-068")
 def test_a_filtered_subscription_with_lock_reports_what_matches_already(worklist: Worklist) -> None:
     label, ae_title = new_label(), new_ae_title()

@@ -26,7 +26,7 @@ from gantry_suite import main as gantry
 from tests.support import native_xml
 from tests.support.dicomweb import AS_STORED, DICOM, EXPLICIT_LE, JSON, OCTETS, OCTETS_AS_STORED, DicomWeb, items, parts_of, value
 from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom
-from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, sample_files
+from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, each_sample_file
 from tests.support.suite import Suite
 
 XML = 'multipart/related; type="application/dicom+xml"'
@@ -90,7 +90,7 @@ def is_expected_to_be_refused(path: Path, content: bytes) -> bool:
         return True
 
 
-@pytest.mark.parametrize("path", sample_files(), ids=lambda path: path.name)
+@each_sample_file()
 def test_file_comes_back_as_it_was_sent(suite: Suite, dicomweb: DicomWeb, path: Path, tmp_path: Path) -> None:
     content = path.read_bytes()
     if suite.settings["GANTRY_OBJECT_STORE"] == "s3" and zlib.crc32(content) % DISTRIBUTED_ONE_IN:

@@ -62,6 +62,7 @@ def check_all(dicomweb: DicomWeb, study: str, sent: dict[str, bytes]) -> None:
     assert len(dicomweb.metadata(f"/studies/{study}")) == len(sent)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", PARTS)
 def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(breakable_suite: Suite, part: str) -> None:
     suite = breakable_suite

@@ -231,6 +231,7 @@ def test_every_answer_may_be_embedded_and_is_not_sniffed(dicomweb: DicomWeb) -> 
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.distributed
 def test_health_is_told_for_the_process_the_gateway_and_the_suite(dicomweb: DicomWeb) -> None:
     for path in ("live", "ready"):
         assert dicomweb.get(f"{dicomweb.origin}/healthz/{path}").status_code == 200
@@ -240,6 +241,7 @@ def test_health_is_told_for_the_process_the_gateway_and_the_suite(dicomweb: Dico
     assert all(name in text for name in ("gateway", "blob", "index", "renderer", "workflow"))
 
 
+@pytest.mark.distributed
 def test_every_service_has_metrics_on_its_own_admin_port(suite: Suite, dicomweb: DicomWeb) -> None:
     ports = json.loads((suite.data / "run" / "ports.json").read_text())
     for name in ("gateway", "blob", "index", "renderer", "workflow"):

@@ -14,6 +14,8 @@ from tests.support.dicomweb import DicomWeb, value
 from tests.support.suite import Suite
 from tests.support.workitems import PROGRESS, STATE, Worklist, new_ae_title, performed
 
+pytestmark = pytest.mark.long
+
 CLIENTS = Path(__file__).parents[1] / "clients" / "javascript"
 
 

@@ -56,7 +56,7 @@ def body(data_set: Dataset, boundary: str) -> Iterator[bytes]:
     yield f"\r\n--{boundary}--\r\n".encode()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_storing_and_reading_a_gigabyte_needs_little_memory(suite: Suite, dicomweb: DicomWeb) -> None:
     data_set = instances.multi_frame(1, NumberOfFrames=FRAMES, Rows=ROWS, Columns=COLUMNS, BitsAllocated=16, BitsStored=16, HighBit=15)
     data_set.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"

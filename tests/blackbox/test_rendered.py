@@ -184,6 +184,7 @@ def test_a_transfer_syntax_on_a_rendered_type_is_not_acceptable(dicomweb: DicomW
     assert response.headers["content-type"].startswith("image/png")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", instances.ENCAPSULATED)
 def test_every_compression_is_rendered(dicomweb: DicomWeb, name: str) -> None:
     path = stored(dicomweb, instances.encapsulated(name), instances.ENCAPSULATED[name])
@@ -207,6 +208,7 @@ def test_what_has_no_pixels_is_not_rendered_but_says_why(dicomweb: DicomWeb) -> 
     assert len(response.text) > 20
 
 
+@pytest.mark.distributed
 def test_a_rendering_has_an_etag_and_is_not_sent_twice(dicomweb: DicomWeb) -> None:
     path = f"{stored(dicomweb, instances.ct())}/rendered"
     first = dicomweb.get(path, "image/png")

@@ -31,6 +31,7 @@ def stored(dicomweb: DicomWeb, data_set: Dataset, transfer_syntax: str = EXPLICI
     return instances.resource(data_set)
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-001", "R-002", "R-003")
 def test_study_series_and_instance_give_one_part_per_instance(dicomweb: DicomWeb) -> None:
     data_sets = a_study(dicomweb)
@@ -144,6 +145,7 @@ def test_what_is_not_there_or_not_below_its_parent_is_not_found(dicomweb: DicomW
     assert dicomweb.get(f"{crossed}/frames/1").status_code == 404
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-032", "A-054")
 def test_what_was_deleted_is_gone_and_the_rest_stays(dicomweb: DicomWeb) -> None:
     one, two, three = a_study(dicomweb)
@@ -157,6 +159,7 @@ def test_what_was_deleted_is_gone_and_the_rest_stays(dicomweb: DicomWeb) -> None
     assert dicomweb.search(f"/studies?StudyInstanceUID={one.StudyInstanceUID}") == []
 
 
+@pytest.mark.distributed
 def test_an_instance_that_was_deleted_can_be_stored_again(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
     path = stored(dicomweb, data_set)
@@ -177,6 +180,7 @@ def test_what_cannot_be_produced_is_not_acceptable(dicomweb: DicomWeb) -> None:
 # Metadata (§10.4.1.1.2)
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-007", "R-008", "R-010")
 def test_metadata_of_the_three_levels_are_the_data_sets_without_group_2(dicomweb: DicomWeb) -> None:
     data_sets = a_study(dicomweb)
@@ -224,6 +228,7 @@ def test_bulkdata_uris_stand_only_where_they_may_and_give_the_value_field(dicomw
         assert part.content == content
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-016")
 def test_a_bulkdata_part_names_the_uri_of_the_metadata(dicomweb: DicomWeb) -> None:
     path = stored(dicomweb, instances.with_bulk())
@@ -247,6 +252,7 @@ def test_bulkdata_that_is_not_there_is_not_found(dicomweb: DicomWeb) -> None:
 # Frames (§10.4.1.1.6)
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-020", "R-023")
 def test_frames_come_in_the_order_asked_for_as_the_bytes_that_were_stored(dicomweb: DicomWeb) -> None:
     path = stored(dicomweb, instances.multi_frame())
@@ -311,6 +317,7 @@ def test_a_compressed_frame_is_its_bit_stream_without_fragment_headers(
             assert part.content in (stream, stream + b"\0")
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-029")
 @pytest.mark.parametrize("name", ["jpeg 2000", "jpeg-ls", "rle"])
 def test_a_frame_is_decompressed_for_octet_stream(dicomweb: DicomWeb, name: str) -> None:
@@ -387,6 +394,7 @@ def test_part_headers_are_spelled_as_viewers_look_for_them(dicomweb: DicomWeb) -
     assert "content-encoding" not in response.headers
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("A-050", "A-051")
 def test_a_range_of_a_single_part_is_sent_alone(dicomweb: DicomWeb) -> None:
     path = stored(dicomweb, instances.multi_frame())
@@ -413,6 +421,7 @@ def test_the_pixel_description_fits_the_decompressed_pixels(dicomweb: DicomWeb) 
     assert np.abs(read.pixel_array.astype(int) - instances.frame_pixels(3, 16, 24)).mean() < 3
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-020")
 def test_a_long_list_of_frames_is_one_answer(dicomweb: DicomWeb) -> None:
     path = stored(dicomweb, instances.multi_frame(300, 4, 4))

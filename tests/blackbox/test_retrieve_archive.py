@@ -49,6 +49,7 @@ def opened(response: httpx.Response) -> zipfile.ZipFile:
     return archive
 
 
+@pytest.mark.distributed
 def test_a_study_is_an_archive_of_its_files_as_they_leave_as_stored(dicomweb: DicomWeb) -> None:
     data_sets = a_study(dicomweb)
     archive = opened(dicomweb.get(instances.study_resource(data_sets[0]), ZIP))

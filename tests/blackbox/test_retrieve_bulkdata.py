@@ -34,6 +34,7 @@ def uris_of(dicomweb: DicomWeb, path: str) -> list[str]:
     return [element["BulkDataURI"] for found in dicomweb.metadata(path) for _, element in walk(found) if "BulkDataURI" in element]
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-015", "R-016")
 @pytest.mark.parametrize("path", LEVELS)
 def test_all_bulkdata_are_the_values_behind_the_uris_of_the_metadata(dicomweb: DicomWeb, path: Path) -> None:
@@ -164,6 +165,7 @@ def test_a_video_is_one_part_and_stays_what_it_is(dicomweb: DicomWeb) -> None:
     assert dicomweb.get(f"{path}/frames/1", OCTETS_AS_STORED).status_code == 406
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-030", "R-033")
 def test_what_some_instances_cannot_be_had_as_gives_206_with_the_others(dicomweb: DicomWeb) -> None:
     image = instances.ct()

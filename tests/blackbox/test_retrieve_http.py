@@ -27,6 +27,7 @@ def path(dicomweb: DicomWeb) -> str:
     return instances.resource(data_set)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("target", "accept"),
     [
@@ -125,6 +126,7 @@ def test_nothing_leaves_without_its_vrs(dicomweb: DicomWeb, stored: str) -> None
         assert dicomweb.get(f"{target}/frames/1", f"{OCTETS}; transfer-syntax={syntax}").status_code == 406
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("A-049")
 def test_no_answer_has_bulkdata_before_the_metadata_that_names_it(dicomweb: DicomWeb) -> None:
     data_set = instances.with_bulk()
@@ -171,6 +173,7 @@ def seconds_until_steady(read: Callable[[], float], steady_s: float) -> float:
     return changed - begin
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("what", ["instance", "frames"])
 def test_a_client_that_goes_away_ends_what_is_done_for_it(suite: Suite, dicomweb: DicomWeb, what: str) -> None:
     """Of a small instance nothing is sent before it is whole; of frames the first are sent while the others are made."""
@@ -194,6 +197,7 @@ def test_a_client_that_goes_away_ends_what_is_done_for_it(suite: Suite, dicomweb
     assert dicomweb.get(f"{path}/frames/1", OCTETS_AS_STORED).status_code == 200
 
 
+@pytest.mark.distributed
 def test_clients_that_do_not_read_cost_little_memory(suite: Suite, dicomweb: DicomWeb) -> None:
     frames, side, clients = 48, 1024, 8
     data_set = instances.multi_frame(frames, side, side)

@@ -17,9 +17,6 @@ SETTINGS = {
 }
 
 
-pytestmark = pytest.mark.xdist_group("settings")
-
-
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite with SETTINGS."""

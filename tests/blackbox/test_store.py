@@ -17,6 +17,7 @@ CANNOT_UNDERSTAND = range(49152, 53248)
 MODALITY_WORKLIST = "1.2.840.10008.5.1.4.31"
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-001", "S-022", "S-028")
 def test_an_instance_that_is_stored_can_be_retrieved_at_once(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
@@ -45,6 +46,7 @@ def test_the_answer_names_each_instance_and_where_it_can_be_retrieved(dicomweb: 
     assert dicomweb.get(value(item, "00081190"), AS_STORED).status_code == 200
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-002")
 def test_one_request_may_carry_several_studies(dicomweb: DicomWeb) -> None:
     data_sets = [instances.ct() for _ in range(3)]
@@ -111,6 +113,7 @@ def test_a_part_that_is_no_instance_fails_without_a_name_and_the_others_are_stor
     assert dicomweb.get(instances.resource(data_set), AS_STORED).status_code == 200
 
 
+@pytest.mark.distributed
 def test_a_truncated_file_fails_and_nothing_of_it_is_found(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
     response = dicomweb.stow(instances.encoded(data_set)[:-700])
@@ -120,6 +123,7 @@ def test_a_truncated_file_fails_and_nothing_of_it_is_found(dicomweb: DicomWeb) -
     assert dicomweb.search(f"/instances?SOPInstanceUID={data_set.SOPInstanceUID}") == []
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-025")
 def test_a_body_without_its_closing_boundary_is_refused_and_nothing_of_it_is_stored(dicomweb: DicomWeb) -> None:
     first, second = instances.ct(), instances.ct()
@@ -191,6 +195,7 @@ def test_an_empty_payload_is_refused(dicomweb: DicomWeb, body: bytes) -> None:
     assert response.text
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-041")
 def test_the_same_content_again_is_a_success_and_changes_nothing(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
@@ -202,6 +207,7 @@ def test_the_same_content_again_is_a_success_and_changes_nothing(dicomweb: Dicom
     assert dicomweb.parts(instances.resource(data_set), AS_STORED)[0].content == sent
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-041")
 def test_other_content_under_the_same_uid_fails_and_the_first_stays(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
@@ -217,6 +223,7 @@ def test_other_content_under_the_same_uid_fails_and_the_first_stays(dicomweb: Di
     assert dicomweb.parts(instances.resource(data_set), AS_STORED)[0].content == first
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-041")
 def test_of_two_contents_under_one_uid_in_one_request_the_first_part_wins(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
@@ -368,6 +375,7 @@ def test_an_instance_whose_uid_is_none_fails(dicomweb: DicomWeb, uid: str) -> No
     assert parts_of(dicomweb.get(instances.resource(good), AS_STORED))
 
 
+@pytest.mark.distributed
 def test_a_hundred_instances_in_one_request_are_each_answered_for(dicomweb: DicomWeb) -> None:
     study, series = instances.new_uid(), instances.new_uid()
     data_sets = [instances.ct(8, 8, StudyInstanceUID=study, SeriesInstanceUID=series, InstanceNumber=number) for number in range(1, 101)]

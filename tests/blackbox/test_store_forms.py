@@ -62,6 +62,7 @@ def is_frame(sent: bytes, kept: bytes) -> bool:
 # Metadata and native bulkdata
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("S-005", "S-010")
 def test_json_metadata_and_a_bulkdata_part_make_the_instance(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
@@ -659,6 +660,7 @@ def test_a_content_type_that_is_not_taken_is_answered_with_those_that_are(dicomw
         assert f'type=\\"{name}\\"' in response.text
 
 
+@pytest.mark.distributed
 def test_the_same_metadata_and_bulkdata_again_are_the_same_content(dicomweb: DicomWeb) -> None:
     data_set = instances.ct()
     parts = [metadata(json_model(data_set)), Sent(OCTETS, data_set.PixelData, "bulk/pixels")]

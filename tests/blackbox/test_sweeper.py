@@ -14,13 +14,13 @@ from pydicom import Dataset
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
-from tests.blackbox.conftest import STORES, forget, settings_of
+from tests.blackbox.conftest import forget, settings_of
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, JSON, OCTETS_AS_STORED, DicomWeb, items, value
 from tests.support.nats_server import until
-from tests.support.suite import Suite
+from tests.support.suite import STORE_SETS, Suite
 
-pytestmark = pytest.mark.xdist_group("sweeping")
+pytestmark = pytest.mark.distributed
 SWEEPING = {
     "GANTRY_DELETE_AFTER_S": "0",
     "GANTRY_SWEEP_EVERY_S": "0.2",
@@ -30,7 +30,7 @@ SWEEPING = {
 }
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=STORE_SETS)
 def sweeping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite that sweeps all the time; a test leaves it running."""
     settings = settings_of(request.param, request) | SWEEPING

@@ -130,6 +130,7 @@ def test_frames_leave_decoded_whatever_they_were_stored_in(dicomweb: DicomWeb, c
     assert decoded["PixelData"].VR == "OW"
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-025", "R-026", "R-028")
 @pytest.mark.parametrize("target", sorted(MEDIA_TYPES))
 def test_native_frames_are_compressed_one_part_each(dicomweb: DicomWeb, originals: dict[str, Dataset], target: str) -> None:
@@ -186,6 +187,7 @@ def test_lossy_pixels_are_decoded_and_say_so(dicomweb: DicomWeb) -> None:
     assert part.transfer_syntax == LE
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("R-051")
 @pytest.mark.parametrize("target", [BASELINE, J2K_LOSSY])
 def test_lossy_compression_is_done_for_who_names_it_and_makes_a_new_instance(

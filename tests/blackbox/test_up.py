@@ -123,6 +123,7 @@ def test_an_empty_archive_is_given_samples_and_the_printed_commands_work(tmp_pat
             assert up.wait(60) == 0
 
 
+@pytest.mark.distributed
 def test_the_client_commands_store_search_show_and_retrieve(suite: Suite, tmp_path: Path) -> None:
     data_sets = [instances.ct(PatientID="command-line"), instances.ct()]
     folder = tmp_path / "files" / "below"

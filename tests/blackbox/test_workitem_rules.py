@@ -297,6 +297,7 @@ def wrong_start(suite: Suite) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.distributed
 def test_index_says_up_to_where_a_study_is_applied(suite: Suite, dicomweb: DicomWeb) -> None:
     ports = json.loads((suite.data / "run" / "ports.json").read_text(encoding="utf-8"))
     with grpc.insecure_channel(f"127.0.0.1:{ports['index']}") as channel:

@@ -284,6 +284,7 @@ def test_a_code_item_without_meaning_or_scheme_is_refused(worklist: Worklist) ->
     assert worklist.create(workitem(x00404018=bad))[1].status_code == 400
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-046")
 def test_workitems_are_searched_matched_paged_and_return_more_fields(worklist: Worklist) -> None:
     label = f"L{instances.new_uid()[-12:]}"
@@ -307,6 +308,7 @@ def test_workitems_are_searched_matched_paged_and_return_more_fields(worklist: W
     assert all("00400400" in row for row in response.json())
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-056")
 def test_a_search_with_no_cache_sees_every_change_answered_before(worklist: Worklist) -> None:
     uid, transaction = worklist.claimed()
@@ -317,6 +319,7 @@ def test_a_search_with_no_cache_sees_every_change_answered_before(worklist: Work
         assert value(row, STATE) == "IN PROGRESS"
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-050", "W-049")
 def test_workitems_are_found_by_state_readiness_and_start(worklist: Worklist) -> None:
     label = f"L{instances.new_uid()[-12:]}"
@@ -341,6 +344,7 @@ def test_workitems_are_found_by_state_readiness_and_start(worklist: Worklist) ->
         assert [value(row, "00080018") for row in rows] == [expected], query
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-047")
 def test_workitems_are_found_by_uid_priority_and_labels(worklist: Worklist) -> None:
     label = f"L{instances.new_uid()[-12:]}"

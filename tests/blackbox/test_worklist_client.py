@@ -193,6 +193,7 @@ def told_of(event: Event) -> str | float:
     return event.procedure_step_state
 
 
+@pytest.mark.distributed
 def test_scheduled_workitems_are_those_that_are_there_and_those_that_come(suite: Suite) -> None:
     async def story() -> None:
         label, ae_title = f"L{new_uid()[-12:]}", new_ae_title()

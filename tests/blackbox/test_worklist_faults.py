@@ -242,7 +242,7 @@ class Killer:
                 self._suite.kill(part)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.requirement("W-077", "W-084")
 def test_killing_everything_again_and_again_loses_no_change_and_no_report(own_suite: Callable[..., Suite]) -> None:

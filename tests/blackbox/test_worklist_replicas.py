@@ -28,6 +28,7 @@ def other(suite: Suite) -> Iterator[AnotherGateway]:
         yield gateway
 
 
+@pytest.mark.distributed
 def test_what_is_done_at_one_gateway_is_seen_at_the_other(dicomweb: DicomWeb, other: AnotherGateway) -> None:
     here, there = Worklist(dicomweb), Worklist(other.client)
     label = f"L{instances.new_uid()[-12:]}"
@@ -50,6 +51,7 @@ def test_what_is_done_at_one_gateway_is_seen_at_the_other(dicomweb: DicomWeb, ot
     assert there.found(f"WorklistLabel={label}&ProcedureStepState=COMPLETED") == [uid]
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-083")
 @pytest.mark.parametrize("target", [GLOBAL, FILTERED, ""], ids=["global", "filtered", "one workitem"])
 def test_a_subscription_made_at_one_gateway_is_heard_at_both_and_ended_at_the_other(
@@ -119,6 +121,7 @@ async def idle_crowd(gateway: AnotherGateway) -> int:
     return added
 
 
+@pytest.mark.thorough
 @pytest.mark.requirement("W-028", "W-034")
 def test_of_two_thousand_claims_at_two_gateways_at_once_exactly_one_wins(breakable_suite: Suite) -> None:
     here = Worklist(breakable_suite.client())

@@ -127,6 +127,7 @@ def check(pair: Pair, expected: dict[str, str]) -> None:
     assert {query: pair.matches(query) for query in expected} == expected
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-048")
 def test_codes_of_stations_performers_and_workitems_match_within_their_items(pair: Pair) -> None:
     check(
@@ -146,6 +147,7 @@ def test_codes_of_stations_performers_and_workitems_match_within_their_items(pai
     )
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-049")
 def test_times_match_by_meaning_and_in_ranges_whatever_their_offset(pair: Pair) -> None:
     check(
@@ -164,6 +166,7 @@ def test_times_match_by_meaning_and_in_ranges_whatever_their_offset(pair: Pair) 
     assert pair.worklist.dicomweb.get("/workitems?ScheduledProcedureStepStartDateTime=2026*", JSON).status_code == 400
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-051")
 def test_patient_and_admission_match(pair: Pair) -> None:
     check(
@@ -188,6 +191,7 @@ def test_patient_and_admission_match(pair: Pair) -> None:
     )
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-052")
 def test_the_request_and_what_is_replaced_match(pair: Pair) -> None:
     check(
@@ -244,6 +248,7 @@ def test_a_row_has_every_return_key_of_type_1_and_2_and_others_where_they_have_a
     assert set(row) == set(worklist.get(special))
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-053")
 def test_what_was_performed_is_matched_and_returned(worklist: Worklist) -> None:
     name = f"S{instances.new_uid()[-12:]}"
@@ -271,6 +276,7 @@ def test_a_search_that_asks_too_much_is_413(worklist: Worklist) -> None:
     assert "100000" in response.json()["message"]
 
 
+@pytest.mark.distributed
 @pytest.mark.requirement("W-055", "W-046")
 def test_a_page_tells_how_many_more_there_are(worklist: Worklist) -> None:
     name = f"L{instances.new_uid()[-12:]}"

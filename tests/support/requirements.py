@@ -1,6 +1,7 @@
 """Traces the rows of tests/requirements.md to tests.
 
-As a part of pytest it checks the ids that tests carry and writes what the run showed to RESULTS. As a program
+As a part of pytest it checks the ids that tests carry; with the option `--requirements` it writes what the run showed to RESULTS.
+`make test-all` writes the file anew and `make test-long` adds to it; a run of some tests leaves it alone. As a program
 (`make requirements`) it prints per section how many rows are shown and which are not; `--write` writes docs/conformance.md.
 
 A row is shown when a black-box test with its id passed, on every store set where it ran. A row of the kind "review" is shown when a
@@ -74,13 +75,19 @@ def shown(results: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
     return found
 
 
-def write_results(outcomes: dict[str, dict[str, str]], path: Path = RESULTS) -> None:
+def write_results(outcomes: dict[str, dict[str, str]], path: Path = RESULTS, *, is_added: bool = False) -> None:
     """Write what a run showed.
 
     Args:
         outcomes: per test (node id) a mapping with `outcome` and `ids` (joined by a blank).
+        path: the file to write.
+        is_added: keep the results of earlier runs, apart from those of tests that this run repeated.
     """
     by_row: dict[str, list[dict[str, str]]] = {}
+    if is_added and path.exists():
+        for row, tests in json.loads(path.read_text()).items():
+            if kept := [test for test in tests if test["test"] not in outcomes]:
+                by_row[row] = kept
     for test, facts in sorted(outcomes.items()):
         for row in facts["ids"].split():
             by_row.setdefault(row, []).append({"test": test, "outcome": facts["outcome"]})
@@ -99,9 +106,9 @@ def report(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the report of the last run; with --write also write docs/conformance.md."""
+    """Print the report of the last `make test-all`; with --write also write docs/conformance.md."""
     if not RESULTS.exists():
-        print("no results of a run: `make test` first", file=sys.stderr)
+        print("no results of a run: `make test-all` first", file=sys.stderr)
         return 1
     rows = read_table()
     results = json.loads(RESULTS.read_text())

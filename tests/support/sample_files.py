@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+import warnings
 import zlib
 from functools import cache
 from pathlib import Path
+
+import pydicom
+import pytest
 
 from gantry_standard import reasons
 
@@ -47,3 +51,40 @@ def sample_files() -> list[Path]:
 def _places(package: str) -> list[Path]:
     spec = importlib.util.find_spec(package)
     return [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+
+
+def each_sample_file() -> pytest.MarkDecorator:
+    """Return the mark that runs a test with each sample file as `path`: `make test` takes the representative ones, `make test-all` all."""
+    wanted = representative()
+    return pytest.mark.parametrize(
+        "path", [pytest.param(path, id=path.name, marks=() if path in wanted else pytest.mark.thorough) for path in sample_files()]
+    )
+
+
+@cache
+def representative() -> frozenset[Path]:
+    """Return a subset in which each transfer syntax, SOP class, character set and pixel format of the files occurs at least once.
+
+    The files are taken in order of size. A file is in the subset if it has something that no smaller file has, or if REFUSED or
+    LONG_VALUES names it.
+    """
+    wanted, seen = set(), set[object]()
+    for path in sorted(sample_files(), key=lambda path: (path.stat().st_size, path.name)):
+        features = _features(path)
+        if not features <= seen or path.name in REFUSED or path.name in LONG_VALUES:
+            wanted.add(path)
+            seen |= features
+    return frozenset(wanted)
+
+
+def _features(path: Path) -> set[object]:
+    """Return what distinguishes a file from others, as pydicom reads it; for a file that it cannot read, the kind of its error."""
+    keywords = ["SOPClassUID", "SpecificCharacterSet", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=keywords)
+            pixels = tuple(str(read.get(keyword)) for keyword in keywords[2:])
+            return {("syntax", str(read.file_meta.get("TransferSyntaxUID"))), pixels} | {(key, str(read.get(key))) for key in keywords[:2]}
+    except Exception as error:
+        return {type(error)}

@@ -1,5 +1,8 @@
 """The tracing itself: what counts as shown, and what is refused."""
 
+import json
+from pathlib import Path
+
 from tests.support import requirements
 
 BOTH = [
@@ -45,3 +48,21 @@ def test_an_unknown_id_and_a_fourth_id_are_refused() -> None:
 def test_the_last_line_counts() -> None:
     rows = requirements.read_table()
     assert requirements.report(rows, {"S-001": ["x"]}).splitlines()[-1] == "1 of 517 requirements shown"
+
+
+def test_a_later_run_is_added_and_replaces_only_the_tests_that_it_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.json"
+    first = {
+        "tests/blackbox/a.py::a": {"ids": "S-001 S-002", "outcome": "failed"},
+        "tests/blackbox/b.py::b": {"ids": "S-001", "outcome": "passed"},
+    }
+    requirements.write_results(first, path)
+    requirements.write_results({"tests/blackbox/a.py::a": {"ids": "S-001", "outcome": "passed"}}, path, is_added=True)
+    results = json.loads(path.read_text())
+    assert set(results) == {"S-001"}
+    assert {test["test"]: test["outcome"] for test in results["S-001"]} == {
+        "tests/blackbox/a.py::a": "passed",
+        "tests/blackbox/b.py::b": "passed",
+    }
+    requirements.write_results({"tests/blackbox/c.py::c": {"ids": "S-003", "outcome": "passed"}}, path)
+    assert set(json.loads(path.read_text())) == {"S-003"}

@@ -19,7 +19,7 @@ from gantry_standard.dicom.limits import Limits, ScanFailure
 from gantry_standard.dicom.scanned import EncapsulatedFrames
 from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
 from gantry_standard.http.media_types import OCTET_STREAM
-from tests.support.sample_files import sample_files
+from tests.support.sample_files import each_sample_file
 from tests.support.scanning import Scan, scan
 
 BASE = "http://archive"
@@ -82,7 +82,7 @@ def _storable(path: Path) -> Scan:
         pytest.skip(f"no instance that could be sent: {failure.message}")
 
 
-@pytest.mark.parametrize("path", sample_files(), ids=lambda path: path.name)
+@each_sample_file()
 def test_a_sample_taken_apart_and_put_together_is_the_same_data_set(parts: PayloadParts, path: Path) -> None:
     before = _storable(path)
     taken_apart(parts, before)

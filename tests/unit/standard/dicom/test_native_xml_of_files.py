@@ -12,7 +12,7 @@ import pytest
 from gantry_standard.dicom.native_xml import to_json_model, write, write_encoded
 from gantry_standard.dicom.scan import ScanFailure
 from tests.support import native_xml
-from tests.support.sample_files import sample_files
+from tests.support.sample_files import each_sample_file
 from tests.support.scanning import scan
 
 
@@ -29,7 +29,7 @@ def _in_strings(dicom_json: bytes) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in sample_files()])
+@each_sample_file()
 def test_a_file_is_the_same_data_set_in_xml(path: Path) -> None:
     dicom_json = _dicom_json(path)
     model = _in_strings(dicom_json)

@@ -17,7 +17,7 @@ from gantry_standard.dicom.scan import ScanFailure
 from gantry_standard.dicom.scanned import EncapsulatedFrames, NativeFrames
 from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
 from tests.support.pydicom_json import NO_VALUE_FOR_PYDICOM, READ_OTHERWISE, comparable, is_private, json_of_pydicom, read
-from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, sample_files
+from tests.support.sample_files import LONG_VALUES, REFUSED, UIDS, each_sample_file
 from tests.support.scanning import Scan, scan
 
 _BULK_URI = b"http://archive"
@@ -40,7 +40,7 @@ def _scan_storable(path: Path) -> Scan:
     pytest.skip(f"refused: {caught.value}")
 
 
-_EACH_FILE = pytest.mark.parametrize("path", sample_files(), ids=lambda path: path.name)
+_EACH_FILE = each_sample_file()
 
 
 @_EACH_FILE
