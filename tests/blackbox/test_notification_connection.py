@@ -1,10 +1,14 @@
 """The notification connection as the WebSocket protocol has it (RFC 6455), spoken by the package websockets."""
 
+import json
+
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.support import instances
 from tests.support.dicomweb import DicomWeb, value
+from tests.support.suite import Suite
 from tests.support.workitems import STATE, Reports, Worklist, new_ae_title
 
 
@@ -41,3 +45,22 @@ def test_pings_are_answered_and_what_the_client_says_is_not_listened_to(worklist
         assert value(reports.next_of(uid), STATE) == "IN PROGRESS"
         connection.close(1000, "done")
     assert connection.close_code == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/subscribers/{}", 101), ("/subscribers/A%2F{}", 404), ("/subscribers/{}%00", 400), ("/studies/{}", 404)]
+)
+def test_a_handshake_has_a_request_id_and_one_line_in_the_log(suite: Suite, worklist: Worklist, path: str, status: int) -> None:
+    url = f"ws{worklist.dicomweb.url.removeprefix('http')}{path.format(new_ae_title())}"
+    request_id = f"ws-{instances.new_uid()[-20:]}"
+    try:
+        with connect(url, proxy=None, additional_headers={"X-Request-ID": request_id}) as connection:
+            response = connection.response
+    except InvalidStatus as refused:
+        response = refused.response
+    assert response is not None
+    assert (response.status_code, response.headers["x-request-id"]) == (status, request_id)
+    text = "".join(path.read_text() for path in (suite.data / "logs").glob("gateway*.log"))
+    lines = [json.loads(line) for line in text.splitlines() if request_id in line]
+    transaction = "OpenNotificationConnection" if status == 101 else "other"
+    assert [(line["event"], line["transaction"], line["status"]) for line in lines] == [("request", transaction, status)]

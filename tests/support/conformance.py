@@ -9,7 +9,7 @@ Source: PS3.2 Annex N; PS3.18 §6.
 from collections.abc import Iterable
 
 from gantry_blob.settings import BlobSettings
-from gantry_gateway.http.routes import ROUTES
+from gantry_gateway.http.routes import EVERY_RESOURCE, ROUTES, URI_SERVICE, WEBSOCKET, Route
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.studies.pictures import TRANSFORMED
 from gantry_renderer.codecs.table import CODECS, REWRITES, Codec, Takes
@@ -46,12 +46,23 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
 
 
+WEBSOCKETS = {route.path for route in ROUTES if route.method == WEBSOCKET}
+TRANSACTIONS = [route for route in (*ROUTES, *URI_SERVICE) if route.method != "GET" or route.path not in WEBSOCKETS or route in URI_SERVICE]
+"""All rows, without those that answer a GET of a WebSocket that is no handshake."""
+
+
 def transactions() -> str:
     """Every transaction of PS3.18 and whether it is offered."""
     return table(
         ("transaction", "method", "resource", "status"),
-        ((r.transaction, r.method, r.path.replace(":path", ""), "offered" if r.handler else "501, not offered") for r in ROUTES),
+        ((r.transaction, r.method, _resource(r), "offered" if r.handler else "501, not offered") for r in TRANSACTIONS),
     )
+
+
+def _resource(route: Route) -> str:
+    if route in URI_SERVICE:
+        return "the URI service, at `GANTRY_WADO_PATH`"
+    return "every resource" if route.path == EVERY_RESOURCE else route.path.replace(":path", "")
 
 
 def store_reasons() -> str:
@@ -331,8 +342,8 @@ def _requirements(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
 
 def _tests(found: dict[str, list[str]]) -> list[tuple[str, ...]]:
     lines = []
-    for kind in dict.fromkeys(_kind(route.transaction) for route in ROUTES if route.handler):
-        names = ", ".join(route.transaction for route in ROUTES if route.handler and _kind(route.transaction) == kind)
+    for kind in dict.fromkeys(_kind(route.transaction) for route in TRANSACTIONS if route.handler):
+        names = ", ".join(route.transaction for route in TRANSACTIONS if route.handler and _kind(route.transaction) == kind)
         shown = [row for row in sorted(found) if row.startswith(ROWS_OF.get(kind, ("-",)))]
         files = sorted({test.split("::")[0] for row in shown for test in found[row]})
         lines.append((names, "offered", " ".join(shown), ", ".join(files)))

@@ -17,14 +17,15 @@ from gantry.renderer.v1 import renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2_grpc
 from gantry_blob.edge import PAGE_OBJECTS, REMOVABLE
 from gantry_blob.packs import pack
+from gantry_gateway.content.sources import make_retrieval
 from gantry_gateway.http import server
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
-from gantry_gateway.http.routes import ROUTES
+from gantry_gateway.http.routes import mounts
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.worklist import notifications
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol
-from gantry_runtime.blob_reader import check_object_key
+from gantry_runtime.blob_reader import StreamedReader, check_object_key
 from gantry_runtime.events import streams
 from gantry_runtime.process import Process
 from gantry_runtime.rpc import channels
@@ -210,17 +211,21 @@ class Worklist:
                 await stack.enter_async_context(channels.channel(address))
                 for address in (self.blob_address, self.index_address, self.workflow_address)
             ]
+            configured = GatewaySettings(**settings)
+            blob = blob_pb2_grpc.BlobServiceStub(open_channels[0])
+            index = index_pb2_grpc.IndexServiceStub(open_channels[1])
+            renderer = renderer_pb2_grpc.RendererServiceStub(open_channels[1])
             gateway = Gateway(
-                settings=GatewaySettings(**settings),
+                settings=configured,
                 nats=client,
-                blob=blob_pb2_grpc.BlobServiceStub(open_channels[0]),
-                index=index_pb2_grpc.IndexServiceStub(open_channels[1]),
-                renderer=renderer_pb2_grpc.RendererServiceStub(open_channels[1]),
+                blob=blob,
+                index=index,
+                renderer=renderer,
                 workflow=workflow_pb2_grpc.WorkflowServiceStub(open_channels[2]),
+                retrieval=make_retrieval(configured, index, renderer, StreamedReader(blob)),
             )
             await stack.enter_async_context(notifications.running(gateway))
-            rows = [route for route in ROUTES if route.handler.startswith("worklist.")]
-            app = Application(gateway, Router(rows), websocket=notifications.serve_websocket)
+            app = Application(gateway, Router(mounts(configured)))
             port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, 0.2, GantryWebSocketProtocol))
             base = f"http://127.0.0.1:{port}/dicom-web"
             http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20, base_url=base))

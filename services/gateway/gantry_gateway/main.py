@@ -13,12 +13,12 @@ from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub
 from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceStub
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceStub
-from gantry_gateway.content import records, retrieval
-from gantry_gateway.content.records import Records
+from gantry_gateway.content import records
+from gantry_gateway.content.sources import make_retrieval
 from gantry_gateway.http import health, server
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
-from gantry_gateway.http.routes import ROUTES
+from gantry_gateway.http.routes import mounts
 from gantry_gateway.settings import GatewaySettings
 from gantry_gateway.worklist import notifications
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol
@@ -37,22 +37,25 @@ READY_S = 5.0
 async def open_gateway(process: Process, settings: GatewaySettings) -> None:
     """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
     stack = process.stack
-    router = Router(ROUTES)
+    router = Router(mounts(settings))
     client, connected = await stack.enter_async_context(streams.connecting(settings.nats_url, "gantry-gateway"))
+    index = IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address)))
+    blob = BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address, SERIALISED)))
+    renderer = RendererServiceStub(await stack.enter_async_context(channels.channel(settings.renderer_address)))
+    reader: BlobReader = StreamedReader(blob)
+    if settings.blob_directory is not None:
+        reader = MappedReader(settings.blob_directory, blob)
     gateway = Gateway(
         settings=settings,
-        blob=BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address, SERIALISED))),
-        index=IndexServiceStub(await stack.enter_async_context(channels.channel(settings.index_address))),
-        renderer=RendererServiceStub(await stack.enter_async_context(channels.channel(settings.renderer_address))),
+        blob=blob,
+        index=index,
+        renderer=renderer,
         workflow=WorkflowServiceStub(await stack.enter_async_context(channels.channel(settings.workflow_address))),
         nats=client,
+        retrieval=make_retrieval(settings, index, renderer, reader),
     )
-    reader: BlobReader = StreamedReader(gateway.blob)
-    if settings.blob_directory is not None:
-        reader = MappedReader(settings.blob_directory, gateway.blob)
-    kept = retrieval.install(gateway, reader)
-    await stack.enter_async_context(_following_nats(process, gateway, connected, kept))
-    app = Application(gateway, router, websocket=notifications.serve_websocket)
+    await stack.enter_async_context(_following_nats(process, gateway, connected))
+    app = Application(gateway, router)
     await stack.enter_async_context(telemetry.admin(settings.gateway_admin_listen, lambda: health.what_is_missing(gateway)))
     is_shared = settings.port_shared_by is not None
     if is_shared:
@@ -69,14 +72,14 @@ async def _ready(gateway: Gateway) -> None:
 
 
 @asynccontextmanager
-async def _following_nats(process: Process, gateway: Gateway, connected: "asyncio.Task[None]", kept: Records) -> AsyncIterator[None]:
+async def _following_nats(process: Process, gateway: Gateway, connected: "asyncio.Task[None]") -> AsyncIterator[None]:
     """Open what needs NATS as soon as it answers, and close it with the context."""
 
     async def follow() -> None:
         await connected
         async with AsyncExitStack() as stack:
-            gateway.parts["inbox"] = await stack.enter_async_context(streams.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
-            await stack.enter_async_context(records.listening(kept, gateway.nats))
+            gateway.inbox = await stack.enter_async_context(streams.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
+            await stack.enter_async_context(records.listening(gateway.retrieval.records, gateway.nats))
             await stack.enter_async_context(notifications.running(gateway))
             await asyncio.Event().wait()
 

@@ -12,11 +12,11 @@ from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
 from gantry.workflow.v1 import workflow_pb2, workflow_pb2_grpc
-from gantry_gateway.content import retrieval
+from gantry_gateway.content.sources import make_retrieval
 from gantry_gateway.http import server
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
-from gantry_gateway.http.routes import ROUTES, Route
+from gantry_gateway.http.routes import ROUTES, Route, mounts
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.blob_reader import StreamedReader
 from gantry_runtime.events import streams
@@ -201,10 +201,11 @@ async def running(
 
                 port = await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1))
             stubs[name] = stub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}", SERIALISED)))
-        gateway = Gateway(settings=GatewaySettings(**settings), nats=client, **stubs)
-        gateway.parts["inbox"] = await stack.enter_async_context(streams.inbox(client, f"reply.{free_port()}"))
-        retrieval.install(gateway, StreamedReader(gateway.blob))
-        app = Application(gateway, Router(routes if routes is not None else own_routes()))
+        configured = GatewaySettings(**settings)
+        retrieval = make_retrieval(configured, stubs["index"], stubs["renderer"], StreamedReader(stubs["blob"]))
+        inbox = await stack.enter_async_context(streams.inbox(client, f"reply.{free_port()}"))
+        gateway = Gateway(settings=configured, nats=client, retrieval=retrieval, inbox=inbox, **stubs)
+        app = Application(gateway, Router(mounts(configured, routes if routes is not None else own_routes())))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))
         http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20, base_url=f"http://127.0.0.1:{port}/dicom-web"))
         yield Running(http, gateway, blob, index, port)

@@ -12,12 +12,12 @@ import httpx
 from gantry.blob.v1.blob_pb2 import BulkElement, EncapsulatedFrames, FrameTable, Layout, Location, NativeFrames, Range, StoredInstance
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry.renderer.v1 import renderer_pb2, renderer_pb2_grpc
-from gantry_gateway.content import retrieval
 from gantry_gateway.content.records import Records
+from gantry_gateway.content.sources import make_retrieval
 from gantry_gateway.http import server
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
-from gantry_gateway.http.routes import ROUTES, Route
+from gantry_gateway.http.routes import ROUTES, Route, mounts
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
@@ -318,16 +318,12 @@ async def running(directory: Path, **settings: object) -> AsyncIterator[World]:
         services = await stack.enter_async_context(channels.serving(register, "127.0.0.1:0", drain_s=0.1))
         channel = await stack.enter_async_context(channels.channel(f"127.0.0.1:{services}"))
         await channel.channel_ready()
-        gateway = Gateway(
-            settings=GatewaySettings(**settings),
-            blob=None,
-            index=index_pb2_grpc.IndexServiceStub(channel),
-            renderer=renderer_pb2_grpc.RendererServiceStub(channel),
-            workflow=None,
-            nats=None,
-        )
-        records = retrieval.install(gateway, reader)
-        app = Application(gateway, Router(own_routes()))
+        configured = GatewaySettings(**settings)
+        stubs = index_pb2_grpc.IndexServiceStub(channel), renderer_pb2_grpc.RendererServiceStub(channel)
+        retrieval = make_retrieval(configured, *stubs, reader)
+        gateway = Gateway(settings=configured, blob=None, index=stubs[0], renderer=stubs[1], workflow=None, nats=None, retrieval=retrieval)
+        records = retrieval.records
+        app = Application(gateway, Router(mounts(configured, own_routes())))
         port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, drain_s=1))
         http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20))
         world = World(http, gateway, index, renderer, reader, Pack(directory / "packs/a.pack", "packs/a.pack"), records, port)

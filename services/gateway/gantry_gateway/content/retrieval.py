@@ -1,4 +1,4 @@
-"""What the retrieve transactions share: records, the reader of stored bytes, the renderer. Installed by main.py."""
+"""What the retrieve transactions share: the target of a path, negotiation, records and metadata of a target, limits."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -7,12 +7,10 @@ from functools import lru_cache
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.index.v1.index_pb2 import GetMetadataRequest, GetMetadataResponse, InstanceRecord, MetadataFragment, Scope
-from gantry_gateway.content.records import INDEX_S, Mark, Records
-from gantry_gateway.content.renditions import Renditions
+from gantry_gateway.content.records import INDEX_S
+from gantry_gateway.content.sources import Retrieval
 from gantry_gateway.http import urls
-from gantry_gateway.http.request import Gateway, Request
-from gantry_runtime.blob_reader import BlobReader
-from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_gateway.http.request import Request
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
@@ -27,52 +25,9 @@ LONGEST_VALUE_BYTES = 0xFFFFFFFE
 """Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeptMetadata:
-    """An answer with metadata that was sent before.
-
-    Attributes:
-        state: of what it was made from, as index names it.
-    """
-
-    state: bytes
-    etag: str
-    body: bytes
-    content_encoding: str
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that it takes."""
-        return len(self.body) + 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """What the retrieve handlers use."""
-
-    records: Records
-    metadata: ByteBoundedCache[KeptMetadata]
-    reader: BlobReader
-    renditions: Renditions
-
-
-def install(gateway: Gateway, reader: BlobReader) -> Records:
-    """Make what retrieve needs and put it into `Gateway.parts` as "reader", "records" and "retrieval".
-
-    Nothing is connected: without `records.listening` every request asks index.
-    """
-    kept = Records(gateway.index, gateway.settings.record_cache_entries, mark=Mark(gateway.settings.port_shared_by))
-    made = Renditions(gateway.renderer, gateway.index, gateway.settings.rendition_cache_bytes)
-    gateway.parts["reader"], gateway.parts["records"] = reader, kept
-    metadata = ByteBoundedCache[KeptMetadata](gateway.settings.metadata_cache_bytes, lambda one: one.size_bytes)
-    gateway.parts["retrieval"] = Retrieval(kept, metadata, reader, made)
-    return kept
-
-
 def of(request: Request) -> Retrieval:
-    """Return what `install` made."""
-    found: Retrieval = request.gateway.parts["retrieval"]
-    return found
+    """Return what the handlers of this gateway retrieve from."""
+    return request.gateway.retrieval
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""The ASGI application: finds the row of ROUTES, calls its handler, answers errors.
+"""The ASGI application: finds the row of a path in the table of mounts, calls its handler, answers errors.
 
 HEAD runs the GET handler and drops the body. OPTIONS with Access-Control-Request-Method is a preflight (`cors.py`).
+A WebSocket handshake goes the same way as a request, to a row whose method is `WEBSOCKET`: the handler returns what serves the
+connection, and an error refuses the handshake with the answer that a request would get.
 """
 
 import asyncio
@@ -10,7 +12,8 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import cast
 from urllib.parse import unquote
 
@@ -18,10 +21,10 @@ from prometheus_client import Histogram
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gantry_gateway.http import cors, health, problems, urls
+from gantry_gateway.http import cors, problems, urls
 from gantry_gateway.http.request import ClientGone, Gateway, Request
 from gantry_gateway.http.responses import Immediate
-from gantry_gateway.http.routes import Route, compile_path
+from gantry_gateway.http.routes import EVERY_RESOURCE, HEALTH_TRANSACTION, WEBSOCKET, Mount, Route, compile_path
 from gantry_gateway.http.server import write_whole
 from gantry_runtime import logs, telemetry
 from gantry_standard import errors
@@ -30,7 +33,6 @@ from gantry_standard.http.random_bits import random_hex
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[ASGIApp]]
-WebSocketHandler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
 Methods = dict[str, tuple[Route, Handler | None]]
 
 CANCEL_AGAIN_S = 0.5
@@ -50,144 +52,160 @@ def load(handler: str) -> Handler | None:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What a path names.
+
+    Attributes:
+        methods: rows and handlers by method, `WEBSOCKET` among them.
+        params: values of the path's variable segments.
+    """
+
+    mount: Mount
+    methods: Methods
+    params: dict[str, str]
+
+
 class Router:
-    """Finds the rows for a path below the base.
+    """Finds the resource that a path names.
 
     Args:
-        routes: ROUTES, or some of them; the first matching path wins.
+        mounts: the first matching path of a mount wins; of several mounts that have a path, the one with the longest path of its own.
 
     Raises:
         ImportError, AttributeError: the handler of a row is not there.
     """
 
-    def __init__(self, routes: Sequence[Route]) -> None:
-        by_path: dict[str, Methods] = {}
-        for route in routes:
-            by_path.setdefault(route.path, {})[route.method] = (route, load(route.handler))
-        self._paths = [(compile_path(path), methods) for path, methods in by_path.items()]
+    def __init__(self, mounts: Sequence[Mount]) -> None:
+        longest_first = sorted(mounts, key=lambda mount: len(mount.path), reverse=True)
+        self._mounts = [(mount, _patterns(mount.routes)) for mount in longest_first]
         self.find = lru_cache(4096)(self._find)
 
-    def _find(self, path: str) -> tuple[Methods, dict[str, str]] | None:
-        for pattern, methods in self._paths:
-            if match := pattern.fullmatch(path):
-                return methods, match.groupdict()
+    def _find(self, path: str) -> Resource | None:
+        for mount, patterns in self._mounts:
+            if path == mount.path or path.startswith(mount.path + "/"):
+                below = path[len(mount.path) :].rstrip("/") or "/"
+                for pattern, methods in patterns:
+                    if match := pattern.fullmatch(below):
+                        return Resource(mount, methods, match.groupdict())
         return None
 
 
+def _patterns(routes: Sequence[Route]) -> list[tuple[re.Pattern[str], Methods]]:
+    """Return the patterns of paths with their rows, in the order of the table."""
+    by_path: dict[str, Methods] = {}
+    for route in routes:
+        by_path.setdefault(route.path, {})[route.method] = (route, load(route.handler))
+    everywhere = by_path.pop(EVERY_RESOURCE, {})
+    return [(compile_path(path), {**everywhere, **methods}) for path, methods in by_path.items()]
+
+
 def allowed(methods: Methods) -> str:
-    """Return the Allow header of a resource: what it has and this server offers."""
-    names = [name for name, (_, handler) in methods.items() if handler]
-    return ", ".join(sorted({*names, *(["HEAD"] if "GET" in names else []), "OPTIONS"}))
+    """Return the Allow header of a resource: what it has and this server offers; OPTIONS always answers preflights."""
+    names = {name for name, (_, handler) in methods.items() if handler and name != WEBSOCKET}
+    return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set()) | ({"OPTIONS"} & methods.keys())))
 
 
 class Application:
-    """The gateway as ASGI.
+    """The gateway as ASGI."""
 
-    Args:
-        uri_service: answers `wado_path`; 501 where there is none.
-        websocket: answers WebSocket handshakes; refused where there is none.
-    """
-
-    def __init__(
-        self, gateway: Gateway, router: Router, uri_service: Handler | None = None, websocket: WebSocketHandler | None = None
-    ) -> None:
+    def __init__(self, gateway: Gateway, router: Router) -> None:
         self.gateway = gateway
         self.router = router
-        self.uri_service = uri_service
-        self.websocket = websocket
         self.base_path = gateway.settings.base_path.rstrip("/")
-        self.wado_path = gateway.settings.wado_path.rstrip("/")
         self._seconds: dict[tuple[str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
-        elif scope["type"] == "websocket" and self.websocket is not None:
-            await self.websocket(self.gateway, scope, receive, send)
+            await self._serve(scope, receive, send, scope["method"])
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "no notifications here"})
+            await receive()  # websocket.connect
+            await self._serve(scope, receive, send, WEBSOCKET)
         else:
             raise RuntimeError(f"ASGI {scope['type']} is not served")
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, method: str) -> None:
+        """Serve one request or WebSocket.
+
+        Args:
+            method: of the rows that answer it.
+        """
         begin = time.perf_counter()
         request_id = _request_id(scope)
         logs.REQUEST_ID.set(request_id)
         common = cors.headers(scope, self.gateway.settings)
         common.append((b"x-request-id", request_id.encode("ascii")))
-        answer = _Answer(send, scope["method"] == "HEAD", common)
+        answer = _Answer(send, method == "HEAD", common)
+        request = Request(scope, receive, self.gateway, {}, urls.base_url(scope, self.base_path, self.gateway.settings.public_url))
         transaction = "other"
         try:
-            transaction, response = await self._respond(scope, receive)
+            transaction, response = await self._respond(request, method)
+            if method == WEBSOCKET:
+                answer.accepted = partial(self._tell, request, request_id, transaction, 101, begin)
             if not answer.send_whole(response):
                 await response(scope, receive, answer.send)
         except (_HeadAnswered, ClientGone):
             pass
         except Exception as error:
+            if not answer.started:
+                await _failure(error, request, transaction)(scope, receive, answer.send)
+                return
             # The status line is out: only a broken connection tells the client, and the server breaks it for what is not complete.
             log.error("answer broke off", extra={"transaction": transaction, "error": type(error).__name__}, exc_info=_unexpected(error))
-            if not answer.started:
-                raise
         finally:
-            seconds = time.perf_counter() - begin
-            self._observe(transaction, answer.status, seconds)
-            level = logging.DEBUG if transaction == "health" else logging.INFO
-            if log.isEnabledFor(level):
-                logs.request(log, level, request_id, scope["method"], transaction, answer.status, seconds)
+            if not answer.is_open:
+                self._tell(request, request_id, transaction, answer.status, begin)
 
-    def _observe(self, transaction: str, status: int, seconds: float) -> None:
+    def _tell(self, request: Request, request_id: str, transaction: str, status: int, begin: float) -> None:
+        """Count a request, and write its line to the log. Of a WebSocket this is done when the handshake is answered."""
+        seconds = time.perf_counter() - begin
         key = (transaction, status)
         histogram = self._seconds.get(key)
         if histogram is None:
             histogram = self._seconds[key] = telemetry.HTTP_SECONDS.labels(transaction, str(status))
         histogram.observe(seconds)
+        level = logging.DEBUG if transaction == HEALTH_TRANSACTION else logging.INFO
+        if log.isEnabledFor(level):
+            logs.request(log, level, request_id, request.method, transaction, status, seconds)
 
-    async def _respond(self, scope: Scope, receive: Receive) -> tuple[str, ASGIApp]:
-        base = urls.base_url(scope, self.base_path, self.gateway.settings.public_url)
-        request = Request(scope, receive, self.gateway, {}, base)
+    async def _respond(self, request: Request, method: str) -> tuple[str, ASGIApp]:
+        """Return the transaction that a request asks for, and its answer."""
         transaction, allow = "other", ""
         try:
-            if cors.is_preflight(scope):
-                return "preflight", cors.preflight(scope, self.gateway.settings)
-            path = decode_path(scope["raw_path"])
-            if path.startswith("/healthz/"):
-                return "health", await health.respond(request)
-            if path.rstrip("/") == self.wado_path:
-                transaction = "RetrieveURI"
-                if self.uri_service is None:
-                    raise errors.Unsupported("the URI service (WADO-URI) is not offered by this server")
-                return transaction, await self.uri_service(request)
-            found = self._find(path)
-            if found is None:
+            if method == "OPTIONS" and cors.is_preflight(request.scope):
+                return "preflight", cors.preflight(request.scope, self.gateway.settings)
+            path = decode_path(request.scope["raw_path"])
+            resource = self.router.find(path)
+            if resource is None:
                 raise errors.NotFound(f"there is no resource {path}; the DICOMweb root is {self.base_path}")
-            methods, request.params = found
-            row = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
-            if row is None and scope["method"] == "OPTIONS":
-                transaction, allow = "RetrieveCapabilities", allowed(methods)
-                raise errors.Unsupported("RetrieveCapabilities is not offered by this server")
+            request.params = resource.params
+            row = resource.methods.get("GET" if method == "HEAD" else method)
+            if row is None and method == WEBSOCKET:
+                raise errors.NotFound(f"{path} is no WebSocket; notification connections are at {self.base_path}/subscribers/AETITLE")
             if row is None:
-                allow = allowed(methods)
-                raise errors.MethodNotAllowed(f"{scope['method']} is not a method of {path}; it has {allow}")
-            transaction = row[0].transaction
-            if row[1] is None:
-                allow = allowed(methods)
-                raise errors.Unsupported(f"{transaction} is not offered by this server")
-            return transaction, await _while_client_waits(receive, scope["method"], row[1](request))
-        except errors.GantryError as error:
-            if type(error) is errors.GantryError:
-                log.error("request failed", extra={"transaction": transaction, "error": error.message})
-            return transaction, problems.problem(error, request.accept, base, allow)
+                allow = allowed(resource.methods)
+                raise errors.MethodNotAllowed(f"{method} is not a method of {path}; it has {allow}")
+            route, handler = row
+            transaction = route.transaction
+            if handler is None:
+                allow = allowed(resource.methods)
+                raise errors.Unsupported(f"{resource.mount.name}: {transaction} is not offered by this server")
+            return transaction, await _while_client_waits(request.receive, method, handler(request))
         except ClientGone:
             raise
-        except Exception:
-            log.exception("request failed", extra={"transaction": transaction})
-            return transaction, problems.status_report(500, "the server failed; its log has the reason", request.accept)
+        except Exception as error:
+            return transaction, _failure(error, request, transaction, allow)
 
-    def _find(self, path: str) -> tuple[Methods, dict[str, str]] | None:
-        if not path.startswith(self.base_path + "/") and path != self.base_path:
-            return None
-        return self.router.find(path[len(self.base_path) :].rstrip("/") or "/")
+
+def _failure(error: Exception, request: Request, transaction: str, allow: str = "") -> Response:
+    """Return the answer to a request that failed, and log what a person should look at."""
+    if not isinstance(error, errors.GantryError):
+        log.error("request failed", extra={"transaction": transaction}, exc_info=error)
+        return problems.status_report(500, "the server failed; its log has the reason", request.accept)
+    if type(error) is errors.GantryError:
+        log.error("request failed", extra={"transaction": transaction, "error": error.message})
+    return problems.problem(error, request.accept, request.base_url, allow)
 
 
 async def _while_client_waits(receive: Receive, method: str, answering: Awaitable[ASGIApp]) -> ASGIApp:
@@ -311,6 +329,13 @@ class _HeadAnswered(Exception):
     """Ends a GET handler's answer when its headers were all that was asked for."""
 
 
+_STARTS = ("http.response.start", "websocket.http.response.start")
+
+
+def _nothing() -> None:
+    pass
+
+
 class _Answer:
     """Adds the headers that every answer has, and leaves the body out for HEAD."""
 
@@ -320,6 +345,10 @@ class _Answer:
         self._headers = headers
         self.started = False
         self.status = 0
+        self.is_open = False
+        """Whether this is a WebSocket that was accepted."""
+        self.accepted: Callable[[], None] = _nothing
+        """Called when a WebSocket is accepted."""
 
     def send_whole(self, response: ASGIApp) -> bool:
         """Send an answer at once; say whether it is there and could be."""
@@ -336,10 +365,16 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         """Pass one ASGI message on."""
-        if message["type"] == "http.response.start":
+        kind = message["type"]
+        if kind in _STARTS:
             self.started, self.status = True, message["status"]
             message = {**message, "headers": [*message.get("headers", []), *self._headers]}
-        elif self._head_only and message["type"] == "http.response.body":
+        elif kind == "websocket.accept":
+            self.started = self.is_open = True
+            await self._send({**message, "headers": [*message.get("headers", []), *self._headers]})
+            self.accepted()
+            return
+        elif self._head_only and kind == "http.response.body":
             await self._send({"type": "http.response.body", "body": b""})
             raise _HeadAnswered
         await self._send(message)

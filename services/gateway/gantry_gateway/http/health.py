@@ -15,7 +15,6 @@ from gantry.blob.v1 import blob_pb2
 from gantry.index.v1 import index_pb2
 from gantry.renderer.v1 import renderer_pb2
 from gantry.workflow.v1 import workflow_pb2
-from gantry_gateway.http import problems
 from gantry_gateway.http.request import Gateway, Request
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
@@ -23,21 +22,22 @@ from gantry_standard import errors
 TIMEOUT_S = 2.0
 
 
-async def respond(request: Request) -> Response:
-    """Answer one of the three paths."""
-    if request.method not in ("GET", "HEAD"):
-        error = errors.MethodNotAllowed(f"{request.method} is not a method of {request.path}; it has GET, HEAD")
-        return problems.problem(error, request.accept, request.base_url, "GET, HEAD")
-    if request.path == "/healthz/live":
-        return Response("live\n", media_type="text/plain")
-    if request.path == "/healthz/ready":
-        missing = await what_is_missing(request.gateway)
-        return Response(f"{missing or 'ready'}\n", 503 if missing else 200, media_type="text/plain", headers={"Cache-Control": "no-store"})
-    if request.path == "/healthz/suite":
-        suite = await state_of_suite(request.gateway)
-        body = orjson.dumps(suite, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        return Response(body, 200 if suite["ready"] else 503, media_type="application/json", headers={"Cache-Control": "no-store"})
-    raise errors.NotFound(f"there is no {request.path}; there are /healthz/live, /healthz/ready and /healthz/suite")
+async def live(request: Request) -> Response:
+    """Answer GET /healthz/live: the process runs."""
+    return Response("live\n", media_type="text/plain")
+
+
+async def ready(request: Request) -> Response:
+    """Answer GET /healthz/ready: 200, or 503 with a sentence that says what is missing."""
+    missing = await what_is_missing(request.gateway)
+    return Response(f"{missing or 'ready'}\n", 503 if missing else 200, media_type="text/plain", headers={"Cache-Control": "no-store"})
+
+
+async def suite(request: Request) -> Response:
+    """Answer GET /healthz/suite: the state of each service as JSON."""
+    state = await state_of_suite(request.gateway)
+    body = orjson.dumps(state, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return Response(body, 200 if state["ready"] else 503, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 async def what_is_missing(gateway: Gateway) -> str:

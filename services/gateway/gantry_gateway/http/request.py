@@ -5,12 +5,13 @@ The query is kept as PS3.18 §8.3.1 reads it: names are case sensitive, `+` is a
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from urllib.parse import unquote
 
-from starlette.types import Receive, Scope
+from starlette.types import ASGIApp, Receive, Scope
 
+from gantry_gateway.content.sources import Retrieval
 from gantry_gateway.settings import GatewaySettings
 from gantry_standard import errors
 
@@ -19,12 +20,35 @@ if TYPE_CHECKING:
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
     from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceAsyncStub
     from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceAsyncStub
-    from gantry_runtime.events.streams import Client
+    from gantry_runtime.events.streams import Client, Inbox
+
+T = TypeVar("T")
+
+
+class Notifications(Protocol):
+    """Event reports over WebSockets, as the handlers of the Worklist service use them."""
+
+    async def begin(self, ae_title: str) -> None:
+        """Let the reports of an AE title count from now on, where they do not already.
+
+        Raises:
+            errors.Unavailable: NATS does not answer.
+        """
+
+    def connection(self, ae_title: str, handshake: Scope) -> ASGIApp:
+        """Return what serves one notification connection from its handshake to its end.
+
+        Raises:
+            errors.Overloaded: this gateway has as many connections as it may.
+        """
 
 
 @dataclass
 class Gateway:
-    """What lives as long as the gateway does; opened in main.py."""
+    """What lives as long as the gateway does; main.py fills it.
+
+    The last two need NATS. They are None until NATS has answered for the first time: use them through `answered`.
+    """
 
     settings: GatewaySettings
     blob: "BlobServiceAsyncStub"
@@ -32,19 +56,21 @@ class Gateway:
     renderer: "RendererServiceAsyncStub"
     workflow: "WorkflowServiceAsyncStub"
     nats: "Client"
-    parts: dict[str, Any] = field(default_factory=dict)
-    """Things that one edge opens for itself, by name: inbox (events.Inbox), reader (BlobReader), records, hub."""
+    retrieval: Retrieval
+    inbox: "Inbox | None" = None
+    """Where index tells the outcomes of a store."""
+    notifications: Notifications | None = None
 
-    def part(self, name: str) -> Any:
-        """Return one of `parts`.
 
-        Raises:
-            errors.Unavailable: it needs NATS, and NATS has not answered yet.
-        """
-        found = self.parts.get(name)
-        if found is None:
-            raise errors.Unavailable("NATS does not answer")
-        return found
+def answered(part: T | None) -> T:
+    """Return a part of the gateway that needs NATS.
+
+    Raises:
+        errors.Unavailable: NATS has not answered yet.
+    """
+    if part is None:
+        raise errors.Unavailable("NATS does not answer")
+    return part
 
 
 class ClientGone(Exception):
@@ -52,7 +78,7 @@ class ClientGone(Exception):
 
 
 class Request:
-    """One HTTP request."""
+    """One HTTP request, or the handshake of a WebSocket, which is a GET."""
 
     __slots__ = ("_headers", "_query", "base_url", "gateway", "method", "params", "path", "receive", "scope")
 
@@ -61,7 +87,7 @@ class Request:
         self.receive = receive
         self.gateway = gateway
         self.params = params
-        self.method: str = scope["method"]
+        self.method: str = scope.get("method", "GET")
         self.path: str = scope["path"]
         self.base_url = base_url
         """URL of the DICOMweb root as this client knows it, without a slash at the end."""

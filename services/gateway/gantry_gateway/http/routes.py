@@ -1,13 +1,17 @@
-"""Every transaction that PS3.18 has below the base URI: one row each.
+"""Which path belongs to what: the table of mounts, and for each mount one row per transaction.
 
 To add a transaction: set the handler in its row (module:function below `gantry_gateway`). A row without a handler
 answers 501. The first matching row wins, so fixed segments stand before variable ones.
+To add a part of the gateway with a path of its own, such as a console: add its rows, and a row to `mounts`.
 
 Source: PS3.18 Table H-1.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from gantry_gateway.settings import GatewaySettings
 
 S = "/studies/{study}"
 E = f"{S}/series/{{series}}"
@@ -16,13 +20,19 @@ GLOBAL = "1.2.840.10008.5.1.4.34.5"
 FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 
 
+WEBSOCKET = "WEBSOCKET"
+"""Method of a row that answers WebSocket handshakes. Its handler returns what serves the connection."""
+
+EVERY_RESOURCE = "*"
+
+
 @dataclass(frozen=True)
 class Route:
     """One transaction on one resource.
 
     Attributes:
-        method: of HTTP; HEAD is answered by the GET row.
-        path: below the base; {name} is one segment.
+        method: of HTTP, or `WEBSOCKET` for a WebSocket handshake; HEAD is answered by the GET row.
+        path: below the mount; {name} is one segment; `EVERY_RESOURCE` stands for each path that another row has.
         transaction: name of the transaction, for metrics and the conformance statement.
         handler: module:function, or "" while it is not offered (501).
     """
@@ -96,10 +106,14 @@ ROUTES = (
     Route("POST", "/workitems/{workitem}/subscribers/{aetitle}", "Subscribe", "worklist.transactions:subscribe"),
     Route("DELETE", "/workitems/{workitem}/subscribers/{aetitle}", "Unsubscribe", "worklist.transactions:unsubscribe"),
     Route("POST", "/workitems/{workitem}/subscribers/{aetitle}/suspend", "SuspendGlobalSubscription", "worklist.transactions:suspend"),
-    Route("GET", "/subscribers/{aetitle}", "OpenNotificationConnection", "worklist.notifications:not_upgraded"),
-    Route("GET", "/ws/subscribers/{aetitle}", "OpenNotificationConnectionBelowWs", "worklist.notifications:not_upgraded"),
+    # Notification connections (§8.10); a GET of them that is no handshake is told to upgrade.
+    Route(WEBSOCKET, "/subscribers/{aetitle}", "OpenNotificationConnection", "worklist.notifications:open_connection"),
+    Route(WEBSOCKET, "/ws/subscribers/{aetitle}", "OpenNotificationConnectionBelowWs", "worklist.notifications:open_connection"),
+    Route(WEBSOCKET, "/", "OpenNotificationConnectionAtBase", "worklist.notifications:open_connection"),
+    Route("GET", "/subscribers/{aetitle}", "NotUpgraded", "worklist.notifications:not_upgraded"),
+    Route("GET", "/ws/subscribers/{aetitle}", "NotUpgradedBelowWs", "worklist.notifications:not_upgraded"),
     # Capabilities (§8.9), Non-patient instances (chapter 12), Storage commitment (13), MSPS (14), MPPS (15)
-    Route("OPTIONS", "/", "RetrieveCapabilities"),
+    Route("OPTIONS", EVERY_RESOURCE, "RetrieveCapabilities"),
     Route("GET", "/color-palettes", "SearchColorPalettes"),
     Route("POST", "/color-palettes", "StoreColorPalettes"),
     Route("GET", "/defined-procedure-protocols", "SearchDefinedProcedureProtocols"),
@@ -121,6 +135,47 @@ ROUTES = (
     Route("POST", "/modality-performed-procedure-steps/{uid}", "CreateModalityPerformedProcedureStep"),
     Route("GET", "/modality-performed-procedure-steps/{uid}", "RetrieveModalityPerformedProcedureStep"),
 )
+
+
+URI_SERVICE = (
+    # Chapter 9
+    Route("GET", "/", "RetrieveURI"),
+)
+
+HEALTH_TRANSACTION = "health"
+HEALTH = (
+    Route("GET", "/live", HEALTH_TRANSACTION, "http.health:live"),
+    Route("GET", "/ready", HEALTH_TRANSACTION, "http.health:ready"),
+    Route("GET", "/suite", HEALTH_TRANSACTION, "http.health:suite"),
+)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A part of the gateway and the path that it has.
+
+    Attributes:
+        name: of the part, for error messages.
+        path: without a slash at the end; "" for the root of the server.
+        routes: its rows; their paths are below `path`.
+    """
+
+    name: str
+    path: str
+    routes: Sequence[Route]
+
+
+def mounts(settings: GatewaySettings, routes: Sequence[Route] = ROUTES) -> tuple[Mount, ...]:
+    """Return the table of mounts. Where two of them have a path, the one with the longer path answers.
+
+    Args:
+        routes: of the DICOMweb root.
+    """
+    return (
+        Mount("DICOMweb", settings.base_path.rstrip("/"), routes),
+        Mount("URI service (WADO-URI)", settings.wado_path.rstrip("/"), URI_SERVICE),
+        Mount("health", "/healthz", HEALTH),
+    )
 
 
 def compile_path(path: str) -> re.Pattern[str]:

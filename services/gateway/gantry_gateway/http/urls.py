@@ -12,6 +12,8 @@ from gantry_standard.dicom.uids import is_valid_uid
 
 _FORWARDED = re.compile(r'(?:^|[;,\s])(proto|host)=("[^"]*"|[^;,\s]*)', re.IGNORECASE)
 DEFAULT_PORT = {"http": 80, "https": 443}
+HTTP_SCHEME = {"ws": "http", "wss": "https"}
+"""The scheme of resources for a request that is a WebSocket handshake."""
 _PORT = re.compile("[1-9][0-9]{0,4}")
 _WITH_PORT = re.compile(r":[0-9]+$")
 _AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
@@ -26,7 +28,8 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
     """
     if public_url:
         return public_url.rstrip("/") + base_path
-    proto, host, prefix = scope.get("scheme", "http"), "", ""
+    scheme: str = scope.get("scheme", "http")
+    proto, host, prefix = HTTP_SCHEME.get(scheme, scheme), "", ""
     x_proto = x_host = x_port = x_prefix = forwarded = ""
     for raw_name, raw_value in scope["headers"]:
         if raw_name == b"host":

@@ -25,7 +25,8 @@ from gantry_gateway.answers import bodies
 from gantry_gateway.answers.zip_stream import Entry, Measure, end
 from gantry_gateway.content import retrieval
 from gantry_gateway.content.answer_records import KeptRecords
-from gantry_gateway.content.retrieval import Limit, Retrieval, Target
+from gantry_gateway.content.retrieval import Limit, Target
+from gantry_gateway.content.sources import Retrieval
 from gantry_gateway.content.stored_content import Content, read, wire_content
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified

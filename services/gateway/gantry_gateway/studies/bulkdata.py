@@ -21,7 +21,8 @@ from gantry_gateway.answers.mixed import Assembly, Begin, Draft, Events
 from gantry_gateway.content import retrieval
 from gantry_gateway.content.answer_records import KeptRecords
 from gantry_gateway.content.renditions import IMPOSSIBLE
-from gantry_gateway.content.retrieval import Limit, Retrieval, Target
+from gantry_gateway.content.retrieval import Limit, Target
+from gantry_gateway.content.sources import Retrieval
 from gantry_gateway.content.stored_content import AskAgain, Content, frame_content, frames_are_separate, read
 from gantry_gateway.http import responses, urls
 from gantry_gateway.http.conditional import entity_tag, not_modified

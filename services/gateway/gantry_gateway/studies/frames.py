@@ -17,7 +17,8 @@ from gantry_gateway.answers.bodies import Part
 from gantry_gateway.answers.mixed import Assembly, Begin, Draft, Events
 from gantry_gateway.content import retrieval
 from gantry_gateway.content.renditions import IMPOSSIBLE
-from gantry_gateway.content.retrieval import Limit, Retrieval
+from gantry_gateway.content.retrieval import Limit
+from gantry_gateway.content.sources import Retrieval
 from gantry_gateway.content.stored_content import Content, frame_content, frames_are_separate
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified

@@ -15,7 +15,8 @@ from gantry.blob.v1.blob_pb2 import Location
 from gantry.index.v1.index_pb2 import GetMetadataResponse, MetadataFragment
 from gantry_gateway.answers import bodies, xml_parts
 from gantry_gateway.content import retrieval
-from gantry_gateway.content.retrieval import KeptMetadata, Target
+from gantry_gateway.content.retrieval import Target
+from gantry_gateway.content.sources import KeptMetadata
 from gantry_gateway.content.stored_content import Content, read
 from gantry_gateway.http import compression, responses, urls
 from gantry_gateway.http.compression import Coding

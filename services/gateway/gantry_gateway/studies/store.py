@@ -21,10 +21,9 @@ from gantry_gateway.answers import xml_parts
 from gantry_gateway.content import retrieval
 from gantry_gateway.http import urls
 from gantry_gateway.http.problems import warning
-from gantry_gateway.http.request import Request
+from gantry_gateway.http.request import Request, answered
 from gantry_gateway.studies.pictures import TRANSFORMED, has_picture, transformed
 from gantry_gateway.studies.upload import Outcomes, Upload
-from gantry_runtime.events.streams import Inbox
 from gantry_standard import errors
 from gantry_standard.http import negotiation, store_response
 from gantry_standard.http.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
@@ -56,7 +55,7 @@ async def store(request: Request) -> Response:
     settings = request.gateway.settings
     negotiation.select(Resource.STORE, request.accept, request.parameter("accept"), settings.strict_accept)
     study = urls.uid(request.params, "study")
-    inbox: Inbox = request.gateway.part("inbox")
+    inbox = answered(request.gateway.inbox)
     if not request.gateway.nats.is_connected:
         raise errors.Unavailable("NATS does not answer")
     request_id = uuid.uuid4().hex

@@ -9,7 +9,6 @@ Source: PS3.18 §8.10, §11.13.
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -18,11 +17,11 @@ from urllib.parse import urlsplit
 
 import orjson
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gantry.events.v1.events_pb2 import EventReport
 from gantry_gateway.http import cors, problems
-from gantry_gateway.http.request import Gateway, Request, parse_query
+from gantry_gateway.http.request import Gateway, Request
 from gantry_gateway.worklist.subscriber_cursors import Cursors
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
 from gantry_runtime import telemetry
@@ -34,7 +33,6 @@ from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_val
 
 log = logging.getLogger(__name__)
 
-PART = "notifications"
 NOTE_S = 5.0
 """Seconds between two notes of what was delivered: as much may be repeated after a gateway died."""
 SEEN_S = 40.0
@@ -42,8 +40,6 @@ SEEN_S = 40.0
 RETRY_S = 0.2
 CATCH_UP_BATCH = 100
 SCP_STATUS_CHANGE = 4
-
-_PATH = re.compile(r"(?:/ws)?/subscribers/([^/]+)")
 
 
 class Connection:
@@ -78,6 +74,7 @@ class Hub:
 
     def __init__(self, gateway: Gateway) -> None:
         self._js = gateway.nats.jetstream()
+        self._most_connections = gateway.settings.websocket_max_connections
         self._cursors = Cursors(self._js)
         self._connections: dict[str, set[Connection]] = {}
         self.position = -1
@@ -85,7 +82,7 @@ class Hub:
         self.count = 0
 
     async def begin(self, ae_title: str) -> None:
-        """Let the cursor of an AE title begin now, where it has none.
+        """Let the reports of an AE title count from now on, where they do not already: its cursor begins.
 
         Raises:
             errors.Unavailable: NATS does not answer.
@@ -111,6 +108,16 @@ class Hub:
         Raises:
             errors.Unavailable: NATS does not answer.
         """
+        # Counted from here on: of many handshakes at once no more may pass than the limit.
+        self.count += 1
+        try:
+            async with self._opened(ae_title, protocol) as connection:
+                yield connection
+        finally:
+            self.count -= 1
+
+    @asynccontextmanager
+    async def _opened(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
         _, end = await self._state()
         connection = Connection(ae_title, protocol, end)
         connection.position = connection.noted = await self._cursors.open(ae_title, connection.id, end)
@@ -118,19 +125,34 @@ class Hub:
         protocol.reached = lambda: max(self.position, connection.position) if connection.is_live else connection.position
         connection.behind.set()
         self._connections.setdefault(ae_title, set()).add(connection)
-        self.count += 1
         telemetry.WEBSOCKETS.inc()
         try:
             yield connection
         finally:
             telemetry.WEBSOCKETS.dec()
-            self.count -= 1
             connection.is_live = False
             self._connections[ae_title].discard(connection)
             if not self._connections[ae_title]:
                 del self._connections[ae_title]
             with suppress(errors.Unavailable):
                 await self._cursors.close(ae_title, connection.id, protocol.delivered)
+
+    def connection(self, ae_title: str, handshake: Scope) -> ASGIApp:
+        """Return what serves one notification connection from its handshake to its end.
+
+        Raises:
+            errors.Overloaded: this gateway has as many connections as it may.
+        """
+        if self.count >= self._most_connections:
+            raise errors.Overloaded("this gateway has as many notification connections as it may", retry_after_s=5)
+        protocol = protocol_of(handshake["state"])
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            async with self.connected(ae_title, protocol) as connection:
+                await send({"type": "websocket.accept", "subprotocol": next(iter(scope.get("subprotocols", [])), None)})
+                await _serve(self, connection, receive)
+
+        return serve
 
     async def follow(self) -> None:
         """Read the stream from its end on and fan out, for ever."""
@@ -271,55 +293,6 @@ def _dropped(position: int) -> bytes:
     )
 
 
-@asynccontextmanager
-async def running(gateway: Gateway) -> AsyncIterator[Hub]:
-    """Fan reports out while the context is open. Opened once per gateway, by main.py."""
-    hub = gateway.parts[PART] = Hub(gateway)
-    tasks = [
-        asyncio.create_task(hub.follow(), name="follow reports"),
-        asyncio.create_task(hub.note(), name="note cursors"),
-        asyncio.create_task(hub.begin_fallbacks(gateway.settings.fallback_ae_titles), name="begin fallback AE titles"),
-    ]
-    try:
-        yield hub
-    finally:
-        await end_tasks(tasks)
-        del gateway.parts[PART]
-
-
-def _hub(gateway: Gateway) -> Hub:
-    hub = gateway.parts.get(PART)
-    if not isinstance(hub, Hub):
-        raise errors.Unavailable("this gateway has no connection to NATS yet")
-    return hub
-
-
-async def begin(gateway: Gateway, ae_title: str) -> None:
-    """Let the reports of an AE title count from now on, where they do not already.
-
-    Raises:
-        errors.Unavailable: NATS does not answer.
-    """
-    await _hub(gateway).begin(ae_title)
-
-
-async def serve_websocket(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve a notification connection from its handshake to its end (§8.10.4)."""
-    await receive()
-    try:
-        _check_origin(gateway, scope)
-        ae_title = _requester(gateway, scope)
-        hub = _hub(gateway)
-        if hub.count >= gateway.settings.websocket_max_connections:
-            raise errors.Overloaded("this gateway has as many notification connections as it may", retry_after_s=5)
-        protocol = protocol_of(scope["state"])
-        async with hub.connected(ae_title, protocol) as connection:
-            await send({"type": "websocket.accept", "subprotocol": next(iter(scope.get("subprotocols", [])), None)})
-            await _serve(hub, connection, receive)
-    except errors.GantryError as error:
-        await _refuse(send, error)
-
-
 async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
     """Send reports until the peer goes. What it says is not listened to: event reports have no answer (§8.10.5)."""
     sending = asyncio.create_task(hub.keep_up(connection))
@@ -331,45 +304,51 @@ async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _refuse(send: Send, error: errors.GantryError) -> None:
-    headers = [(b"content-type", b"text/plain")]
-    if isinstance(error, errors.RetryLater):
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    await send({"type": "websocket.http.response.start", "status": problems.status_of(error), "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": error.message.encode() + b"\n"})
+@asynccontextmanager
+async def running(gateway: Gateway) -> AsyncIterator[Hub]:
+    """Fan reports out while the context is open. Opened once per gateway, by main.py."""
+    hub = gateway.notifications = Hub(gateway)
+    tasks = [
+        asyncio.create_task(hub.follow(), name="follow reports"),
+        asyncio.create_task(hub.note(), name="note cursors"),
+        asyncio.create_task(hub.begin_fallbacks(gateway.settings.fallback_ae_titles), name="begin fallback AE titles"),
+    ]
+    try:
+        yield hub
+    finally:
+        await end_tasks(tasks)
+        gateway.notifications = None
 
 
-def _requester(gateway: Gateway, scope: Scope) -> str:
+async def open_connection(request: Request) -> ASGIApp:
+    """Answer the handshake of a notification connection (PS3.18 §8.10.4)."""
+    _check_origin(request)
+    ae_title = _requester(request)
+    if request.gateway.notifications is None:
+        raise errors.Unavailable("this gateway has no connection to NATS yet")
+    return request.gateway.notifications.connection(ae_title, request.scope)
+
+
+def _requester(request: Request) -> str:
     """Return the AE title that a handshake is for.
 
     Raises:
-        errors.NotFound: the path is none of a notification connection.
         errors.BadRequest: it names no AE title.
     """
-    base = gateway.settings.base_path.rstrip("/")
-    path = scope["path"]
-    below = path[len(base) :].rstrip("/") if path == base or path.startswith(base + "/") else None
-    if below == "":
-        given = dict(parse_query(scope["query_string"])).get("requester", "")
-    elif below is not None and (match := _PATH.fullmatch(below)):
-        given = match[1]
-    else:
-        raise errors.NotFound(f"notification connections are opened at {base}/subscribers/AETITLE")
+    given = request.params.get("aetitle") or request.parameter("requester") or ""
     if not is_valid_ae_title(given):
         raise errors.BadRequest("a notification connection is for an AE title: 1 to 16 printable ASCII characters, no backslash")
     return given.strip()
 
 
-def _check_origin(gateway: Gateway, scope: Scope) -> None:
+def _check_origin(request: Request) -> None:
     """Refuse pages of other origins: a browser sends cookies and reaches local servers without asking.
 
     Raises:
         errors.Forbidden: the page is of an origin that is neither ours nor allowed.
     """
-    found = dict(scope["headers"])
-    origin = found.get(b"origin", b"").decode("latin-1")
-    host = found.get(b"host", b"").decode("latin-1")
-    if origin and urlsplit(origin).netloc != host and not cors.allows(origin, gateway.settings):
+    origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
+    if origin and urlsplit(origin).netloc != host and not cors.allows(origin, request.gateway.settings):
         raise errors.Forbidden("pages of this origin may not open notification connections")
 
 

@@ -13,8 +13,7 @@ from gantry_gateway.content import retrieval
 from gantry_gateway.http import urls
 from gantry_gateway.http.compression import json_response, response
 from gantry_gateway.http.problems import warning
-from gantry_gateway.http.request import Request
-from gantry_gateway.worklist import notifications
+from gantry_gateway.http.request import Request, answered
 from gantry_runtime import query_messages
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
@@ -130,7 +129,7 @@ async def _subscribe(request: Request, workitem_uid: str, text: str = "") -> Res
     lock = _flag(request, "deletionlock")
     call = pb.SubscribeRequest(workitem_uid=workitem_uid, ae_title=ae_title, deletion_lock=lock, filter=text)
     # Reports count from here: what comes between the subscription and the first connection is delivered then.
-    await notifications.begin(request.gateway, ae_title)
+    await answered(request.gateway.notifications).begin(ae_title)
     with translated("workflow"):
         done = await request.gateway.workflow.Subscribe(call, timeout=request.gateway.settings.request_timeout_s)
     return _answer(request, 201, done.warnings, [("Content-Location", subscriber_url(request.base_url, ae_title))])

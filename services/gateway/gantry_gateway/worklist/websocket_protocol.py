@@ -75,6 +75,12 @@ class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):
             self.scope["state"]["websocket"] = self
 
+    async def send(self, message: Any) -> None:
+        """Send what the application says. uvicorn logs an error after each refused handshake unless it counts as complete."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
+
     def send_keepalive_ping(self) -> None:
         """Note what the pong will confirm."""
         self._covered = self.reached()

@@ -10,7 +10,8 @@ from starlette.responses import Response, StreamingResponse
 from gantry_gateway.http import app as application
 from gantry_gateway.http.app import Router, allowed, decode_path
 from gantry_gateway.http.request import Request, parse_query
-from gantry_gateway.http.routes import ROUTES, Route, compile_path
+from gantry_gateway.http.routes import EVERY_RESOURCE, ROUTES, WEBSOCKET, Mount, Route, compile_path, mounts
+from gantry_gateway.settings import GatewaySettings
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer
 from tests.unit.gateway.harness import OWN_MODULES, Running, own_routes, running
@@ -219,31 +220,64 @@ def test_slashes_of_bulkdata_names_may_be_encoded() -> None:
     assert decode_path(b"/studies/1/series/2/instances/3/bulkdata/54%2F1") == "/studies/1/series/2/instances/3/bulkdata/54/1"
 
 
-async def test_websocket_handshake_is_refused_where_nobody_answers_it(gateway: Running) -> None:
-    sent: list[dict] = []
-
-    async def send(message) -> None:
-        sent.append(message)
-
-    await application.Application(gateway.gateway, Router([]))({"type": "websocket"}, None, send)
-    assert sent[0]["type"] == "websocket.close"
+def router(*routes: Route) -> Router:
+    """Return a router of these rows at the root of the server."""
+    return Router([Mount("test", "", routes)])
 
 
 def test_first_matching_row_wins() -> None:
-    router = Router([Route("GET", "/workitems/1.2", "Fixed"), Route("GET", "/workitems/{workitem}", "Variable")])
-    assert router.find("/workitems/1.2")[0]["GET"][0].transaction == "Fixed"
-    assert router.find("/workitems/1.3")[1] == {"workitem": "1.3"}
-    assert router.find("/workitems/1.3/state") is None
+    found = router(Route("GET", "/workitems/1.2", "Fixed"), Route("GET", "/workitems/{workitem}", "Variable"))
+    assert found.find("/workitems/1.2").methods["GET"][0].transaction == "Fixed"
+    assert found.find("/workitems/1.3").params == {"workitem": "1.3"}
+    assert found.find("/workitems/1.3/state") is None
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/dicom-web", "DICOMweb"),
+        ("/dicom-web/studies/", "DICOMweb"),
+        ("/dicom-web/uri", "URI service (WADO-URI)"),
+        ("/dicom-web/uri/", "URI service (WADO-URI)"),
+        ("/healthz/live", "health"),
+        ("/healthz", None),
+        ("/healthz/other", None),
+        ("/dicom-webs/studies", None),
+        ("/dicom-web/uri/studies", None),
+        ("/studies", None),
+        ("/", None),
+    ],
+)
+def test_the_mount_with_the_longest_path_answers(path: str, name: str | None) -> None:
+    found = Router(mounts(GatewaySettings(base_path="/dicom-web/", wado_path="/dicom-web/uri"), own_routes())).find(path)
+    assert (found.mount.name if found is not None else None) == name
+
+
+@pytest.mark.parametrize(("path", "name"), [("/studies", "DICOMweb"), ("/wado", "URI service (WADO-URI)"), ("/healthz/live", "health")])
+def test_the_dicomweb_root_may_be_the_root_of_the_server(path: str, name: str) -> None:
+    found = Router(mounts(GatewaySettings(base_path="/"), own_routes())).find(path)
+    assert found is not None
+    assert found.mount.name == name
+
+
+def test_a_row_of_every_resource_belongs_to_each_path_that_has_a_row_and_to_no_other() -> None:
+    found = router(Route("GET", "/x/{one}", "X"), Route("OPTIONS", EVERY_RESOURCE, "Every"), Route("OPTIONS", "/y", "Own"))
+    assert found.find("/x/1").methods["OPTIONS"][0].transaction == "Every"
+    assert found.find("/y").methods["OPTIONS"][0].transaction == "Own"
+    assert found.find("/z") is None
 
 
 def test_allow_lists_what_is_offered() -> None:
-    assert allowed({"GET": (Route("GET", "/x", "X"), None)}) == "OPTIONS"
-    assert allowed({"GET": (Route("GET", "/x", "X"), echo), "POST": (Route("POST", "/x", "X"), None)}) == "GET, HEAD, OPTIONS"
+    options = {"OPTIONS": (Route("OPTIONS", EVERY_RESOURCE, "O"), None)}
+    assert allowed({"GET": (Route("GET", "/x", "X"), None), **options}) == "OPTIONS"
+    one = {"GET": (Route("GET", "/x", "X"), echo), "POST": (Route("POST", "/x", "X"), None)}
+    assert allowed({**one, **options}) == "GET, HEAD, OPTIONS"
+    assert allowed({**one, WEBSOCKET: (Route(WEBSOCKET, "/x", "W"), echo)}) == "GET, HEAD"
 
 
 def test_row_whose_handler_is_missing_is_an_error_at_start() -> None:
     with pytest.raises(ModuleNotFoundError):
-        Router([Route("GET", "/x", "X", "no_such_module:f")])
+        router(Route("GET", "/x", "X", "no_such_module:f"))
 
 
 @pytest.mark.parametrize(

@@ -350,17 +350,18 @@ async def test_blob_that_is_down_is_503(nats_server: NatsServer) -> None:
 
 
 async def test_nats_that_never_answered_is_503(gateway: Running) -> None:
-    nats, inbox = gateway.gateway.nats, gateway.gateway.parts.pop("inbox")
+    nats, inbox = gateway.gateway.nats, gateway.gateway.inbox
+    gateway.gateway.inbox = None
     try:
         assert (await store(gateway, payload(ONE))).status_code == 503
-        gateway.gateway.parts["inbox"] = inbox
+        gateway.gateway.inbox = inbox
         async with connecting("nats://127.0.0.1:1", "test") as (client, _):
             gateway.gateway.nats = client
             answer = await store(gateway, payload(ONE))
         assert answer.status_code == 503
         assert "NATS does not answer" in answer.text
     finally:
-        gateway.gateway.nats, gateway.gateway.parts["inbox"] = nats, inbox
+        gateway.gateway.nats, gateway.gateway.inbox = nats, inbox
     assert not gateway.blob.starts
 
 

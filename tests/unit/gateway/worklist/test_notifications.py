@@ -87,7 +87,7 @@ async def test_a_subscriber_that_was_away_gets_what_it_missed_in_order(http: Htt
 async def test_a_failure_while_catching_up_does_not_silence_an_open_connection(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
     item = await http.create()
     url = await http.subscribe(item, "FAILS")
-    hub, failures = http.gateway.parts["notifications"], iter([RuntimeError("the transport is gone")])
+    hub, failures = http.gateway.notifications, iter([RuntimeError("the transport is gone")])
     catch_up = hub._catch_up
 
     async def failing(connection: object) -> None:
@@ -107,7 +107,7 @@ async def test_what_a_pong_confirmed_is_not_sent_again_and_what_it_did_not_is_wi
     monkeypatch.setattr(websocket_protocol, "PING_SOON_S", 0.05)
     item = await http.create()
     url = await http.subscribe(item, "PONGS")
-    hub = http.gateway.parts["notifications"]
+    hub = http.gateway.notifications
     async with connect(url) as socket:
         await next_report(socket)
         (connection,) = hub._connections["PONGS"]
@@ -220,7 +220,7 @@ async def test_a_peer_that_stops_reading_holds_no_memory_and_loses_nothing(http:
     transaction = await http.claim(item)
     count, text = 60, "x" * 100_000
     async with connect(url, max_queue=1) as slow:
-        hub = http.gateway.parts["notifications"]
+        hub = http.gateway.notifications
         (connection,) = hub._connections["SLOW"]
         for number in range(count):
             parameters = v("SQ", {"0040A160": v("UT", text), "00741004": v("DS", str(number))})
@@ -243,7 +243,7 @@ async def test_a_peer_that_does_not_pong_is_cut(running: tuple[Worklist, Http], 
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     assert b" 101 " in await reader.readline()
-    hub = http.gateway.parts["notifications"]
+    hub = http.gateway.notifications
     await until(lambda: "FROZEN" in hub._connections)
     await until(lambda: "FROZEN" not in hub._connections)
     writer.close()
