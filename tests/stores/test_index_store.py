@@ -19,6 +19,7 @@ from gantry_index.stores.elasticsearch.store import ElasticsearchStore
 from gantry_index.stores.elasticsearch.workitem_store import ElasticsearchWorkitemStore
 from gantry_index.stores.port import (
     Batch,
+    Counts,
     Dead,
     IndexStore,
     Move,
@@ -481,6 +482,59 @@ async def test_a_large_fragment_is_kept_by_its_location(store: IndexStore) -> No
 async def test_packs_are_known_once_a_batch_named_them(store: IndexStore) -> None:
     await store.apply(batch(1, packs=["packs/a"]))
     assert await store.unknown_packs(["packs/c", "packs/a", "packs/b"]) == ["packs/c", "packs/b"]
+
+
+async def test_a_pack_is_unknown_while_an_event_of_it_is_poison(store: IndexStore) -> None:
+    await store.apply(batch(1, packs=["packs/a", "packs/b"], poison=[PoisonEvent(1, "no message", "packs/a 1.2.3 0", "packs/a")]))
+    assert await store.unknown_packs(["packs/a", "packs/b"]) == ["packs/a"]
+    assert await store.poisoned() == {"packs/a 1.2.3 0"}
+    again = PoisonEvent(7, "no message", "packs/a 1.2.3 0", "packs/a")
+    await store.apply(batch(7, packs=["packs/a"], poison=[again, PoisonEvent(5, "another")]))
+    assert (await store.unknown_packs(["packs/a"]), (await store.counts()).poison) == (["packs/a"], 2)
+    await store.apply(batch(9, healed=["packs/a 1.2.3 0"]))
+    assert (await store.unknown_packs(["packs/a"]), (await store.counts()).poison, await store.poisoned()) == ([], 1, set())
+
+
+@pytest.mark.parametrize("dicom_json", [b"{", b"[]", b'{"00080018": 1}'])
+async def test_dicom_json_that_cannot_be_parsed_is_a_corrupt_instance_and_changes_nothing(store: IndexStore, dicom_json: bytes) -> None:
+    with pytest.raises(errors.CorruptInstance):
+        await store.apply(batch(3, replace(put("1.1", 1), dicom_json=dicom_json)))
+    assert ((await store.present(["1.1"], []))[0], await store.cursor("all")) == ({}, 0)
+
+
+@pytest.mark.parametrize("block", ["read_only", "write", "read_only_allow_delete"])
+async def test_an_index_that_is_read_only_for_a_moment_is_waited_for(elasticsearch_url: str, block: str) -> None:
+    store = await ElasticsearchStore.opened(elasticsearch_url, f"test-{uuid.uuid4().hex}")
+    client, prefix = store._cluster.client, store._cluster.prefix
+    await client.indices.put_settings(index=f"{prefix}-instances", settings={f"index.blocks.{block}": True})
+    with pytest.raises(errors.Unavailable):
+        await store.apply(batch(1, put("1.1", 1)))
+    assert (await store.counts(), await store.cursor("all")) == (Counts(0, 0, 0, 0), 0)
+    await client.indices.put_settings(index=f"{prefix}-instances", settings={f"index.blocks.{block}": None})
+    await store.apply(batch(1, put("1.1", 1)))
+    assert await uids(store) == [STUDY]
+    await drop(client, prefix)
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        pytest.param({"terms": ["x" * 33_000]}, errors.CorruptInstance, id="a term that is too long"),
+        pytest.param({"items": [{"path": "p"}] * 20_001}, errors.CorruptInstance, id="too many nested documents"),
+        pytest.param({"number": "one"}, errors.CorruptInstance, id="a value of another type"),
+        pytest.param({"unknown": 1, "number": 1}, errors.Unavailable, id="a field that the mapping of another version lacks"),
+    ],
+)
+async def test_what_elasticsearch_cannot_parse_is_told_from_what_an_operator_can_repair(
+    elasticsearch_url: str, document: dict[str, Any], error: type[Exception]
+) -> None:
+    store = await ElasticsearchStore.opened(elasticsearch_url, f"test-{uuid.uuid4().hex}")
+    cluster = store._cluster
+    with pytest.raises(error):
+        await cluster.bulk([{"index": {"_index": cluster.index("instances"), "_id": "1"}}, document], refresh=False)
+    await drop(cluster.client, cluster.prefix)
+    await store.close()
 
 
 async def test_poison_is_counted_once(store: IndexStore) -> None:

@@ -45,7 +45,7 @@ class Following:
         return [ALL] if self.store.name == "sqlite" else [str(number) for number in range(streams.PARTITIONS)]
 
     async def run(self) -> None:
-        """Follow the stream for ever."""
+        """Follow the stream for ever. What a task that belongs to it raises, the keeper of partitions or a reader, is raised here."""
         while True:
             try:
                 await self.join()
@@ -65,11 +65,14 @@ class Following:
             await self.reader.follow(ALL, ["store.>"])
             return
         keeping = asyncio.create_task(self._partitions.keep(), name="partitions")
+        watching = asyncio.create_task(self._until_stream_is_lost(), name="watching the stream")
         try:
             self.reader.problem = ""
-            await self._until_stream_is_lost()
+            ended, _ = await asyncio.wait({keeping, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
         finally:
-            await end_tasks([keeping])
+            await end_tasks([keeping, watching])
 
     async def _until_stream_is_lost(self) -> None:
         while True:

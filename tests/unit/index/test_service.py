@@ -17,6 +17,8 @@ from gantry.events.v1 import events_pb2
 from gantry.events.v1.events_pb2 import Decision, InstancesStored, InstancesSwept, StoreOutcomes
 from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceStub, add_IndexServiceServicer_to_server
+from gantry_index.applying import reader
+from gantry_index.applying.decide import decide
 from gantry_index.applying.reader import Reader
 from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.edge import IndexEdge, named
@@ -409,6 +411,74 @@ async def test_a_lost_nats_volume_begins_above_the_high_water_mark(suite: Suite)
     await until(suite.is_ready)
     await suite.announce(instance("1.2"))
     assert (await suite.records(sop_instance_uid="1.2"))[0].version > before.version
+
+
+async def poison_events(suite: Suite) -> int:
+    return int((await suite.index.GetStatus(index_pb2.GetStatusRequest(), timeout=5)).poison_events)
+
+
+async def unknown(suite: Suite, *packs: str) -> list[str]:
+    return list((await suite.index.FilterUnknownPacks(index_pb2.FilterUnknownPacksRequest(objects=packs), timeout=5)).objects)
+
+
+async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_announced_again(suite: Suite) -> None:
+    one, other = instance("1.1"), instance("9.1", study="9")
+    for number, stored in enumerate((one, other)):
+        stored.location.CopyFrom(blob_pb2.Location(object="packs/a", offset=100 * number, length=100))
+    first = InstancesStored(object="packs/a", study_instance_uid=STUDY, instances=[one], facts_in_pack=True)
+    last = InstancesStored(object="packs/a", study_instance_uid="9", instances=[other], last_of_pack=True)
+
+    configuration = (await suite.js.stream_info("STORE")).config
+    await suite.js.update_stream(configuration.evolve(duplicate_window=0.1))
+
+    async def announce() -> None:
+        for event in (first, last):
+            before = (await streams.stream_state(suite.js, streams.STORE))[1]
+            subject, headers = subject_of(event.study_instance_uid), {"Nats-Msg-Id": f"packs/a {event.study_instance_uid} 0"}
+
+            async def is_published(
+                subject: str = subject, event: InstancesStored = event, headers: dict[str, str] = headers, before: int = before
+            ) -> bool:
+                return await streams.publish(suite.js, subject, event.SerializeToString(), headers) > before
+
+            await until(is_published)
+        await suite.describe()
+
+    suite.blob.trailers["packs/a"] = []
+    await announce()
+    assert (await unknown(suite, "packs/a"), await poison_events(suite)) == (["packs/a"], 1)
+    assert len(await suite.records(study_instance_uid="9")) == 1
+    suite.blob.trailers["packs/a"] = [one, other]
+    await announce()
+    assert (await unknown(suite, "packs/a"), await poison_events(suite)) == ([], 0)
+    assert len(await suite.records(study_instance_uid=STUDY)) == 1
+
+
+async def test_what_cannot_be_told_is_no_poison(suite: Suite) -> None:
+    stored = instance("1.1")
+    stored.location.CopyFrom(blob_pb2.Location(object="packs/a", offset=0, length=100))
+    event = InstancesStored(object="packs/a", study_instance_uid=STUDY, instances=[stored], reply_subject="no subject", last_of_pack=True)
+    await streams.publish(suite.js, subject_of(STUDY), event.SerializeToString())
+    assert await suite.announce(instance("1.2")) == {0: NEW}
+    assert (await unknown(suite, "packs/a"), await poison_events(suite)) == ([], 0)
+    assert len(await suite.records(study_instance_uid=STUDY)) == 2
+
+
+async def test_a_failure_that_nobody_thought_of_is_waited_for(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = True
+
+    def fail(*arguments: Any) -> Any:
+        if broken:
+            raise AssertionError("a fault of ours")
+        return decide(*arguments)
+
+    monkeypatch.setattr(reader, "decide", fail)
+    announced = asyncio.create_task(suite.announce(instance("1.1")))
+    await until(lambda: "cannot be applied: AssertionError" in suite.reader.problem)
+    assert not await suite.is_ready()
+    broken = False
+    assert await announced == {0: NEW}
+    assert await poison_events(suite) == 0
 
 
 async def test_a_poison_event_is_counted_and_passed(suite: Suite) -> None:

@@ -44,7 +44,7 @@ class Lease:
     async def acquire(self) -> bool:
         """Take the lease if nobody else holds it."""
         self._bucket = None
-        with suppress(errors.Conflict, errors.RetryLater):
+        with suppress(errors.Conflict, errors.RetryLater, errors.NotFound):
             bucket = await self._opened()
             value, revision = await bucket.get(self.key)
             self._revision = await bucket.replace(self.key, self._holder, revision if value == self._holder else 0)
@@ -69,13 +69,14 @@ class Lease:
                     self._revision = revision
                 else:
                     self._renewed = begin
-        except (errors.RetryLater, TimeoutError):
+        except (errors.RetryLater, errors.NotFound, TimeoutError):
+            # NotFound: the bucket was lost with NATS's volume. It is made again, and the lease ends.
             self._bucket = None
         return loop.time() - self._renewed < LEASE_S - RENEW_S
 
     async def release(self) -> None:
         """Give the lease back, so that another has it at once."""
-        with suppress(errors.Conflict, errors.RetryLater, TimeoutError):
+        with suppress(errors.Conflict, errors.RetryLater, errors.NotFound, TimeoutError):
             async with asyncio.timeout(RENEW_S):
                 await (await self._opened()).remove(self.key, self._revision)
 
@@ -86,7 +87,10 @@ async def leases_held(js: JetStreamContext) -> list[str]:
     Raises:
         errors.Unavailable: NATS does not answer.
     """
-    return await (await open_bucket(js, "lease", LEASE_S)).keys()
+    try:
+        return await (await open_bucket(js, "lease", LEASE_S)).keys()
+    except errors.NotFound as error:
+        raise errors.Unavailable("the bucket of leases was lost just now") from error
 
 
 async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable[[], Awaitable[None]]) -> None:

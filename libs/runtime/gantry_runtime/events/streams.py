@@ -176,6 +176,21 @@ async def listening(client: Client, handlers: Mapping[str, Callable[[bytes], Non
         yield
 
 
+async def say(client: Client, subject: str, data: bytes) -> None:
+    """Publish on core NATS: who listens now hears it.
+
+    Raises:
+        errors.BadRequest: it is too large, or the subject is none.
+        errors.Unavailable: the connection is closed, or more waits for it than it holds.
+    """
+    try:
+        await client.publish(subject, data)
+    except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as error:
+        raise errors.BadRequest(f"NATS cannot take {len(data)} bytes on {subject!r}") from error
+    except (nats.errors.Error, OSError) as error:
+        raise errors.Unavailable("NATS takes no message") from error
+
+
 async def _unsubscribe(subscription: Subscription) -> None:
     with suppress(nats.errors.Error, OSError):
         await subscription.unsubscribe()

@@ -1,7 +1,7 @@
 """Follows the stream STORE into the index store: parse, decide, apply, tell.
 
-What is there when it looks is one batch: one group commit. A store or blob that is down is waited for. An event that cannot be applied
-is recorded and passed.
+What is there when it looks is one batch: one group commit. An event that cannot be parsed is poison: it is recorded and passed, and its
+pack stays unknown, so that blob announces it again. Every other failure is waited for.
 """
 
 import asyncio
@@ -76,7 +76,11 @@ _STORE_EVENTS_APPLIED = telemetry.EVENTS_APPLIED.labels("store")
 
 
 class Poison(Exception):
-    """An event that can never be applied."""
+    """An event that cannot be parsed, or whose pack cannot be read."""
+
+
+LONGEST_WAIT_S = 5.0
+"""Seconds between two attempts to apply a batch that fails for a reason of which nobody thought."""
 
 
 class Reader:
@@ -93,6 +97,7 @@ class Reader:
         self._client = client
         self._js = client.jetstream()
         self._on_duplicate = on_duplicate
+        self._poisoned: dict[str, set[str]] = {}
 
     async def follow(self, reader: str, subjects: Sequence[str]) -> None:
         """Apply the stream from the reader's cursor on, for ever."""
@@ -100,6 +105,7 @@ class Reader:
             try:
                 cursor = await self.store.cursor(reader)
                 self.applied = max(self.applied, cursor)
+                self._poisoned[reader] = await self.store.poisoned()
                 self.problem = ""
                 async for messages in streams.read_from(self._js, streams.STORE, cursor, subjects, ticks=False):
                     if messages:
@@ -117,41 +123,59 @@ class Reader:
                     return
 
     async def apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
-        """Apply one batch; event by event when it cannot be applied as a whole."""
+        """Apply one batch; event by event where one of them is poison."""
         try:
-            await self._apply_when_possible(reader, messages)
-        except Exception as error:
+            decisions = await self._apply_when_possible(reader, messages)
+        except (Poison, errors.CorruptInstance) as error:
             if len(messages) > 1:
                 for message in messages:
                     await self.apply(reader, [message])
                 return
             await self._pass(reader, messages[0], error)
+            self.applied = max(self.applied, messages[-1].sequence)
+            return
         self.applied = max(self.applied, messages[-1].sequence)
+        await self._tell(decisions)
 
-    async def _apply_when_possible(self, reader: str, messages: Sequence[streams.Message]) -> None:
+    async def _apply_when_possible(self, reader: str, messages: Sequence[streams.Message]) -> Decisions:
+        """Apply one batch, however often that has to be tried.
+
+        Raises:
+            Poison, errors.CorruptInstance: an event of the batch cannot be parsed.
+        """
+        wait_s = 0.2
         while True:
             try:
                 async with self.lock:
-                    await self._apply(reader, messages)
+                    decisions = await self._apply(reader, messages)
                 self.problem = ""
-                return
+                return decisions
             except errors.RetryLater as error:
                 self.problem = error.message
                 log.warning("batch waits", extra={"reason": error.message, "sequence": messages[0].sequence})
                 await asyncio.sleep(0.2)
+            except (Poison, errors.CorruptInstance):
+                raise
+            except Exception as error:
+                self.problem = f"events from {messages[0].sequence} on cannot be applied: {type(error).__name__}"
+                log.exception("batch waits", extra={"sequence": messages[0].sequence})
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    async def _apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
+    async def _apply(self, reader: str, messages: Sequence[streams.Message]) -> Decisions:
         batch = [await self._event(message) for message in messages]
         uploads = [upload for event in batch for upload in uploads_of(event)]
         uids, places = list(dict.fromkeys(uid for uid, _ in uploads)), list(dict.fromkeys(place for _, place in uploads))
         sequence = messages[-1].sequence
+        poisoned = self._poisoned.get(reader)
+        healed = [name for message in messages if (name := name_of(message)) in poisoned] if poisoned else []
         decisions = Decisions()
 
         def decide_at_once(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch | None:
             nonlocal decisions
             decisions = decide(batch, present, dead, self._on_duplicate)
             # Decisions are kept before they are applied.
-            return None if decisions.dead else _batch(reader, sequence, decisions, present)
+            return None if decisions.dead else _batch(reader, sequence, decisions, present, healed)
 
         is_restoring = any(isinstance(event, RestoredEvent) for event in batch)
         if is_restoring or not await self.store.decided(uids, places, decide_at_once):
@@ -159,10 +183,11 @@ class Reader:
             batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
             decisions = decide(batch, present, dead, self._on_duplicate)
             await self._keep(decisions, messages[-1])
-            await self.store.apply(_batch(reader, sequence, decisions, present))
-        self.applied = max(self.applied, sequence)
-        await self._tell(decisions)
+            await self.store.apply(_batch(reader, sequence, decisions, present, healed))
+        if poisoned:
+            poisoned.difference_update(healed)
         _STORE_EVENTS_APPLIED.inc(len(batch))
+        return decisions
 
     async def _event(self, message: streams.Message) -> Event:
         sequence, time_s = message.sequence, int(message.time_s)
@@ -182,12 +207,15 @@ class Reader:
 
     async def _stored(self, sequence: int, event: InstancesStored, time_s: int) -> StoredEvent:
         instances: Sequence[StoredInstance] = event.instances
-        if event.facts_in_pack:
-            wanted = {instance.location.offset for instance in event.instances}
-            instances = [one for one in await read_trailer(self._blob, event.object) if one.location.offset in wanted]
-            if len(instances) != len(wanted):
-                raise Poison(f"{event.object} has {len(instances)} of {len(wanted)} instances announced")
-        large = {one.part_number: await read_json(self._blob, one) for one in instances if not one.dicom_json}
+        try:
+            if event.facts_in_pack:
+                wanted = {instance.location.offset for instance in event.instances}
+                instances = [one for one in await read_trailer(self._blob, event.object) if one.location.offset in wanted]
+                if len(instances) != len(wanted):
+                    raise Poison(f"{event.object} has {len(instances)} of {len(wanted)} instances announced")
+            large = {one.part_number: await read_json(self._blob, one) for one in instances if not one.dicom_json}
+        except (errors.NotFound, errors.RequestError) as error:
+            raise Poison(error.message) from error
         return StoredEvent(sequence, event, instances, large, time_s)
 
     async def _with_facts(self, event: RestoredEvent, present: Mapping[str, Present]) -> RestoredEvent:
@@ -216,24 +244,43 @@ class Reader:
                 await keep_decision(self._blob, decision, datetime.fromtimestamp(message.time_s, UTC))
 
     async def _tell(self, decisions: Decisions) -> None:
+        """Tell who waits, and who keeps records. What is told here is also known to the store: nobody decides by whether it was heard."""
         for subject, outcomes in decisions.outcomes:
-            await self._client.publish(subject, outcomes.SerializeToString())
+            await self._say(subject, outcomes.SerializeToString())
             for outcome in outcomes.outcomes:
                 _STORED[outcome.outcome].inc()
         for study_instance_uid, uids in decisions.changed.items():
             for start in range(0, len(uids), 1000):
                 changed = RecordsChanged(study_instance_uid=study_instance_uid, sop_instance_uids=uids[start : start + 1000])
-                await self._client.publish(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
+                await self._say(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
         for subject in decisions.applied:
-            await self._client.publish(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
+            await self._say(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
+
+    async def _say(self, subject: str, data: bytes) -> None:
+        """Publish on core NATS; wait while NATS takes nothing. A message that NATS can never take is logged and left out."""
+        while True:
+            try:
+                await streams.say(self._client, subject, data)
+                return
+            except errors.RetryLater as error:
+                self.problem = error.message
+                log.warning("telling waits", extra={"reason": error.message, "subject": subject})
+                await asyncio.sleep(0.2)
+                self.problem = ""
+            except errors.BadRequest as error:
+                log.error("not told", extra={"reason": error.message, "subject": subject})
+                return
 
     async def _pass(self, reader: str, message: streams.Message, error: Exception) -> None:
         log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject}, exc_info=error)
         telemetry.EVENTS_POISON.labels("store").inc()
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, (Poison, errors.GantryError)) else type(error).__name__
+        name = name_of(message)
+        pack = name.partition(" ")[0] if message.subject.endswith(".stored") else ""
+        poison = PoisonEvent(message.sequence, f"{type(error).__name__}: {error}", name, pack)
         while True:
             with suppress(errors.RetryLater):
-                await self.store.apply(Batch(reader, message.sequence, poison=[PoisonEvent(message.sequence, reason)]))
+                await self.store.apply(Batch(reader, message.sequence, poison=[poison]))
+                self._poisoned.setdefault(reader, set()).add(name)
                 return
             await asyncio.sleep(0.2)
 
@@ -247,14 +294,19 @@ class Reader:
             await asyncio.sleep(HEARTBEAT_S)
 
 
-def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present]) -> Batch:
+def name_of(message: streams.Message) -> str:
+    """Return the message id of an event: that of InstancesStored begins with the pack's key and is the same at each announcement."""
+    return message.headers.get("Nats-Msg-Id", "")
+
+
+def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present], healed: Sequence[str]) -> Batch:
     """Return what decisions change, made on what was present."""
     versions: dict[str, int] = {}
     for known in present.values():
         study = known.stored.study_instance_uid
         versions[study] = max(versions.get(study, 0), known.version)
     seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
-    return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen)
+    return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen, healed=healed)
 
 
 async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:
@@ -306,16 +358,31 @@ class Partitions:
         self._held: dict[int, tuple[leases.Lease, asyncio.Task[None]]] = {}
 
     async def keep(self) -> None:
-        """Take, renew and give back leases, for ever."""
+        """Take, renew and give back leases, for ever. The end of a partition's reader ends this too: what it raised is raised.
+
+        Raises:
+            RuntimeError: the reader of a partition ended without an error.
+        """
         try:
             while True:
                 with suppress(errors.RetryLater):
                     await self._look()
-                await asyncio.sleep(leases.RENEW_S)
+                await self._until_next_look()
         finally:
             for partition in list(self._held):
                 await self._drop(partition)
             await self._member.release()
+
+    async def _until_next_look(self) -> None:
+        """Return after RENEW_S seconds; raise as soon as a reader has ended."""
+        readers = [task for _, task in self._held.values()]
+        if not readers:
+            await asyncio.sleep(leases.RENEW_S)
+            return
+        ended, _ = await asyncio.wait(readers, timeout=leases.RENEW_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+            raise RuntimeError(f"the reader of {task.get_name()} ended")
 
     async def _look(self) -> None:
         for partition, (lease, _) in list(self._held.items()):

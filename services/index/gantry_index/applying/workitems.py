@@ -53,7 +53,7 @@ class WorkitemReader:
                     return
                 continue
             latest = {document.workitem_uid: document for message in messages if (document := _document(message))}
-            await self.store.apply(list(latest.values()), messages[-1].sequence)
+            await self._apply(list(latest.values()), messages[-1].sequence)
             telemetry.EVENTS_APPLIED.labels("workitem").inc(len(messages))
             async with self._moved:
                 self.applied = messages[-1].sequence
@@ -61,6 +61,19 @@ class WorkitemReader:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER_S):
                     await self._is_waited_for.wait()
+
+    async def _apply(self, documents: list[WorkitemDocument], sequence: int) -> None:
+        """Apply documents; pass those that the store cannot parse."""
+        try:
+            await self.store.apply(documents, sequence)
+        except errors.CorruptInstance as error:
+            if len(documents) > 1:
+                for document in documents:
+                    await self._apply([document], document.version)
+            else:
+                log.error("event passed", extra={"sequence": documents[0].version, "reason": error.message})
+                telemetry.EVENTS_POISON.labels("workitem").inc()
+            await self.store.apply([], sequence)
 
     async def wait_until_current(self, timeout_s: float) -> None:
         """Wait until what is on the stream now is applied.

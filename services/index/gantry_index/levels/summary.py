@@ -4,13 +4,15 @@ Where instances disagree, the non-empty value of the smallest SOP Instance UID s
 search rows and terms from them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from gantry_index.stores.port import WorkitemDocument
+from gantry_standard import errors
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query import terms
 from gantry_standard.query.levels import Level
@@ -43,6 +45,15 @@ def decoded(dicom_json: bytes) -> Attributes:
     """Return a DICOM JSON object, its 0x00 as BASE_MARK. Raises ValueError when it is none."""
     dataset: Attributes = orjson.loads(dicom_json.replace(b"\0", BASE_MARK.encode()))
     return dataset
+
+
+@contextmanager
+def parsing(sop_instance_uid: str) -> Iterator[None]:
+    """Raise errors.CorruptInstance for what goes wrong while the DICOM JSON of an instance is parsed: it would go wrong each time."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise errors.CorruptInstance(f"the DICOM JSON of instance {sop_instance_uid} cannot be parsed: {type(error).__name__}") from error
 
 
 def encoded(dataset: Mapping[str, Any]) -> bytes:

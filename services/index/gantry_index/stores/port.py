@@ -106,10 +106,17 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class PoisonEvent:
-    """An event that could not be applied, and why."""
+    """An event that cannot be parsed, and why.
+
+    Attributes:
+        name: the same each time that the event is announced; "" where it has none.
+        pack: the object that it announces, which stays unknown while the event is poison; "" where it announces none.
+    """
 
     sequence: int
     reason: str
+    name: str = ""
+    pack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,8 @@ class Batch:
         packs: objects of which every instance has been announced.
         versions: by Study Instance UID, the greatest version that `present` gave for an instance of the batch: where a store's
             study has not applied that, a crash came between.
+        poison: events that were passed because they cannot be parsed.
+        healed: names of poison events that were announced again and applied.
     """
 
     reader: str
@@ -136,6 +145,7 @@ class Batch:
     versions: Mapping[str, int] = field(default_factory=dict)
     poison: Sequence[PoisonEvent] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
+    healed: Sequence[str] = ()
 
 
 Decide = Callable[[dict[str, Present], dict[Place, Dead]], Batch | None]
@@ -236,6 +246,7 @@ class IndexStore(Protocol):
 
         Raises:
             errors.Unavailable: also where a version is not the one in `seen`: look again and decide again.
+            errors.CorruptInstance: the store cannot parse the DICOM JSON of a change, now or ever.
         """
         ...
 
@@ -279,7 +290,11 @@ class IndexStore(Protocol):
         ...
 
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
-        """Return, in order, those packs that no batch has named in `packs`."""
+        """Return, in order, those packs that no batch has named in `packs`, and those of which an event is poison."""
+        ...
+
+    async def poisoned(self) -> set[str]:
+        """Return the names of the poison events that have one."""
         ...
 
     async def counts(self) -> Counts:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from gantry_index.applying.reader import Partitions
+from gantry_index.service import Following
 from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
@@ -36,6 +37,75 @@ async def a_process(nats: NatsServer) -> AsyncIterator[tuple[Reading, Partitions
         keeping = asyncio.create_task(partitions.keep())
         yield reading, partitions
         await end_tasks([keeping])
+
+
+class Failing(Reading):
+    """A reader of which one partition fails."""
+
+    async def follow(self, partition: str, subjects: list[str]) -> None:
+        if partition == "3":
+            raise LookupError("partition 3")
+        await super().follow(partition, subjects)
+
+
+async def test_a_reader_that_dies_ends_the_keeper_which_gives_its_leases_back(tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path)
+    nats.start()
+    async with streams.connected(nats.url, "test") as client:
+        reading = Failing()
+        async with asyncio.timeout(10):
+            with pytest.raises(LookupError, match="partition 3"):
+                await Partitions(reading, client).keep()  # type: ignore[arg-type]
+        assert (reading.now, await leases.leases_held(client.jetstream())) == (set(), [])
+    nats.stop()
+
+
+class Sharded:
+    """A store of which only the name matters here."""
+
+    name = "elasticsearch"
+
+
+@pytest.mark.parametrize("dies", ["reader", "keeper"])
+async def test_a_task_that_dies_ends_what_index_follows_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str) -> None:
+    nats = NatsServer(tmp_path)
+    nats.start()
+    async with streams.connected(nats.url, "test") as client:
+        await streams.ensure_stream(client.jetstream(), streams.STORE)
+        reading = Failing() if dies == "reader" else Reading()
+        reading.store, reading.problem = Sharded(), ""  # type: ignore[attr-defined]
+        following = Following(reading, None, client)  # type: ignore[arg-type]
+
+        async def join() -> None:
+            return None
+
+        async def fail(partitions: Partitions) -> None:
+            raise LookupError("keeper")
+
+        monkeypatch.setattr(following, "join", join)
+        if dies == "keeper":
+            monkeypatch.setattr(Partitions, "_look", fail)
+        async with asyncio.timeout(10):
+            with pytest.raises(LookupError):
+                await following.run()
+    nats.stop()
+
+
+async def test_the_keeper_goes_on_after_the_bucket_of_leases_was_lost(tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path)
+    nats.start()
+    async with a_process(nats) as (reading, partitions):
+        await until(lambda: len(reading.now) == streams.PARTITIONS)
+        await partitions._js.delete_key_value("lease")
+
+        async def is_back() -> bool:
+            with suppress(errors.Unavailable):
+                held = await leases.leases_held(partitions._js)
+                return sum(key.startswith("index.partition.") for key in held) == len(reading.now) == streams.PARTITIONS
+            return False
+
+        await until(is_back)
+    nats.stop()
 
 
 async def test_one_process_at_a_time_reads_while_another_reindexes(tmp_path: Path) -> None:

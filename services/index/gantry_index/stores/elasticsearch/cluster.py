@@ -40,6 +40,18 @@ def unpacked(text: str) -> bytes:
     return base64.b64decode(text)
 
 
+UNPARSABLE = frozenset({"document_parsing_exception", "mapper_parsing_exception", "max_bytes_length_exceeded_exception"})
+"""Types of errors that are about the document alone: it holds more nested documents, longer terms or other types of values than the
+mapping allows. Every other error (a read-only index, a full disk, a mapping of another version) can be repaired in the cluster."""
+
+
+def _is_unparsable(error: Mapping[str, Any]) -> bool:
+    """Return whether an error of a bulk item, or what caused it, is about the document alone."""
+    if error["type"] in UNPARSABLE:
+        return True
+    return "caused_by" in error and _is_unparsable(error["caused_by"])
+
+
 def _bounded(operations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Split a bulk into bodies of about BULK_BYTES, an action and its document together."""
     parts: list[list[dict[str, Any]]] = []
@@ -85,8 +97,8 @@ class Cluster:
         """Write; an external version that is not newer is as good as written.
 
         Raises:
-            errors.Unavailable: Elasticsearch is busy, or another writer was faster: read again.
-            ValueError: a document cannot be written, ever.
+            errors.Unavailable: Elasticsearch is busy or refuses writes for now, or another writer was faster: read again.
+            errors.CorruptInstance: Elasticsearch cannot parse a document, now or ever.
         """
         parts = _bounded(operations)
         for number, part in enumerate(parts, 1):
@@ -100,11 +112,12 @@ class Cluster:
         for item in answer["items"]:
             (result,) = item.values()
             status = result["status"]
-            if status < 400 or (status == 409 and result["_id"] in by_version) or status == 404:
+            # A deletion of what is not there is 404 without an error.
+            if "error" not in result or (status == 409 and result["_id"] in by_version):
                 continue
-            if status in (409, 429, 503):
-                raise errors.Unavailable(f"Elasticsearch: {result['error']['type']}")
-            raise ValueError(f"Elasticsearch refused a document: {result['error']['type']}")
+            if _is_unparsable(result["error"]):
+                raise errors.CorruptInstance(f"Elasticsearch cannot parse the document {result['_id']}: {result['error']['type']}")
+            raise errors.Unavailable(f"Elasticsearch: {result['error']['type']}")
 
     async def get(self, kind: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
         """Return the documents that are there, by id; as of now, not as of the last refresh."""

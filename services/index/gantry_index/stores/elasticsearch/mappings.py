@@ -1,5 +1,6 @@
 """Documents of the index store in Elasticsearch: their mappings, their ids, and the terms by which they are matched."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "meta": {
         "kind": KEYWORD,
         "value": {"type": "keyword", "index": False, "doc_values": False},
+        # Of a poison event: its name and its pack.
         # Of what is dead: its name and where it lies; when that was decided, twice where its bytes go after a time.
         "name": KEYWORD,
         "lies_in": KEYWORD,
@@ -86,6 +88,11 @@ def dead_id(place: Place) -> str:
 def name_of(place: Place) -> str:
     """Return a name whose order is that of places."""
     return f"{place[0]} {place[1]:020d}"
+
+
+def poison_id(name: str) -> str:
+    """Return the id of a poison event: of an id of Elasticsearch at most 512 bytes are allowed."""
+    return f"poison {name}" if len(name.encode()) < 400 else f"poison {hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def pack_id(key: str) -> str:

@@ -204,7 +204,19 @@ class ElasticsearchStore:
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
         """See IndexStore."""
         known = await self._cluster.get("meta", [pack_id(key) for key in objects], False)
-        return [key for key in objects if pack_id(key) not in known]
+        poisoned = {pack for _, pack in await self._poison()}
+        return [key for key in objects if pack_id(key) not in known or key in poisoned]
+
+    async def poisoned(self) -> set[str]:
+        """See IndexStore."""
+        return {name for name, _ in await self._poison()}
+
+    async def _poison(self) -> list[tuple[str, str]]:
+        """Return name and pack of each poison event that has a name."""
+        await answered(self._cluster.client.indices.refresh(index=self._cluster.index("meta")))
+        query = {"bool": {"filter": [{"term": {"kind": "poison"}}, {"exists": {"field": "name"}}]}}
+        pages = self._cluster.pages("meta", query, [{"name": "asc"}], ["name", "lies_in"])
+        return [(source["name"], source["lies_in"]) async for page in pages for source in page]
 
     async def counts(self) -> Counts:
         """See IndexStore."""

@@ -17,12 +17,13 @@ from gantry_index.levels.summary import (
     StudySummary,
     decoded,
     level_terms,
+    parsing,
     sort_number,
     tabulated,
 )
 from gantry_index.stores.elasticsearch.cluster import Cluster, answered, packed, unpacked
-from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, name_of, pack_id, series_id, term_fields
-from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, Put, Remove
+from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, name_of, pack_id, poison_id, series_id, term_fields
+from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, PoisonEvent, Put, Remove
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms
@@ -100,14 +101,15 @@ class Writing:
 
     def _facts(self) -> list[dict[str, Any]]:
         """Return the operations for what is dead no more, packs and poison."""
-        documents = {pack_id(key): ("pack", "") for key in self._batch.packs}
-        documents |= {f"poison {one.sequence}": ("poison", one.reason) for one in self._batch.poison}
+        documents = {pack_id(key): {"kind": "pack", "value": ""} for key in self._batch.packs}
+        documents |= {poison_id(one.name or str(one.sequence)): _poison(one) for one in self._batch.poison}
         index = self._cluster.index("meta")
         operations: list[dict[str, Any]] = [
             {"delete": {"_index": index, "_id": dead_id(place)}} for place, one in self._batch.dead.items() if one is None
         ]
-        for name, (kind, value) in documents.items():
-            operations += [{"index": {"_index": index, "_id": name}}, {"kind": kind, "value": value}]
+        operations += [{"delete": {"_index": index, "_id": poison_id(name)}} for name in self._batch.healed]
+        for name, document in documents.items():
+            operations += [{"index": {"_index": index, "_id": name}}, document]
         return operations
 
     def _instance(self, sop: str, change: Change, before: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -137,14 +139,16 @@ class Writing:
             "fragment": "",
         }
         if isinstance(change, Put):
-            dataset = decoded(change.dicom_json)
-            attributes = tabulated(dataset)
-            derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
-            for limit, number in derived.left_out.items():
-                telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
+            with parsing(sop):
+                dataset = decoded(change.dicom_json)
+                attributes = tabulated(dataset)
+                number = sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT)
+                derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
+            for limit, left_out in derived.left_out.items():
+                telemetry.TERMS_LEFT_OUT.labels(limit).inc(left_out)
             inline = len(change.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object
             document |= {
-                "number": sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT),
+                "number": number,
                 "attributes": packed(orjson.dumps(attributes)),
                 "fragment": packed(change.dicom_json) if inline else "",
                 **term_fields(derived.terms),
@@ -215,6 +219,12 @@ class Writing:
             **term_fields(level_terms(attributes)),
         }
         return _compared({"_index": self._cluster.index(kind), "_id": one}, before, document)
+
+
+def _poison(one: PoisonEvent) -> dict[str, Any]:
+    """Return the document of a poison event."""
+    named = {"name": one.name, "lies_in": one.pack} if one.name else {}
+    return {"kind": "poison", "value": one.reason, **named}
 
 
 def _compared(action: dict[str, Any], before: Mapping[str, Any] | None, document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class Kept(Generic[S]):
 class Database:
     """One database file: a writer connection in its thread, reader connections in theirs."""
 
-    def __init__(self, path: Path, schema: str, readers: int) -> None:
+    def __init__(self, path: Path, schema: str, readers: int, added: str = "") -> None:
         self.path = path
         self.opened = random_hex(16)
         """A name that no other database has, nor this one when it is opened again."""
@@ -75,6 +75,8 @@ class Database:
         found = self.writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()[0]
         if found != FORMAT:
             raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
+        if added:
+            self.writer.executescript(f"BEGIN; {added} COMMIT;")
         self._here = self._connected()
         self.path_ids: dict[str, int] = {}
         """Of the table `paths`, the number of each."""

@@ -47,5 +47,9 @@ CREATE INDEX dead_in_order ON dead (kind, lies_in, object, offset);
 CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 """
+ADDED = """
+CREATE TABLE IF NOT EXISTS poison_names (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+"""
+"""Tables that a database made by an older program gets when it is opened."""
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}

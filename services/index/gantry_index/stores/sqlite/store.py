@@ -30,7 +30,7 @@ from gantry_index.stores.port import (
     Scope,
 )
 from gantry_index.stores.sqlite.database import Database, chunks, fsync_directory, marks, meta, set_meta
-from gantry_index.stores.sqlite.schema import SCHEMA
+from gantry_index.stores.sqlite.schema import ADDED, SCHEMA
 from gantry_index.stores.sqlite.search import Searching
 from gantry_index.stores.sqlite.writing import Writing, is_merge_due, merge_recent_terms
 from gantry_standard import errors
@@ -41,7 +41,7 @@ T = TypeVar("T")
 LOOKED_UP = 4
 """Rows by their key that are read on the event loop."""
 MOST_IN_STATE = 500
-"""Instances whose versions are read to tell the state of a study or a series, on the event loop: 0.1 ms."""
+"""Instances whose versions are read to tell the state of a study or a series: 0.1 ms."""
 UID_COLUMNS = ("study", "series", "sop")
 
 
@@ -57,7 +57,7 @@ class SqliteStore:
         current = directory / "current"
         if not file_name and current.exists():
             file_name = current.read_text().strip()
-        self._database = Database(directory / (file_name or f"index-{uuid.uuid4().hex[:12]}.sqlite"), SCHEMA, readers)
+        self._database = Database(directory / (file_name or f"index-{uuid.uuid4().hex[:12]}.sqlite"), SCHEMA, readers, ADDED)
         self._retired: list[Database] = []
         if not current.exists():
             self._point_to(self._database.path.name)
@@ -178,7 +178,7 @@ class SqliteStore:
         if scope.series_instance_uid:
             condition, parameters = "study = ? AND series = ?", [scope.study_instance_uid, scope.series_instance_uid]
         statement = f"SELECT count(*), max(version) FROM (SELECT version FROM instances WHERE {condition} AND deleted = 0 LIMIT ?)"
-        count, newest = database.look_up(lambda connection: connection.execute(statement, (*parameters, MOST_IN_STATE + 1)).fetchone())
+        count, newest = await database.read(lambda connection: connection.execute(statement, (*parameters, MOST_IN_STATE + 1)).fetchone())
         return f"{database.opened} {count} {newest}".encode() if 0 < count <= MOST_IN_STATE else b""
 
     async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
@@ -216,9 +216,15 @@ class SqliteStore:
             known: set[str] = set()
             for chunk in chunks(objects):
                 known.update(key for (key,) in connection.execute(f"SELECT object FROM packs WHERE object IN ({marks(chunk)})", chunk))
+            known -= {key for (key,) in connection.execute("SELECT pack FROM poison_names")}
             return [key for key in objects if key not in known]
 
         return await self._database.read(work)
+
+    async def poisoned(self) -> set[str]:
+        """See IndexStore."""
+        rows = await self._database.read(lambda connection: connection.execute("SELECT name FROM poison_names").fetchall())
+        return {name for (name,) in rows}
 
     async def counts(self) -> Counts:
         """See IndexStore."""

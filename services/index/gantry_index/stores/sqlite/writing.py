@@ -17,10 +17,11 @@ from gantry_index.levels.summary import (
     computed_terms,
     decoded,
     level_terms,
+    parsing,
     sort_number,
     tabulated,
 )
-from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, Put, Remove
+from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, PoisonEvent, Put, Remove
 from gantry_index.stores.sqlite.database import Database, Kept, S, marks, set_meta
 from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE
 from gantry_runtime import telemetry
@@ -85,10 +86,21 @@ class Writing:
             alive = [place for place, one in batch.dead.items() if one is None]
             connection.executemany("DELETE FROM dead WHERE object = ? AND offset = ?", alive)
         connection.executemany("INSERT OR IGNORE INTO packs VALUES (?)", [(key,) for key in batch.packs])
-        if batch.poison:
-            connection.executemany("INSERT OR IGNORE INTO poison VALUES (?, ?)", [(one.sequence, one.reason) for one in batch.poison])
+        for name in batch.healed:
+            connection.execute("DELETE FROM poison WHERE sequence = (SELECT sequence FROM poison_names WHERE name = ?)", (name,))
+            connection.execute("DELETE FROM poison_names WHERE name = ?", (name,))
+        for one in batch.poison:
+            self._poison(one)
         if batch.reader:
             set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
+
+    def _poison(self, one: PoisonEvent) -> None:
+        """Record a poison event; one that is announced again is recorded once."""
+        if one.name:
+            statement = "INSERT OR IGNORE INTO poison_names VALUES (?, ?, ?)"
+            if not self.connection.execute(statement, (one.name, one.sequence, one.pack)).rowcount:
+                return
+        self.connection.execute("INSERT OR IGNORE INTO poison VALUES (?, ?)", (one.sequence, one.reason))
 
     def _write_terms(self) -> None:
         """Write the terms of new instances, in the order of the table that takes them."""
@@ -126,8 +138,11 @@ class Writing:
             if not before[3]:
                 self._recount |= {before[1], put.stored.study_instance_uid}
             self.connection.execute("DELETE FROM instances WHERE id = ?", (before[0],))
-        dataset = decoded(put.dicom_json)
-        attributes = tabulated(dataset)
+        with parsing(sop):
+            dataset = decoded(put.dicom_json)
+            attributes = tabulated(dataset)
+            number = sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT)
+            derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE, memory=self._memory(put))
         stored = put.stored
         record = InstanceRecord(stored=stored, version=put.version).SerializeToString()
         cursor = self.connection.execute(
@@ -137,14 +152,13 @@ class Writing:
                 sop,
                 stored.study_instance_uid,
                 stored.series_instance_uid,
-                sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT),
+                number,
                 put.version,
                 record,
                 orjson.dumps(attributes),
                 put.dicom_json if len(put.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object else b"",
             ),
         )
-        derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE, memory=self._memory(put))
         for limit, number in derived.left_out.items():
             telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
         self._terms.append((int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms))
