@@ -2,9 +2,12 @@
 
 import io
 import struct
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
@@ -469,3 +472,32 @@ def test_every_url_of_an_answer_is_a_url(dicomweb: DicomWeb) -> None:
     urls = [element for tag, element in walk(answer) if tag == "00081190" and element.get("Value")]
     assert [element["vr"] for element in urls] == ["UR", "UR"]
     assert [element["Value"] for element in urls] == [[dicomweb.url + instances.resource(it)] for it in (first, second)]
+
+
+def test_requests_full_of_broken_files_do_not_hold_up_an_ordinary_store(own_suite: Callable[..., Suite]) -> None:
+    suite = own_suite(GANTRY_CONCURRENT_UPLOADS="3", GANTRY_FALLBACK_BUDGET_S="4")
+    row, clients = broken.READ_OTHERWISE["an item whose length is too small"], [suite.client() for _ in range(6)]
+
+    def store_broken(client: DicomWeb) -> httpx.Response:
+        return client.stow(*(row.make(new_uids()) for _ in range(40)))
+
+    ordinary, during = suite.client(), 0
+    with ThreadPoolExecutor(len(clients)) as threads:
+        running = [threads.submit(store_broken, client) for client in clients]
+        while not all(request.done() for request in running):
+            begin = time.monotonic()
+            while (response := ordinary.stow(instances.encoded(instances.ct(4, 4)))).status_code == 503:
+                assert time.monotonic() - begin < 3
+            assert response.status_code == 200, response.text
+            assert time.monotonic() - begin < 3
+            during += 1
+    assert during > 5
+    answers = [request.result() for request in running]
+    # More came at once than there are places: those are told to come again, and the others have their budget and no more.
+    taken = [answer.json() for answer in answers if answer.status_code != 503]
+    assert len(taken) >= 3
+    for answer in taken:
+        stored, failed = items(answer, "00081199"), failures(answer)
+        assert len(stored) + len(failed) == 40
+        assert {value(item, "00081196") for item in stored} <= {DOES_NOT_MATCH}
+        assert {value(item, "00081197") for item in failed} == {0xC000}

@@ -21,6 +21,7 @@ from gantry_blob.stores.directory import DirectoryStore
 from gantry_blob.stores.port import ObjectStore
 from gantry_blob.stores.s3 import S3Store
 from gantry_blob.storing.request import StoreRules
+from gantry_blob.storing.second_reader import CONCURRENT, SecondReaders
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_runtime.store_messages import SERIALISED
@@ -122,12 +123,18 @@ async def upload_messages(
 
 @asynccontextmanager
 async def running_blob(
-    store: ObjectStore, nats_url: str, rules: StoreRules | None = None, times: AnnouncerTimes | None = None, concurrent_uploads: int = 64
+    store: ObjectStore,
+    nats_url: str,
+    rules: StoreRules | None = None,
+    times: AnnouncerTimes | None = None,
+    concurrent_uploads: int = 64,
+    second_readers: int = 32,
 ) -> AsyncIterator[RunningBlob]:
     """Serve a store over gRPC; its announcer is there but does not run."""
     index = KnownPacks()
     async with contextlib.AsyncExitStack() as stack:
-        pools = Pools(*(stack.enter_context(Threads(most, "test")) for most in (16, 8, 4)))
+        *threads, readers = (stack.enter_context(Threads(most, "test")) for most in (16, 8, 4, CONCURRENT))
+        pools = Pools(*threads, SecondReaders(readers, most=second_readers))
         client, connected = await stack.enter_async_context(streams.connecting(nats_url, "test-blob"))
         await connected
         await streams.ensure_stream(client.jetstream(), streams.STORE)

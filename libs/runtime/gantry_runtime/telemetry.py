@@ -13,6 +13,7 @@ RPC_SECONDS = Histogram("gantry_rpc_seconds", "Time of one gRPC call in the serv
 HTTP_SECONDS = Histogram("gantry_http_seconds", "Time from request to the end of the answer", ["transaction", "status"])
 INSTANCES_STORED = Counter("gantry_instances_stored_total", "Instances decided by index", ["outcome"])
 INSTANCES_FAILED = Counter("gantry_instances_failed_total", "Instances refused by blob", ["reason"])
+SECOND_READER = Counter("gantry_second_reader_total", "Files tried by the second reader: read, refused, too late, queue full", ["outcome"])
 PACK_BYTES = Counter("gantry_pack_bytes_total", "Bytes written into packs")
 SWEEPER_INSTANCES = Counter("gantry_sweeper_instances_total", "Uploads whose bytes were given up")
 SWEEPER_PACKS = Counter("gantry_sweeper_packs_total", "Packs that the sweeper copied, put into the trash, or removed from it", ["what"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from gantry_blob.packs.announcement import PackEvents
 from gantry_blob.packs.announcer import Announcer
 from gantry_blob.packs.verify import verify_pack
 from gantry_blob.stores.port import ObjectEntry, ObjectStore
-from gantry_blob.storing.request import StoreRules, Upload, UploadMessage
+from gantry_blob.storing.request import SecondReading, StoreRules, Upload, UploadMessage
+from gantry_blob.storing.second_reader import SecondReaders
 from gantry_blob.threads import in_thread, pieces_in_threads
 from gantry_runtime.store_messages import PUT_BYTES, taken_apart
 from gantry_runtime.threads import Threads
@@ -47,6 +49,7 @@ class Pools:
     uploads: Threads
     reads: Threads
     others: Threads
+    second_readers: SecondReaders
 
 
 class Gate:
@@ -63,13 +66,22 @@ class Gate:
         Raises:
             errors.Overloaded: no place is free.
         """
-        if self._free == 0:
+        if self._free <= 0:
             raise errors.Overloaded(f"too many {self._what} at once")
         self._free -= 1
         try:
             yield
         finally:
             self._free += 1
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Leave one's place to others for a while. It is taken back in any case, so there may be more inside than places."""
+        self._free += 1
+        try:
+            yield
+        finally:
+            self._free -= 1
 
 
 class BlobEdge(BlobServiceServicer):
@@ -159,14 +171,27 @@ class BlobEdge(BlobServiceServicer):
                 if is_worth_it or size >= HELD_BYTES or len(batch) >= HELD_MESSAGES:
                     if working is not None:
                         await working
-                    working = asyncio.ensure_future(in_thread(self._pools.uploads, upload.apply, batch))
+                    working = asyncio.ensure_future(self._apply(upload, batch))
                     batch, size = [], 0
             if working is not None:
                 await working
-            await in_thread(self._pools.uploads, upload.apply, batch)
+            await self._apply(upload, batch)
         finally:
             if working is not None:
                 working.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _apply(self, upload: Upload, messages: Sequence[UploadMessage]) -> None:
+        """Hand messages to a thread, and to the second reader the parts that it may try."""
+        if reading := await in_thread(self._pools.uploads, upload.apply, messages):
+            await self._read_again(upload, reading)
+
+    async def _read_again(self, upload: Upload, reading: SecondReading | None) -> None:
+        """Let the second reader try one part after another. Meanwhile the upload holds neither a thread nor a place of `_uploads`."""
+        while reading is not None:
+            begin = time.monotonic()
+            with self._uploads.left():
+                is_readable = await self._pools.second_readers.read(reading.source, reading.target, reading.within_s)
+            reading = await in_thread(self._pools.uploads, upload.resume, is_readable, time.monotonic() - begin)
 
     async def _finish(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage] = ()) -> None:
         """Take the rest of the messages, commit and announce, to the end even when the caller has gone: it is all here."""
@@ -181,12 +206,15 @@ class BlobEdge(BlobServiceServicer):
             log.warning("upload failed after its end", extra={"reason": getattr(error, "message", type(error).__name__)})
 
     async def _commit(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage]) -> None:
-        def work() -> list[tuple[str, PackEvents | None]]:
-            if rest:
-                upload.apply(rest)
-            return upload.commit()
+        def work() -> tuple[SecondReading | None, list[tuple[str, PackEvents | None]]]:
+            reading = upload.apply(rest) if rest else None
+            return reading, ([] if reading else upload.commit())
 
-        for key, events in await in_thread(self._pools.uploads, work):
+        reading, committed = await in_thread(self._pools.uploads, work)
+        if reading is not None:
+            await self._read_again(upload, reading)
+            committed = await in_thread(self._pools.uploads, upload.commit)
+        for key, events in committed:
             await self._announcer.announce(key, events, start.request_id, start.reply_subject)
 
     async def Read(self, request: blob_pb2.ReadRequest, context: Any) -> AsyncIterator[blob_pb2.ReadResponse]:

@@ -17,6 +17,7 @@ from gantry_blob.packs.sweeper import LEASE, Sweeper, SweeperTimes
 from gantry_blob.settings import BlobSettings
 from gantry_blob.stores.directory import INCOMING, DirectoryStore
 from gantry_blob.stores.port import ObjectStore
+from gantry_blob.storing import second_reader
 from gantry_blob.storing.coercion import Coercion, load_rules
 from gantry_blob.storing.request import StoreRules
 from gantry_blob.threads import in_thread
@@ -59,8 +60,10 @@ def _pools(settings: BlobSettings) -> Iterator[Pools]:
         Threads(settings.concurrent_uploads, "upload") as uploads,
         Threads(settings.blob_read_threads, "read") as reads,
         Threads(8, "other") as others,
+        Threads(second_reader.CONCURRENT, "second-reader") as readers,
     ):
-        yield Pools(uploads, reads, others)
+        second_readers = second_reader.SecondReaders(readers, settings.fallback_timeout_s, settings.fallback_max_waiting)
+        yield Pools(uploads, reads, others, second_readers)
 
 
 def _coercion(settings: BlobSettings) -> Coercion | None:
@@ -83,8 +86,8 @@ def _rules(settings: BlobSettings) -> StoreRules:
         spool_reserve=settings.disk_reserve_percent / 100,
         coerce=_coercion(settings),
         fallback_bytes=settings.fallback_max_bytes,
-        fallback_timeout_s=settings.fallback_timeout_s,
         fallback_parts=settings.fallback_max_parts,
+        fallback_budget_s=settings.fallback_budget_s,
     )
 
 

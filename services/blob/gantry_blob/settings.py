@@ -34,6 +34,12 @@ class BlobSettings(ProcessSettings):
     )
     fallback_timeout_s: float = setting(20.0, "Seconds that the second reader may take for one instance.")
     fallback_max_parts: int = setting(1000, "Instances of one store request that the second reader is tried on; further broken ones fail.")
+    fallback_budget_s: float = setting(
+        60.0, "Seconds that the second reader has for all instances of one store request, waiting included; further broken ones fail."
+    )
+    fallback_max_waiting: int = setting(
+        32, "Store requests that the second reader reads for or that wait for it; of further ones broken instances fail."
+    )
     disk_reserve_percent: float = setting(2.0, "Part of the disk that Store leaves free, in percent; then it answers 503 with A700.")
     pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
     pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
@@ -87,6 +93,8 @@ class BlobSettings(ProcessSettings):
             "pack_max_instances",
             "announce_every_s",
             "fallback_timeout_s",
+            "fallback_budget_s",
+            "fallback_max_waiting",
         ):
             if getattr(self, name) <= 0:
                 problems.append(f"GANTRY_{name.upper()}={getattr(self, name)}: expected more than 0")

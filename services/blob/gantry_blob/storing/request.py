@@ -55,8 +55,8 @@ class StoreRules:
         spool_reserve: part of its file system that bulkdata which waits leaves free, 0 to 1.
         coerce: changes attributes of a data set (`coercion.py`); None: nothing does.
         fallback_bytes: largest part that a second reader is tried on; 0: none.
-        fallback_timeout_s: that it may take.
         fallback_parts: of one request that it is tried on; further ones fail.
+        fallback_budget_s: seconds that the second reader has for all parts of one request, waiting included; further ones fail.
     """
 
     pack: PackLimits = field(default_factory=PackLimits)
@@ -67,20 +67,30 @@ class StoreRules:
     spool_reserve: float = 0.0
     coerce: Callable[[Elements], Elements | None] | None = None
     fallback_bytes: int = 64 << 20
-    fallback_timeout_s: float = 20.0
     fallback_parts: int = 1000
+    fallback_budget_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class SecondReading:
+    """What an upload waits for: a second reader reads `source`, writes `target`, within so many seconds."""
+
+    source: Path
+    target: Path
+    within_s: float
 
 
 class Part:
     """A part while its bytes come. `failure` is set as soon as it is known that it will not be stored.
 
-    `rewritten` is the file that was scanned instead where the scan did not understand the part and `fallback` did; else None.
+    `rewritten` is the file that was scanned instead where the scan did not understand the part and the second reader did; else None.
     """
 
     def __init__(self, number: int, offset: int, rules: StoreRules) -> None:
         self.number = number
         self.offset = offset
         self.failure: ScanFailure | None = None
+        self.is_finished = False
         self.scanned: ScannedInstance | None = None
         self.rewritten: IO[bytes] | None = None
         self._rules = rules
@@ -120,30 +130,36 @@ class Part:
 
     def finish(self, terms: Terms) -> None:
         """Conclude the scan and look whether the instance may be stored here."""
-        self._guarded(lambda: self._conclude(self._scanner.finish(), terms))
+        if not self.is_finished:
+            self.is_finished = True
+            self._guarded(lambda: self._conclude(self._scanner.finish(), terms))
 
-    def try_fallback(self, terms: Terms) -> bool:
-        """Have a second reader try where it may; say whether it did. Takes as long as `fallback_timeout_s` or its turn may take."""
+    def begin_second_reading(self) -> tuple[Path, Path] | None:
+        """Return the file that a second reader may try and the one that it shall write; None where it is not to be tried."""
+        if not isinstance(self.failure, BrokenStructure) or (whole := self._held.whole()) is None:
+            return None
+        self.rewritten = second_reader.named_temporary(self._rules.spool_directory)
+        return whole, Path(self.rewritten.name)
+
+    def end_second_reading(self, terms: Terms) -> None:
+        """Take what the second reader has written instead of the part."""
         failure = self.failure
-        if not isinstance(failure, BrokenStructure) or (whole := self._held.whole()) is None:
-            return False
+        assert isinstance(failure, BrokenStructure)
         self.failure = None
-        self._guarded(lambda: self._read_otherwise(whole, failure, terms))
-        return True
+        self._guarded(lambda: self._scan_rewritten(failure, terms))
 
     def _conclude(self, scanned: ScannedInstance, terms: Terms) -> None:
         admit(scanned, terms)
         self.scanned = scanned
 
-    def _read_otherwise(self, uploaded: Path, failure: ScanFailure, terms: Terms) -> None:
-        """Scan what a second reader makes of the part.
+    def _scan_rewritten(self, failure: ScanFailure, terms: Terms) -> None:
+        """Scan what a second reader made of the part.
 
         Raises:
-            ScanFailure: it does not account for every byte either (`failure`), or what it reads may not be stored.
+            ScanFailure: its structure is broken too (`failure`), or it may not be stored.
         """
-        self.rewritten = second_reader.named_temporary(self._rules.spool_directory)
-        if not second_reader.read_otherwise(uploaded, Path(self.rewritten.name), self._rules.fallback_timeout_s):
-            raise failure
+        uploaded = self._held.whole()
+        assert uploaded is not None
         self._forget_rendition()
         scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
         try:
@@ -233,12 +249,19 @@ class Upload:
         self._spool: Spool | None = None
         self._is_in_payload = False
         self._numbers = 0
+        self._coming: Iterator[UploadMessage] = iter(())
+        self._held_back: UploadMessage | None = None
+        """Message at which the upload waits for a second reader."""
         self._fallbacks = 0
+        self._fallback_s = rules.fallback_budget_s
         self._is_aborted = False
         self._is_unwanted = False
 
-    def apply(self, messages: Iterable[UploadMessage]) -> None:
+    def apply(self, messages: Iterable[UploadMessage]) -> SecondReading | None:
         """Take the next messages of the stream.
+
+        Returns:
+            What a second reader shall read before the upload can go on with `resume`; None when all messages are taken.
 
         Raises:
             errors.BadRequest: they come in another order than `blob.proto` says.
@@ -246,10 +269,52 @@ class Upload:
             errors.OutOfResources, errors.Unavailable: of the object store; nothing of the request can be stored.
         """
         with self._lock:
-            for message in messages:
-                if self._is_aborted:
-                    return
-                self._take(message)
+            self._coming = iter(messages)
+            return self._go_on()
+
+    def resume(self, is_readable: bool, took_s: float) -> SecondReading | None:
+        """Go on after a second reader was tried; returns and raises as `apply`.
+
+        Args:
+            is_readable: whether it accounts for every byte of what it was given.
+            took_s: seconds since `apply` or `resume` returned, which count towards the budget of the request.
+        """
+        with self._lock:
+            self._fallback_s -= took_s
+            held_back, self._held_back = self._held_back, None
+            if self._is_aborted or self._part is None or held_back is None:
+                return None
+            if is_readable:
+                self._part.end_second_reading(self._terms)
+            self._take(held_back)
+            return self._go_on()
+
+    def _go_on(self) -> SecondReading | None:
+        for message in self._coming:
+            if self._is_aborted:
+                return None
+            if not isinstance(message, memoryview) and (reading := self._second_reading(message)):
+                self._held_back = message
+                return reading
+            self._take(message)
+        return None
+
+    def _second_reading(self, message: blob_pb2.StoreInstancesRequest) -> SecondReading | None:
+        """Return what a second reader shall read, where a message ends a part that the scan did not understand."""
+        if self._part is None or self._is_in_payload or not (message.HasField("part") or message.HasField("end")):
+            return None
+        self._part.finish(self._terms)
+        if self._fallbacks >= self._rules.fallback_parts or self._fallback_s <= 0:
+            return None
+        files = self._part.begin_second_reading()
+        if files is None:
+            return None
+        self._fallbacks += 1
+        return SecondReading(*files, self._fallback_s)
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
 
     def _take(self, message: UploadMessage) -> None:
         if isinstance(message, memoryview):
@@ -345,10 +410,7 @@ class Upload:
         if part is None:
             return
         try:
-            terms = Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
-            part.finish(terms)
-            if self._fallbacks < self._rules.fallback_parts:
-                self._fallbacks += part.try_fallback(terms)
+            part.finish(self._terms)
             self.results.append(self._keep(part) if part.failure is None else _failed(part.number, part.failure))
         finally:
             part.close()

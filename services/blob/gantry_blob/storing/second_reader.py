@@ -1,7 +1,8 @@
 """A second reader for what the scan refuses because its bytes contradict themselves: pydicom, in a process of its own.
 
     Held                   the bytes of a part while they come, in case they are needed again
-    read_otherwise         starts the process, with a time limit
+    SecondReaders          the processes that run at once, and the requests that may wait for one
+    read_otherwise         starts a process, with a time limit
     python -m gantry_blob.storing.second_reader SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
 
 pydicom is lenient, and lenient readers lose things without a word. So it is believed only where it accounts for every byte: from the
@@ -14,6 +15,7 @@ The process exists because this is a parser of 100 modules on bytes from outside
 blob. Source: PS3.5 §7; decision 0060.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import io
@@ -23,12 +25,14 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from gantry_runtime import telemetry
+from gantry_runtime.threads import Threads
 from gantry_standard.dicom.dictionary import US_OR_SS, implicit_vr, standard_vr
 from gantry_standard.dicom.elements import swap_words
 from gantry_standard.dicom.file_head import FileHead
@@ -55,10 +59,12 @@ CPU_S = 120
 """Processor time of the process, should nobody be left to end it."""
 
 CONCURRENT = 2
-"""Processes at once; the next waits for one of them."""
+"""Processes at once."""
+
+GRACE_S = 1.0
+"""Seconds after the end of its time that a process has to be ended; what is still waiting then never starts."""
 
 READ, REFUSED = 0, 3
-_READERS = threading.BoundedSemaphore(CONCURRENT)
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _LAST_META_TAG, _FIRST_PRIVATE_GROUP, _FIRST_PRIVATE_ELEMENT = 0x0002FFFF, 0x0009, 0x1000
 _PIXEL_DATA, _PIXEL_REPRESENTATION, _BITS_ALLOCATED = 0x7FE00010, 0x00280103, 0x00280100
@@ -122,23 +128,64 @@ def named_temporary(directory: Path | None) -> IO[bytes]:
     return file
 
 
+class SecondReaders:
+    """At most CONCURRENT processes at once, in a pool of their own, and a bounded number of store requests that wait for one.
+
+    Args:
+        pool: CONCURRENT threads, each of which waits for a process.
+        timeout_s: that one file may take.
+        most: store requests that are being read for or wait; the files of further ones are not tried.
+    """
+
+    def __init__(self, pool: Threads, timeout_s: float = 20.0, most: int = 32) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._most = most
+        self._inside = 0
+
+    async def read(self, source: Path, target: Path, within_s: float) -> bool:
+        """Have pydicom read a file; say whether it accounts for every byte (`read_otherwise`).
+
+        Args:
+            within_s: seconds within which it must be done, waiting for a process included. Afterwards the answer is no.
+        """
+        if self._inside >= self._most:
+            telemetry.SECOND_READER.labels("queue full").inc()
+            return False
+        self._inside += 1
+        reading = self._pool.run(self._read, source, target, time.monotonic() + within_s)
+        try:
+            done, _ = await asyncio.wait({reading}, timeout=within_s + GRACE_S)
+            outcome = reading.result() if done else "too late"
+        finally:
+            self._inside -= 1
+            reading.cancel()
+        telemetry.SECOND_READER.labels(outcome).inc()
+        return outcome == "read"
+
+    def _read(self, source: Path, target: Path, end_s: float) -> str:
+        """Read in a thread of the pool. `end_s` is monotonic time."""
+        if (left_s := end_s - time.monotonic()) <= 0:
+            return "too late"
+        return "read" if read_otherwise(source, target, min(self._timeout_s, left_s)) else "refused"
+
+
 def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
     """Have pydicom read a file; say whether it accounts for every byte. `target` is then the same data set in a file that is right.
 
-    Blocks for `timeout_s` at most, after its turn has come.
+    Blocks for `timeout_s` seconds at most.
     """
-    with _READERS:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "gantry_blob.storing.second_reader", str(source), str(target)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gantry_blob.storing.second_reader", str(source), str(target)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
     return done.returncode == READ
 
 

@@ -1,5 +1,6 @@
 """The second reader: what it accounts for is what is meant, and it is bounded."""
 
+import asyncio
 import random
 import struct
 import tempfile
@@ -14,11 +15,12 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.stores.directory import INCOMING, DirectoryStore
 from gantry_blob.storing import second_reader
 from gantry_blob.storing.request import StoreRules
+from gantry_runtime.process import end_tasks
 from gantry_standard.dicom.limits import BrokenStructure, ScanFailure
 from tests.support import broken, instances
 from tests.support import hand_made as h
 from tests.support.blob_service import running_blob
-from tests.support.nats_server import NatsServer
+from tests.support.nats_server import NatsServer, until
 from tests.support.scanning import scan
 
 ITEM_TAG = b"\xfe\xff\x00\xe0"
@@ -160,3 +162,55 @@ async def test_the_original_is_kept_verified_and_nothing_else_stays(tmp_path: Pa
         [verified] = [answer async for answer in blob.stub.Verify(blob_pb2.VerifyRequest(object=key), timeout=30)]
         assert (verified.instances, list(verified.problems)) == (2, [])
         assert list((tmp_path / INCOMING).iterdir()) == []
+
+
+async def test_when_the_time_of_a_request_is_used_up_the_rest_fails_with_the_reason_of_the_scan(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
+    sent = [row.make(new_uids()), instances.encoded(instances.ct(4, 4)), row.make(new_uids())]
+    rules = StoreRules(spool_directory=tmp_path / INCOMING, fallback_budget_s=0.01)
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules) as blob:
+        results = await blob.store_parts(sent, chunk_bytes=100)
+        assert [result.failure_reason for result in results] == [0xC000, 0, 0xC000]
+        assert list((tmp_path / INCOMING).iterdir()) == []
+
+
+async def test_a_request_for_which_the_line_is_full_fails_at_once_with_the_reason_of_the_scan(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, second_readers=0) as blob:
+        [result] = await blob.store_parts([row.make(new_uids())])
+        assert result.failure_reason == 0xC000
+
+
+async def test_requests_that_wait_for_the_second_reader_hold_neither_a_thread_nor_a_place(tmp_path: Path, nats_server: NatsServer) -> None:
+    row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
+    ordinary = [instances.encoded(instances.ct(4, 4))]
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, concurrent_uploads=1) as blob:
+        reader = blob.edge._pools.second_readers
+        waiting = [asyncio.create_task(blob.store_parts([row.make(new_uids()) for _ in range(3)]))]
+        await until(lambda: reader._inside == 1)
+        waiting.append(asyncio.create_task(blob.store_parts([row.make(new_uids())])))
+        await until(lambda: reader._inside == 2)
+        [stored] = await blob.store_parts(ordinary)
+        assert stored.failure_reason == 0
+        assert not any(request.done() for request in waiting)
+        assert [[list(result.warning_reasons) for result in await request] for request in waiting] == [[[0xB007]] * 3, [[0xB007]]]
+        assert blob.edge._uploads._free == 1
+
+
+async def test_a_store_that_is_given_up_while_it_waits_for_the_second_reader_leaves_nothing(
+    tmp_path: Path, nats_server: NatsServer
+) -> None:
+    row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
+    rules = StoreRules(spool_directory=tmp_path / INCOMING)
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules, concurrent_uploads=1) as blob:
+        reader = blob.edge._pools.second_readers
+        given_up = [asyncio.create_task(blob.store_parts([row.make(new_uids()) for _ in range(3)]))]
+        await until(lambda: reader._inside == 1)
+        await end_tasks(given_up)
+        await until(lambda: blob.edge._uploads._free == 1 and reader._inside == 0)
+        await until(lambda: not list((tmp_path / INCOMING).iterdir()))
+        assert blob.packs() == []
