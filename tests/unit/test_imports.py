@@ -66,6 +66,8 @@ FLOORS = {
         ["rpc", "events"],
         ["process"],
         ["settings", "logs", "telemetry", "threads", "byte_bounded_cache", "healthcheck", "rule_file"],
+        ["call_context"],
+        ["callers"],
     ],
 }
 """The floors of each package, top to bottom. A floor imports only from itself and from what is below it; rooms that stand side by side

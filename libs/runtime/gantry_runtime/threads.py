@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,13 +17,14 @@ from typing import Any, TypeVar
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Call = tuple["asyncio.Future[Any] | None", Callable[..., Any], tuple[object, ...]]
+Call = tuple["asyncio.Future[Any] | None", Context, Callable[..., Any], tuple[object, ...]]
 
 
 class Threads:
     """At most `most` threads of one name, started as they are needed. Calls that find none free wait in line.
 
-    It belongs to one event loop: that of its first call. Closing waits for what runs and for what waits.
+    It belongs to one event loop: that of its first call. Closing waits for what runs and for what waits. A call has the context variables
+    of who made it.
     """
 
     def __init__(self, most: int, name: str) -> None:
@@ -37,13 +39,13 @@ class Threads:
         """Make a call; the future has its result. One that is cancelled before a thread was free is not made."""
         self._loop = loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put((future, call, args))
+        self._put((future, copy_context(), call, args))
         return future
 
     def submit(self, call: Callable[..., object], *args: object) -> None:
         """Make a call that nobody waits for; what it raises is logged."""
         self._loop = asyncio.get_running_loop()
-        self._put((None, call, args))
+        self._put((None, copy_context(), call, args))
 
     def _put(self, call: Call) -> None:
         self._unsettled += 1
@@ -55,18 +57,18 @@ class Threads:
 
     def _work(self) -> None:
         while (taken := self._calls.get()) is not None:
-            future, call, args = taken
+            future, context, call, args = taken
             result, error = None, None
             try:
                 if future is None or not future.cancelled():
-                    result = call(*args)
+                    result = context.run(call, *args)
             except BaseException as raised:
                 error = raised
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 assert self._loop is not None
                 self._loop.call_soon_threadsafe(self._settle, future, result, error)
             # Nothing of the call is held on to while the thread waits for the next one.
-            del taken, future, call, args, result, error
+            del taken, future, context, call, args, result, error
 
     def _settle(self, future: "asyncio.Future[Any] | None", result: object, error: BaseException | None) -> None:
         self._unsettled -= 1

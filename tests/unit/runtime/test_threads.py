@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from contextvars import ContextVar
 
 import pytest
 
@@ -20,6 +21,18 @@ async def test_a_call_raises_what_it_raises() -> None:
         with pytest.raises(ZeroDivisionError):
             await threads.run(divmod, 1, 0)
         assert await threads.run(int, "3") == 3
+
+
+async def test_a_call_has_the_context_variables_of_who_made_it() -> None:
+    variable = ContextVar("variable", default="nobody")
+
+    async def asking(name: str) -> str:
+        variable.set(name)
+        return await threads.run(variable.get)
+
+    with Threads(1, "example") as threads:
+        assert await asyncio.gather(asking("one"), asking("other")) == ["one", "other"]
+        assert await threads.run(variable.get) == "nobody"
 
 
 async def test_so_many_calls_run_at_once_as_there_may_be_threads() -> None:

@@ -29,6 +29,7 @@ from nats.js import JetStreamContext as JetStreamContext  # noqa: PLC0414  the t
 from nats.js import api
 from nats.js.kv import KeyValue
 
+from gantry_runtime import call_context
 from gantry_standard import errors
 
 if _is_without_aiohttp:
@@ -311,7 +312,7 @@ PUBLISH_S = 5.0
 async def publish(
     js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = PUBLISH_S
 ) -> int:
-    """Publish a fact and wait until it is on disk.
+    """Publish a fact, with the request that it is published for (`call_context`), and wait until it is on disk.
 
     Args:
         headers: such as Nats-Msg-Id, or Nats-Expected-Last-Subject-Sequence for a compare-and-set.
@@ -327,7 +328,7 @@ async def publish(
     if (size := len(data) + HEADER_BYTES) > js._nc.max_payload:
         raise errors.PayloadTooLarge(f"a message of {size} bytes, NATS takes at most {js._nc.max_payload}")
     with _publishing():
-        return (await js.publish(subject, data, timeout=timeout_s, headers=headers)).seq
+        return (await js.publish(subject, data, timeout=timeout_s, headers={**(headers or {}), **call_context.headers()} or None)).seq
 
 
 @contextmanager
@@ -518,7 +519,9 @@ class Publisher:
         return bool(self._client.is_connected)
 
     async def publish(self, subject: str, data: bytes, message_id: str) -> int:
-        """Publish a fact and wait until it is on disk; a retry with the same id within two minutes is dropped.
+        """Publish a fact, with the request that it is published for, and wait until it is on disk.
+
+        A retry with the same id within two minutes is dropped.
 
         Raises:
             errors.Unavailable: never connected, no stream, or no answer in time; the fact may or may not be there.
@@ -526,7 +529,7 @@ class Publisher:
         if not (self._client.is_connected or self._client.is_reconnecting):
             raise errors.Unavailable("NATS is not connected")
         with _publishing():
-            answer = await self._acknowledged(subject, data, {"Nats-Msg-Id": message_id})
+            answer = await self._acknowledged(subject, data, {"Nats-Msg-Id": message_id, **call_context.headers()})
         if answer is None or (answer.headers and answer.headers.get("Status")):  # 503: there is no stream
             raise errors.Unavailable("NATS does not answer")
         told = json.loads(answer.data)

@@ -16,8 +16,10 @@ import grpc
 import grpc.aio
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from gantry_runtime import telemetry
+from gantry_runtime import call_context
+from gantry_runtime.call_context import CURRENT, CallContext
 from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.rpc.accounts import account
 from gantry_runtime.rpc.addresses import LOCAL
 from gantry_runtime.rpc.local import calling
 from gantry_runtime.rpc.local import serving as neighbours
@@ -31,6 +33,9 @@ CHUNK_BYTES = 1 << 20
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
+    # A caller who may see a thousand studies.
+    ("grpc.max_metadata_size", 128 << 10),
+    ("grpc.absolute_max_metadata_size", 256 << 10),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -45,8 +50,9 @@ OPTIONS = [
 ]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL, logged.
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Gives handlers the `call_context` of the caller. Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL,
+    logged.
 
     Args:
         as_bytes: methods of one request and one answer whose handlers take the request as the bytes that came.
@@ -65,43 +71,76 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(getattr(handler_call_details, "method", "")).rsplit("/", 1)[-1]
+        made_for = _context_of(handler_call_details)
         if handler.response_streaming:
             inner = handler.stream_stream or handler.unary_stream
             make: Any = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return make(_streaming(inner, method), handler.request_deserializer, handler.response_serializer)
+            return make(_streaming(inner, method, made_for), handler.request_deserializer, handler.response_serializer)
         inner = handler.stream_unary or handler.unary_unary
         make_unary: Any = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         deserializer = None if method in self._as_bytes else handler.request_deserializer
-        return make_unary(_unary(inner, method), deserializer, handler.response_serializer)
+        return make_unary(_unary(inner, method, made_for), deserializer, handler.response_serializer)
 
 
-def _unary(inner: Any, method: str) -> Any:
+def _context_of(details: grpc.HandlerCallDetails) -> CallContext | None:
+    """Return the context that a call came with; None where it cannot be read."""
+    try:
+        return call_context.of_grpc_metadata(getattr(details, "invocation_metadata", None) or ())
+    except ValueError:
+        return None
+
+
+def _enter(made_for: CallContext | None) -> None:
+    """Set the context of the task that serves a call; it ends with the call.
+
+    Raises:
+        errors.BadRequest: it could not be read.
+    """
+    if made_for is None:
+        raise errors.BadRequest("the metadata of the call cannot be read")
+    if made_for is not call_context.NONE:
+        CURRENT.set(made_for)
+
+
+def _unary(inner: Any, method: str, made_for: CallContext | None) -> Any:
     async def call(request: Any, context: Any) -> Any:
-        begin = time.perf_counter()
+        begin, status = time.perf_counter(), "OK"
         try:
+            _enter(made_for)
             return await inner(request, context)
         except errors.GantryError as error:
+            status = rpc_errors.status_of(error).name
             await _abort(context, error)
         except Exception as error:
+            status = "INTERNAL"
             await _internal(context, method, error)
+        except BaseException:
+            status = "CANCELLED"
+            raise
         finally:
-            telemetry.RPC_SECONDS.labels(method).observe(time.perf_counter() - begin)
+            account(method, status, begin)
 
     return call
 
 
-def _streaming(inner: Any, method: str) -> Any:
+def _streaming(inner: Any, method: str, made_for: CallContext | None) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        begin = time.perf_counter()
+        begin, status = time.perf_counter(), "OK"
         try:
+            _enter(made_for)
             async for message in inner(request, context):
                 yield message
         except errors.GantryError as error:
+            status = rpc_errors.status_of(error).name
             await _abort(context, error)
         except Exception as error:
+            status = "INTERNAL"
             await _internal(context, method, error)
+        except BaseException:
+            status = "CANCELLED"
+            raise
         finally:
-            telemetry.RPC_SECONDS.labels(method).observe(time.perf_counter() - begin)
+            account(method, status, begin)
 
     return call
 
@@ -127,13 +166,13 @@ async def serving(
         register: adds the servicers.
         listen: HOST:PORT; port 0 takes a free one. `,local:PATH` may follow: a socket for neighbours.
         drain_s: seconds that running calls have to end when the context closes.
-        as_bytes: see ErrorInterceptor.
+        as_bytes: see Interceptor.
 
     Yields:
         The port.
     """
     address, _, nearby = listen.partition(",")
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(as_bytes)], options=OPTIONS)
+    server = grpc.aio.server(interceptors=[Interceptor(as_bytes)], options=OPTIONS)
     register(server)
     port = server.add_insecure_port(address)
     await server.start()
@@ -177,8 +216,12 @@ async def _failure(call: Any, service: str) -> errors.GantryError:
     return rpc_errors.error_from(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details), service)
 
 
-class _SendsPieces:
-    """A channel for a stub: some methods take a request that is serialised already, in pieces."""
+class _Channel:
+    """A channel for a stub: each call carries the `call_context`, and some methods take a request that is serialised already, in pieces.
+
+    An interceptor of grpc.aio would do the first, at the price of a task and an object more for each call, and hides the stream that
+    `send_serialised` needs.
+    """
 
     def __init__(self, opened: grpc.aio.Channel, methods: frozenset[str]) -> None:
         self._opened = opened
@@ -186,10 +229,26 @@ class _SendsPieces:
 
     def unary_unary(self, method: str, request_serializer: Any = None, **others: Any) -> Any:
         serializer = b"".join if method.rsplit("/", 1)[-1] in self._methods else request_serializer
-        return self._opened.unary_unary(method, request_serializer=serializer, **others)
+        return _with_context(self._opened.unary_unary(method, request_serializer=serializer, **others))
+
+    def unary_stream(self, *arguments: Any, **others: Any) -> Any:
+        return _with_context(self._opened.unary_stream(*arguments, **others))
+
+    def stream_unary(self, *arguments: Any, **others: Any) -> Any:
+        return _with_context(self._opened.stream_unary(*arguments, **others))
+
+    def stream_stream(self, *arguments: Any, **others: Any) -> Any:
+        return _with_context(self._opened.stream_stream(*arguments, **others))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._opened, name)
+
+
+def _with_context(make_call: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **others: Any) -> Any:
+        return make_call(*arguments, metadata=call_context.grpc_metadata(), **others)
+
+    return call
 
 
 @asynccontextmanager
@@ -205,6 +264,6 @@ async def channel(address: str, as_pieces: frozenset[str] = frozenset()) -> Asyn
         return
     opened = grpc.aio.insecure_channel(address, options=OPTIONS)
     try:
-        yield cast(grpc.aio.Channel, _SendsPieces(opened, as_pieces)) if as_pieces else opened
+        yield cast(grpc.aio.Channel, _Channel(opened, as_pieces))
     finally:
         await opened.close()

@@ -27,6 +27,7 @@ from gantry_gateway.http.responses import Immediate
 from gantry_gateway.http.routes import EVERY_RESOURCE, HEALTH_TRANSACTION, WEBSOCKET, Mount, Route, compile_path
 from gantry_gateway.http.server import write_whole
 from gantry_runtime import logs, telemetry
+from gantry_runtime.call_context import CURRENT, CallContext
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex
 
@@ -40,6 +41,8 @@ WATCH_AFTER_S = 0.05
 """Seconds that an answer may take before it is watched whether its client is still there."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+# W3C Trace Context §3.2: version, trace id, parent id, flags.
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ufffd]")
 
 
@@ -132,8 +135,8 @@ class Application:
             method: of the rows that answer it.
         """
         begin = time.perf_counter()
-        request_id = _request_id(scope)
-        logs.REQUEST_ID.set(request_id)
+        request_id, traceparent = _identity(scope)
+        CURRENT.set(CallContext(request_id, traceparent))
         common = cors.headers(scope, self.gateway.settings)
         common.append((b"x-request-id", request_id.encode("ascii")))
         answer = _Answer(send, method == "HEAD", common)
@@ -142,7 +145,7 @@ class Application:
         try:
             transaction, response = await self._respond(request, method)
             if method == WEBSOCKET:
-                answer.accepted = partial(self._tell, request, request_id, transaction, 101, begin)
+                answer.accepted = partial(self._tell, request, transaction, 101, begin)
             if not answer.send_whole(response):
                 await response(scope, receive, answer.send)
         except (_HeadAnswered, ClientGone):
@@ -155,9 +158,9 @@ class Application:
             log.error("answer broke off", extra={"transaction": transaction, "error": type(error).__name__}, exc_info=_unexpected(error))
         finally:
             if not answer.is_open:
-                self._tell(request, request_id, transaction, answer.status, begin)
+                self._tell(request, transaction, answer.status, begin)
 
-    def _tell(self, request: Request, request_id: str, transaction: str, status: int, begin: float) -> None:
+    def _tell(self, request: Request, transaction: str, status: int, begin: float) -> None:
         """Count a request, and write its line to the log. Of a WebSocket this is done when the handshake is answered."""
         seconds = time.perf_counter() - begin
         key = (transaction, status)
@@ -167,7 +170,7 @@ class Application:
         histogram.observe(seconds)
         level = logging.DEBUG if transaction == HEALTH_TRANSACTION else logging.INFO
         if log.isEnabledFor(level):
-            logs.request(log, level, request_id, request.method, transaction, status, seconds)
+            logs.request(log, level, request.method, transaction, status, seconds)
 
     async def _respond(self, request: Request, method: str) -> tuple[str, ASGIApp]:
         """Return the transaction that a request asks for, and its answer."""
@@ -313,11 +316,15 @@ def decode_path(raw_path: bytes) -> str:
     return path
 
 
-def _request_id(scope: Scope) -> str:
+def _identity(scope: Scope) -> tuple[str, str]:
+    """Return the request id and the trace context: those of the client where they can be read, else a new id and none."""
+    request_id = traceparent = ""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return str(value, "ascii")
-    return random_hex(8)
+            request_id = str(value, "ascii")
+        elif name == b"traceparent" and _TRACEPARENT.fullmatch(value):
+            traceparent = str(value, "ascii")
+    return request_id or random_hex(8), traceparent
 
 
 def _unexpected(error: Exception) -> Exception | None:

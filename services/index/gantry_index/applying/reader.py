@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -39,7 +40,7 @@ from gantry_index.applying.decide import (
     uploads_of,
 )
 from gantry_index.stores.port import Batch, Dead, IndexStore, Place, PoisonEvent, Present, place_of
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, logs, telemetry
 from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import rpc_errors
@@ -187,6 +188,8 @@ class Reader:
         if poisoned:
             poisoned.difference_update(healed)
         _STORE_EVENTS_APPLIED.inc(len(batch))
+        for message in messages:
+            logs.applied(log, call_context.of_headers(message.headers), message.subject, time.time() - message.time_s)
         return decisions
 
     async def _event(self, message: streams.Message) -> Event:

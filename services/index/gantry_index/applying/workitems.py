@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
 from gantry.events.v1.events_pb2 import WorkitemState
 from gantry_index.stores.port import WorkitemDocument, WorkitemStore
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, logs, telemetry
 from gantry_runtime.events import streams
 from gantry_standard import errors
 
@@ -55,6 +56,8 @@ class WorkitemReader:
             latest = {document.workitem_uid: document for message in messages if (document := _document(message))}
             await self._apply(list(latest.values()), messages[-1].sequence)
             telemetry.EVENTS_APPLIED.labels("workitem").inc(len(messages))
+            for message in messages:
+                logs.applied(log, call_context.of_headers(message.headers), message.subject, time.time() - message.time_s)
             async with self._moved:
                 self.applied = messages[-1].sequence
                 self._moved.notify_all()

@@ -20,6 +20,7 @@ from typing import Any
 
 from gantry_renderer.workers import exchange
 from gantry_runtime import telemetry
+from gantry_runtime.call_context import CURRENT, CallContext
 from gantry_standard import errors
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 class WorkerDied(Exception):
     """The process ended in the middle of a job."""
+
+
+def _request() -> CallContext:
+    """Return the request that a job belongs to. A worker looks at nothing but its job, so it need not know the caller."""
+    context = CURRENT.get()
+    return CallContext(context.request_id, context.traceparent)
 
 
 class Worker:
@@ -82,7 +89,7 @@ class Worker:
         if self._connection is None or self._shared is None:
             raise WorkerDied
         try:
-            await asyncio.get_running_loop().sock_sendall(self._connection, exchange.packed((job, arguments)))
+            await asyncio.get_running_loop().sock_sendall(self._connection, exchange.packed((job, arguments, _request())))
         except OSError as error:
             raise WorkerDied from error
         outcome, value = await self._receive()

@@ -5,7 +5,9 @@ nothing that serves; it is warm before it says so, and ends when the socket does
 a decoder takes this process and nothing else.
 """
 
+import logging
 import mmap
+import os
 import signal
 import socket
 import sys
@@ -25,9 +27,13 @@ from gantry_renderer.picture.draw import Presentation, draw, render
 from gantry_renderer.picture.image_files import decode_image
 from gantry_renderer.stored.mapped import FrameFiles, StoredFrame
 from gantry_renderer.workers import exchange
+from gantry_runtime import logs
+from gantry_runtime.call_context import CURRENT
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+
+log = logging.getLogger(__name__)
 
 
 def transcode(transfer_syntax_uid: str, data: bytes, description: PixelDescription, target_uid: str) -> bytes:
@@ -64,7 +70,8 @@ def serve(connection: socket.socket, shared: mmap.mmap) -> None:
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         connection.sendall(exchange.packed(None))
         while True:
-            job, arguments = exchange.receive(connection)
+            job, arguments, request = exchange.receive(connection)
+            CURRENT.set(request)
             outcome, value = _answer(files, job, arguments)
             if isinstance(value, bytes) and exchange.SHARED_FROM_BYTES <= len(value) <= len(shared):
                 shared[: len(value)] = value
@@ -80,10 +87,12 @@ def _answer(files: FrameFiles, job: str, arguments: tuple[Any, ...]) -> tuple[st
     except errors.GantryError as error:
         return "error", type(error)(error.message)
     except Exception:
+        log.exception("job failed", extra={"job": job})
         return "error", traceback.format_exc()
 
 
 if __name__ == "__main__":
     # Ctrl-C goes to every process of the terminal; the renderer decides when its workers end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.configure("renderer", os.environ.get("GANTRY_LOG_LEVEL", "info"))
     serve(socket.socket(fileno=int(sys.argv[1])), exchange.mapped(int(sys.argv[2])))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1.events_pb2 import MessageCopy, SubscriptionState, WorkitemState
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import WORKITEMS, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
@@ -125,7 +125,8 @@ class Copier:
         """Write one copy; return False where that is to be tried again."""
         request = blob_pb2.PutObjectRequest(object=object_of(message.subject), data=_encoded(message), replace=True)
         try:
-            with rpc_errors.translated("blob"):
+            # The copy belongs to the request that made the change.
+            with call_context.entered(call_context.of_headers(message.headers)), rpc_errors.translated("blob"):
                 await self._blob.PutObject(request, timeout=BLOB_S)
         except (errors.RequestError, errors.ResourceError) as error:
             log.error("copy refused", extra={"object": request.object, "sequence": message.sequence, "reason": error.message})

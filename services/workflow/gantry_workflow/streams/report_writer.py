@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gantry.events.v1.events_pb2 import EventReport, SubscriptionState, WorkitemState
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import REPORTS, WORKITEMS, JetStreamContext, Message
 from gantry_standard import errors
@@ -57,7 +57,9 @@ class ReportWriter:
         async with aclosing(streams.read_from(self._js, WORKITEMS, after)) as batches:
             async for batch in batches:
                 for message in batch:
-                    await self._report(message)
+                    # Reports belong to the request that made the change, so they carry its id.
+                    with call_context.entered(call_context.of_headers(message.headers)):
+                        await self._report(message)
                     self.reported = message.sequence
                 if time.monotonic() - noted_s > CURSOR_S and self.reported > after:
                     await bucket.put(CURSOR, str(self.reported).encode())

@@ -9,14 +9,17 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from gantry_runtime import call_context
 from gantry_runtime.rpc.addresses import LOCAL
 from gantry_runtime.rpc.local.wire import (
     ABANDONED,
     CALL,
     CALL_WITH_REQUEST,
     CANCEL,
+    CONTEXT_LENGTH,
     END,
     GONE,
+    HAS_CONTEXT,
     LATE,
     MESSAGE,
     OK,
@@ -49,7 +52,10 @@ class _Client(Wire):
         """Begin a call; return its number."""
         number = next(self._numbers) & 0xFFFFFFFF
         self.calls[number] = call
-        head = bytes((len(name),)) + name
+        if context := call_context.encoded():
+            head = bytes((len(name) | HAS_CONTEXT,)) + name + CONTEXT_LENGTH.pack(len(context)) + context
+        else:
+            head = bytes((len(name),)) + name
         self.send(CALL if request is None else CALL_WITH_REQUEST, number, (head, *(request or ())))
         return number
 

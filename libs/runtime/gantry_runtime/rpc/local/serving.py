@@ -10,15 +10,19 @@ from typing import Any
 
 import grpc
 
-from gantry_runtime import telemetry
+from gantry_runtime import call_context
+from gantry_runtime.call_context import CURRENT
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.rpc.accounts import account
 from gantry_runtime.rpc.addresses import LOCAL
 from gantry_runtime.rpc.local.wire import (
     CALL,
     CALL_WITH_REQUEST,
     CANCEL,
+    CONTEXT_LENGTH,
     END,
+    HAS_CONTEXT,
     MESSAGE,
     OK,
     RESULT,
@@ -101,14 +105,19 @@ class _Serving(Wire):
             out.end()
 
     def _begin(self, number: int, payload: Bytes, has_request: bool) -> None:
-        size = payload[0]
-        name, handler = self._services.handlers.get(bytes(payload[1 : 1 + size]), ("", None))
+        at = 1 + (payload[0] & ~HAS_CONTEXT)
+        name, handler = self._services.handlers.get(bytes(payload[1:at]), ("", None))
         if handler is None:
             self.send(STATUS, number, (status_of((grpc.StatusCode.UNIMPLEMENTED, "there is no such method", ())),))
             return
+        context = b""
+        if payload[0] & HAS_CONTEXT:
+            begin = at + CONTEXT_LENGTH.size
+            at = begin + CONTEXT_LENGTH.unpack_from(payload, at)[0]
+            context = bytes(payload[begin:at])
         if not has_request:
             self._in[number] = Inflow(self, number)
-        task = asyncio.create_task(self._run(number, name, handler, memoryview(payload)[1 + size :]))
+        task = asyncio.create_task(self._run(number, name, handler, context, memoryview(payload)[at:]))
         self.tasks[number] = task
         task.add_done_callback(lambda _: self._forget(number))
 
@@ -117,9 +126,12 @@ class _Serving(Wire):
         self._in.pop(number, None)
         self._out.pop(number, None)
 
-    async def _run(self, number: int, name: str, handler: Any, payload: memoryview) -> None:
-        begin = time.perf_counter()
+    async def _run(self, number: int, name: str, handler: Any, context: bytes, payload: memoryview) -> None:
+        begin, status = time.perf_counter(), "CANCELLED"
         try:
+            if context:
+                # Of this call's task alone.
+                CURRENT.set(call_context.decoded(context))
             argument = self._argument(number, name, handler, payload)
             if handler.response_streaming:
                 inner = handler.stream_stream or handler.unary_stream
@@ -131,14 +143,17 @@ class _Serving(Wire):
             else:
                 inner = handler.stream_unary or handler.unary_unary
                 self.send(RESULT, number, (handler.response_serializer(await inner(argument, None)),))
+            status = "OK"
         except errors.GantryError as error:
             ending = rpc_errors.status_of(error), error.message, rpc_errors.trailing_metadata(error)
+            status = ending[0].name
             self.send(STATUS, number, (status_of(ending),))
         except Exception:
+            status = "INTERNAL"
             log.exception("rpc failed", extra={"method": name})
             self.send(STATUS, number, (status_of((grpc.StatusCode.INTERNAL, f"{name} failed", ())),))
         finally:
-            telemetry.RPC_SECONDS.labels(name).observe(time.perf_counter() - begin)
+            account(name, status, begin)
 
     def _argument(self, number: int, name: str, handler: Any, payload: memoryview) -> Any:
         if handler.request_streaming:

@@ -24,6 +24,10 @@ JOINED_BYTES = 16 << 10
 SOCKET_BYTES = 1 << 20
 
 HEADER = struct.Struct("<IBI")
+HAS_CONTEXT = 0x80
+"""Bit of the length of a method's name in the beginning of a call: the call's context follows the name, behind its length."""
+
+CONTEXT_LENGTH = struct.Struct("<I")
 CALL, CALL_WITH_REQUEST, MESSAGE, END, CANCEL, TAKEN, RESULT, STATUS = range(1, 9)
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
