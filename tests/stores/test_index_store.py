@@ -15,6 +15,7 @@ from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1.events_pb2 import Decision
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.levels.summary import workitem_terms
+from gantry_index.stores.elasticsearch.mappings import WORKITEM_MAPPING
 from gantry_index.stores.elasticsearch.store import ElasticsearchStore
 from gantry_index.stores.elasticsearch.workitem_store import ElasticsearchWorkitemStore
 from gantry_index.stores.port import (
@@ -808,3 +809,164 @@ async def test_cleared_workitems_begin_at_zero(workitems: WorkitemStore) -> None
     assert (await workitems.cursor(), await found_workitems(workitems)) == (0, [])
     await workitems.apply([workitem("2.1", 1)], 1)
     assert len(await found_workitems(workitems)) == 1
+
+
+# What a caller may not see.
+
+OTHER = "1.2.9"
+
+
+async def two_studies(store: IndexStore) -> None:
+    """Store three instances of STUDY and two of OTHER, one of each deleted."""
+    of_other = {"study": OTHER, "series": "1.2.9.4", "PatientID": "P2"}
+    await store.apply(batch(5, *(put(f"1.{n}", n) for n in range(1, 4)), put("9.1", 4, **of_other), put("9.2", 5, **of_other)))
+    removed = [await store.present(["1.3", "9.2"], [])]
+    await store.apply(batch(6, *(Remove(one.stored, 6) for one in removed[0][0].values())))
+
+
+def seen_by(scope: Scope, *studies: str) -> Scope:
+    return replace(scope, visible_studies=frozenset(studies))
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("parameters", [{}, {"PatientID": "P*"}, {"Modality": "CT"}, {"StudyInstanceUID": OTHER}], ids=str)
+async def test_what_a_caller_may_not_see_is_not_found_and_not_counted(store: IndexStore, level: Level, parameters: dict[str, str]) -> None:
+    await two_studies(store)
+    query, _ = parse_query(level, "", "", list(parameters.items()), 1)
+
+    async def seen(*studies: str, offset: int = 0) -> tuple[list[str], int]:
+        page = await store.search(replace(query, visible_studies=frozenset(studies), offset=offset))
+        return [value(orjson.loads(row.replace(b"\0", b"")), "StudyInstanceUID") for row in page.rows], page.remaining
+
+    everything = await store.search(replace(query, limit=100))
+    of_study = [STUDY] if level is not Level.INSTANCE else [STUDY, STUDY]
+    expected = [] if "StudyInstanceUID" in parameters else of_study
+    assert len(everything.rows) == (len(expected) or 0) + 1
+    first, remaining = await seen(STUDY)
+    assert (first, remaining) == (expected[:1], max(0, len(expected) - 1))
+    assert await seen(OTHER) == ([OTHER], 0)
+    assert await seen() == ([], 0)
+    assert await seen(STUDY, offset=2) == ([], 0)
+
+
+async def test_a_join_with_what_is_hidden_counts_for_nothing(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await two_studies(store)
+    monkeypatch.setattr("gantry_index.stores.elasticsearch.search.JOIN_MAXIMUM", 1)
+    query, _ = parse_query(Level.SERIES, "", "", [("PatientID", "P*")], 100)
+    rows = (await store.search(replace(query, visible_studies=frozenset({STUDY})))).rows
+    assert [value(orjson.loads(row.replace(b"\0", b"")), "StudyInstanceUID") for row in rows] == [STUDY]
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        Scope(OTHER),
+        Scope(OTHER, "1.2.9.4"),
+        Scope(OTHER, "1.2.9.4", "9.1"),
+        Scope("", "", "9.1"),
+        Scope(OTHER, "1.2.9.4", "9.2"),
+        Scope("", "", "9.2"),
+    ],
+    ids=str,
+)
+async def test_what_a_caller_may_not_see_is_as_what_never_was(store: IndexStore, scope: Scope) -> None:
+    async def refusal() -> str:
+        with pytest.raises(errors.NotFound) as raised:
+            await records(store, seen_by(scope, STUDY))
+        assert type(raised.value) is errors.NotFound
+        with pytest.raises(errors.NotFound):
+            _ = [one async for page in store.fragments(seen_by(scope, STUDY)) for one in page]
+        assert await store.state(seen_by(scope, STUDY)) == b""
+        return raised.value.message
+
+    before = await refusal()
+    await two_studies(store)
+    assert await refusal() == before
+
+
+async def test_a_deleted_study_is_gone_only_for_who_may_see_it(store: IndexStore) -> None:
+    await store.apply(batch(1, put("1.1", 1)))
+    present, _ = await store.present(["1.1"], [])
+    await store.apply(batch(2, Remove(present["1.1"].stored, 2)))
+    with pytest.raises(errors.Gone):
+        await records(store, seen_by(Scope(STUDY), STUDY))
+    for scope in (Scope(STUDY), Scope(STUDY, SERIES), Scope(STUDY, SERIES, "1.1")):
+        with pytest.raises(errors.NotFound) as raised:
+            await records(store, seen_by(scope, OTHER))
+        assert type(raised.value) is errors.NotFound
+
+
+async def test_a_caller_sees_records_fragments_and_the_state_of_visible_studies(store: IndexStore) -> None:
+    await two_studies(store)
+    visible = seen_by(Scope(STUDY), STUDY, "1.2.77")
+    assert [record.stored.sop_instance_uid for record in await records(store, visible)] == ["1.1", "1.2"]
+    assert len([one async for page in store.fragments(visible) for one in page]) == 2
+    assert await store.state(visible) == await store.state(Scope(STUDY))
+    assert len(await records(store, seen_by(Scope("", "", "1.1"), STUDY))) == 1
+
+
+@pytest.mark.parametrize("uid", [OTHER, "1.2.9.4", "9.2"])
+async def test_tombstones_of_what_a_caller_may_not_see_are_not_found(store: IndexStore, uid: str) -> None:
+    await two_studies(store)
+
+    async def tombstones(*studies: str) -> list[str]:
+        return [one.stored.sop_instance_uid async for page in store.tombstones(uid, frozenset(studies)) for one in page]
+
+    assert await tombstones(STUDY) == []
+    assert await tombstones() == []
+    assert await tombstones(STUDY, OTHER) == ["9.2"]
+
+
+def referring(uid: str, version: int, own: str = "", inputs: tuple[str, ...] = (), requests: tuple[str, ...] = ()) -> WorkitemDocument:
+    items: dict[str, Any] = {"InputInformationSequence": inputs, "ReferencedRequestSequence": requests}
+    sequences = {name: [element("StudyInstanceUID", study) for study in studies] for name, studies in items.items() if studies}
+    return workitem(uid, version, SOPInstanceUID=uid, **({"StudyInstanceUID": own} if own else {}), **sequences)
+
+
+async def test_a_caller_sees_workitems_that_refer_to_visible_studies_only(workitems: WorkitemStore) -> None:
+    await workitems.apply(
+        [
+            referring("2.1", 1, STUDY),
+            referring("2.2", 2, "", (STUDY, OTHER)),
+            referring("2.3", 3, "", (STUDY,), (STUDY,)),
+            referring("2.4", 4),
+            referring("2.5", 5, STUDY, (), (OTHER,)),
+            referring("2.6", 6, STUDY),
+        ],
+        6,
+    )
+    await workitems.apply([referring("2.6", 7, OTHER)], 7)
+
+    async def seen(*studies: str, limit: int = 100) -> tuple[list[str], int]:
+        query, _ = parse_workitem_query([], limit)
+        page = await workitems.search(replace(query, visible_studies=frozenset(studies)))
+        return [value(orjson.loads(row), "SOPInstanceUID") for row in page.rows], page.remaining
+
+    assert await seen(STUDY) == (["2.1", "2.3"], 0)
+    assert await seen(STUDY, limit=1) == (["2.1"], 1)
+    assert await seen(STUDY, OTHER) == (["2.1", "2.2", "2.3", "2.5", "2.6"], 0)
+    assert await seen(OTHER) == (["2.6"], 0)
+    assert await seen() == ([], 0)
+    assert len(await found_workitems(workitems)) == 6
+
+
+async def test_a_workitem_store_that_an_older_program_made_begins_anew(
+    workitems: WorkitemStore, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    await workitems.apply([referring("2.1", 5, STUDY)], 5)
+    if isinstance(workitems, SqliteWorkitemStore):
+        workitems._database.writer.execute("DROP TABLE studies")
+        again: WorkitemStore = SqliteWorkitemStore(tmp_path)
+    else:
+        assert isinstance(workitems, ElasticsearchWorkitemStore)
+        cluster = workitems._cluster
+        await cluster.client.indices.delete(index=cluster.index("workitems"))
+        without = {name: field for name, field in WORKITEM_MAPPING.items() if not name.startswith("studies")}
+        await cluster.create({"workitems": without})
+        again = await ElasticsearchWorkitemStore.opened(request.getfixturevalue("elasticsearch_url"), cluster.prefix)
+    assert await again.cursor() == 0
+    assert await found_workitems(again) == []
+    await again.apply([referring("2.1", 5, STUDY)], 5)
+    query = replace(parse_workitem_query([], 10)[0], visible_studies=frozenset({STUDY}))
+    assert len((await again.search(query)).rows) == 1
+    await again.close()

@@ -12,9 +12,10 @@ X a value for CANCELED (which the server fills in), RC conditional, O nothing.
 `match`: U unique key, R required, O optional, - none. `returned`: type of the return key of a search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from gantry_standard.dicom.pydicom_tables import attribute, tag_of
 
@@ -225,3 +226,26 @@ def is_code_sequence(tag: str) -> bool:
     """Say whether the items of a sequence are codes (PS3.3 Table 8.8-1)."""
     row = attribute(int(tag, 16))
     return row is not None and row.vr == "SQ" and row.name.endswith("Code Sequence")
+
+
+STUDY_INSTANCE_UID = tag_of("StudyInstanceUID")
+
+
+def studies_of(dataset: Mapping[str, Any]) -> frozenset[str]:
+    """Return the Study Instance UIDs that a workitem names anywhere: its own, those of its input and output, those of its requests.
+
+    Args:
+        dataset: DICOM JSON object.
+    """
+    return frozenset(_studies_in(dataset))
+
+
+def _studies_in(dataset: Mapping[str, Any]) -> Iterator[str]:
+    for tag, element in dataset.items():
+        values = element.get("Value", ()) if isinstance(element, Mapping) else ()
+        if tag == STUDY_INSTANCE_UID:
+            yield from (str(value) for value in values if value)
+        elif element.get("vr") == "SQ":
+            for item in values:
+                if isinstance(item, Mapping):
+                    yield from _studies_in(item)

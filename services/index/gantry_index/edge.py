@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
@@ -12,7 +13,7 @@ from gantry.index.v1.index_pb2_grpc import IndexServiceServicer
 from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.service import Following
 from gantry_index.stores.port import Dead, Fragment, IndexStore, Place, Present, Scope, place_of
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.query_messages import query_of, workitem_query_of
 from gantry_standard import errors
@@ -62,14 +63,14 @@ class IndexEdge(IndexServiceServicer):
 
     async def Search(self, request: index_pb2.SearchRequest, context: Any) -> index_pb2.SearchResponse:
         """Search studies, series or instances."""
-        page = await self._store.search(query_of(request, self._search_maximum))
+        page = await self._store.search(visible(query_of(request, self._search_maximum)))
         return index_pb2.SearchResponse(rows=page.rows, remaining=page.remaining)
 
     async def SearchWorkitems(self, request: index_pb2.SearchWorkitemsRequest, context: Any) -> index_pb2.SearchWorkitemsResponse:
         """Search workitems, as of now when that is asked for."""
         if request.current:
             await self._workitems.wait_until_current(self._current_timeout_s)
-        page = await self._workitems.store.search(workitem_query_of(request, self._search_maximum))
+        page = await self._workitems.store.search(visible(workitem_query_of(request, self._search_maximum)))
         return index_pb2.SearchWorkitemsResponse(rows=page.rows, remaining=page.remaining)
 
     async def GetInstances(self, request: index_pb2.GetInstancesRequest, context: Any) -> AsyncIterator[index_pb2.GetInstancesResponse]:
@@ -107,7 +108,7 @@ class IndexEdge(IndexServiceServicer):
         if not is_valid_uid(request.uid):
             raise errors.BadRequest(f"{request.uid[:80]!r} is not a UID")
         by_study: dict[str, list[NamedUpload]] = {}
-        async for tombstones in self._store.tombstones(request.uid):
+        async for tombstones in self._store.tombstones(request.uid, call_context.caller().visible_studies):
             for one in tombstones:
                 by_study.setdefault(one.stored.study_instance_uid, []).append(named(one.stored))
         answer = index_pb2.RestoreInstancesResponse(here=await self._count_here(request.uid))
@@ -134,7 +135,7 @@ class IndexEdge(IndexServiceServicer):
         count = 0
         for level, tag in tags.items():
             query = Query(Level.INSTANCE, keys=(MatchKey((tag,), Operation.EQUAL, (uid,), level=level),), limit=1)
-            page = await self._store.search(query)
+            page = await self._store.search(visible(query))
             count += len(page.rows) + page.remaining
         return count
 
@@ -225,11 +226,22 @@ class IndexEdge(IndexServiceServicer):
         return status
 
 
+def visible(query: Query) -> Query:
+    """Return a query for what the caller may see. For an unrestricted caller it is the query itself."""
+    studies = call_context.caller().visible_studies
+    return query if studies is None else replace(query, visible_studies=studies)
+
+
 def scope_of(scope: index_pb2.Scope) -> Scope:
-    """Return a scope. Raises errors.BadRequest where nothing restricts it, or a series stands without its study."""
+    """Return a scope of what the caller may see.
+
+    Raises:
+        errors.BadRequest: nothing restricts it, or a series stands without its study.
+    """
     if not scope.study_instance_uid and not scope.sop_instance_uid:
         raise errors.BadRequest("a scope names a study or an instance")
-    return Scope(scope.study_instance_uid, scope.series_instance_uid, scope.sop_instance_uid)
+    studies = call_context.caller().visible_studies
+    return Scope(scope.study_instance_uid, scope.series_instance_uid, scope.sop_instance_uid, studies)
 
 
 def named(stored: StoredInstance) -> NamedUpload:

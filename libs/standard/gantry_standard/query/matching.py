@@ -96,6 +96,7 @@ class Query:
         include_fields: attribute paths as tags joined by "."; a private one is followed by ":" and its private creator.
         include_levels: levels above `level` whose default attributes are returned too.
         limit: at most so many; the server's maximum is applied already. 0: nothing is wanted.
+        visible_studies: everything else does not exist for who asks; None: everything is visible.
     """
 
     level: Level
@@ -108,6 +109,7 @@ class Query:
     offset: int = 0
     limit: int = 1000
     fuzzy_matching: bool = False
+    visible_studies: frozenset[str] | None = None
 
 
 MAXIMUM_OFFSET = 100_000

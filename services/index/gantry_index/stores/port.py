@@ -35,11 +35,20 @@ def place_of(stored: StoredInstance) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A study, a series or an instance; what is empty is not restricted. At least one is given."""
+    """A study, a series or an instance; what is empty is not restricted. At least one is given.
+
+    Attributes:
+        visible_studies: everything else does not exist for who asks; None: everything is visible.
+    """
 
     study_instance_uid: str = ""
     series_instance_uid: str = ""
     sop_instance_uid: str = ""
+    visible_studies: frozenset[str] | None = None
+
+    def hides(self, study_instance_uid: str) -> bool:
+        """Say whether a study does not exist for who asks."""
+        return self.visible_studies is not None and study_instance_uid not in self.visible_studies
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +262,8 @@ class IndexStore(Protocol):
     async def search(self, query: Query) -> Page:
         """Return what matches: studies by date and time descending, then UID; series and instances by number, then UID.
 
+        What lies in none of `query.visible_studies` neither matches nor counts.
+
         Raises:
             errors.PayloadTooLarge: keys of another level match more than the store can join.
         """
@@ -262,7 +273,7 @@ class IndexStore(Protocol):
         """Yield serialized InstanceRecords, at most PAGE at a time: series by number then UID, instances by number then UID.
 
         Raises (before the first piece):
-            errors.NotFound: there is nothing in the scope.
+            errors.NotFound: there is nothing in the scope, or nothing visible; the same message for both.
             errors.Gone: there is nothing any more: it was deleted.
         """
         ...
@@ -272,7 +283,8 @@ class IndexStore(Protocol):
         ...
 
     async def state(self, scope: Scope) -> bytes:
-        """Return what differs as soon as anything in the scope does; b"" where that is not known at much less cost than `fragments`.
+        """Return what differs as soon as anything in the scope does; b"" where that is not known at much less cost than `fragments`, or
+        nothing is visible.
 
         What is read after it is at least as new.
 
@@ -281,8 +293,12 @@ class IndexStore(Protocol):
         """
         ...
 
-    def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
-        """Yield the tombstones of a study, a series or an instance, at most PAGE at a time; nothing where there is none."""
+    def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
+        """Yield the tombstones of a study, a series or an instance, at most PAGE at a time; nothing where there is none.
+
+        Args:
+            visible_studies: only tombstones in these; None: all.
+        """
         ...
 
     async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
@@ -330,7 +346,10 @@ class WorkitemStore(Protocol):
         ...
 
     async def search(self, query: Query) -> Page:
-        """Return what matches, by Scheduled Procedure Step Start DateTime, then UID."""
+        """Return what matches, by Scheduled Procedure Step Start DateTime, then UID.
+
+        With `query.visible_studies`, a workitem matches and counts only where it refers to at least one study and to visible ones only.
+        """
         ...
 
     async def close(self) -> None:

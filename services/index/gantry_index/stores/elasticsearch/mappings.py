@@ -55,6 +55,9 @@ WORKITEM_MAPPING = {
     "sort_key": KEYWORD,
     "deleted": {"type": "boolean"},
     "dicom_json": KEPT,
+    # The studies that it refers to, and how many they are.
+    "studies": KEYWORD,
+    "studies_count": {"type": "integer"},
     "value": {"type": "keyword", "index": False, "doc_values": False},
     **TERMS,
 }

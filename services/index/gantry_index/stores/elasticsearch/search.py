@@ -128,9 +128,11 @@ class Searching:
             filters.append({"term": {"study": query.study_instance_uid}})
         if query.series_instance_uid:
             filters.append({"term": {"series": query.series_instance_uid}})
+        if query.visible_studies is not None:
+            filters.append({"terms": {"study": sorted(query.visible_studies)}})
+        within = list(filters)
         if query.level is Level.INSTANCE:
             filters.append({"term": {"deleted": False}})
-        within = [clause for clause in filters if "deleted" not in clause["term"]]
         for group in group_keys(query.keys):
             key = group[0]
             level = key.level or query.level
@@ -147,7 +149,7 @@ class Searching:
         """Return which studies or series match keys of another level."""
         shared = min(level, self._query.level, key=lambda one: one.value)
         fields = KEY_FIELDS[shared]
-        where = [clause for clause in within if next(iter(clause["term"])) in KEY_FIELDS[level]]
+        where = [clause for clause in within if next(iter(next(iter(clause.values())))) in KEY_FIELDS[level]]
         if level is Level.INSTANCE:
             where.append({"term": {"deleted": False}})
         answer = await answered(

@@ -144,6 +144,8 @@ class ElasticsearchStore:
         if scope.sop_instance_uid:
             yield [await self._one(scope, [*fields, "study", "series", "deleted"])]
             return
+        if scope.hides(scope.study_instance_uid):
+            raise errors.NotFound(f"{_what(scope)} is not here")
         where = [{"term": {"study": scope.study_instance_uid}}]
         if scope.series_instance_uid:
             where.append({"term": {"series": scope.series_instance_uid}})
@@ -165,6 +167,7 @@ class ElasticsearchStore:
             source is None
             or (scope.study_instance_uid and scope.study_instance_uid != source["study"])
             or (scope.series_instance_uid and scope.series_instance_uid != source["series"])
+            or scope.hides(source["study"])
         ):
             raise errors.NotFound(f"instance {uid} is not here")
         if source["deleted"]:
@@ -172,20 +175,22 @@ class ElasticsearchStore:
         return dict(source)
 
     async def _missing(self, scope: Scope, query: dict[str, Any]) -> None:
-        what = f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
         tombstones = await answered(self._cluster.client.count(index=self._cluster.index("instances"), query=query))
         if tombstones["count"]:
-            raise errors.Gone(f"{what} was deleted")
-        raise errors.NotFound(f"{what} is not here")
+            raise errors.Gone(f"{_what(scope)} was deleted")
+        raise errors.NotFound(f"{_what(scope)} is not here")
 
     async def state(self, scope: Scope) -> bytes:
         """See IndexStore. It would be a request to Elasticsearch like the one for the fragments."""
         return b""
 
-    async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
+    async def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
         """See IndexStore."""
         named = [{"term": {field: uid}} for field in UID_FIELD.values()]
-        query = {"bool": {"filter": [{"term": {"deleted": True}}], "should": named, "minimum_should_match": 1}}
+        filters: list[dict[str, Any]] = [{"term": {"deleted": True}}]
+        if visible_studies is not None:
+            filters.append({"terms": {"study": sorted(visible_studies)}})
+        query = {"bool": {"filter": filters, "should": named, "minimum_should_match": 1}}
         async for page in self._cluster.pages("instances", query, [{"sop": "asc"}], ["record", "deleted"]):
             yield [_present(source) for source in page]
 
@@ -255,6 +260,10 @@ class ElasticsearchStore:
     async def close(self) -> None:
         """See IndexStore."""
         await self._cluster.client.close()
+
+
+def _what(scope: Scope) -> str:
+    return f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
 
 
 def _cursor_names() -> list[str]:

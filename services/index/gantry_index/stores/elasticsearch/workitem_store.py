@@ -10,6 +10,7 @@ from gantry_index.stores.elasticsearch.mappings import WORKITEM_MAPPING, term_fi
 from gantry_index.stores.elasticsearch.search import group_query
 from gantry_index.stores.port import Page, WorkitemDocument
 from gantry_standard.query.matching import Query, group_keys
+from gantry_standard.workitems import studies_of
 
 
 class ElasticsearchWorkitemStore:
@@ -24,12 +25,22 @@ class ElasticsearchWorkitemStore:
         client = await opened(url)
         cluster = Cluster(client, prefix)
         try:
+            store = cls(cluster)
             if not await answered(client.indices.exists(index=cluster.index("workitems"))):
                 await cluster.create({"workitems": WORKITEM_MAPPING})
+            elif not await store._is_of_this_format():
+                # An older program made it. It fills as the stream is read again from its beginning: everything in it is a copy.
+                await store.clear()
         except BaseException:
             await client.close()
             raise
-        return cls(cluster)
+        return store
+
+    async def _is_of_this_format(self) -> bool:
+        """Say whether the index has every field."""
+        index = self._cluster.index("workitems")
+        found = await answered(self._cluster.client.indices.get_mapping(index=index))
+        return WORKITEM_MAPPING.keys() <= set(found[index]["mappings"].get("properties", ()))
 
     async def cursor(self) -> int:
         """See WorkitemStore."""
@@ -42,6 +53,7 @@ class ElasticsearchWorkitemStore:
         operations: list[dict[str, Any]] = []
         for document in {document.workitem_uid: document for document in documents}.values():
             dataset = {} if document.deleted else decoded(document.dicom_json)
+            studies = sorted(studies_of(dataset))
             action = {"_index": index, "_id": f"workitem {document.workitem_uid}", "version": document.version, "version_type": "external"}
             operations += [
                 {"index": action},
@@ -49,6 +61,8 @@ class ElasticsearchWorkitemStore:
                     "uid": document.workitem_uid,
                     "sort_key": start_of(dataset),
                     "deleted": document.deleted,
+                    "studies": studies,
+                    "studies_count": len(studies),
                     "dicom_json": packed(document.dicom_json),
                     **term_fields(workitem_terms(document, dataset)),
                 },
@@ -63,7 +77,11 @@ class ElasticsearchWorkitemStore:
 
     async def search(self, query: Query) -> Page:
         """See WorkitemStore."""
-        filters = [{"term": {"deleted": False}}, *(group_query(group) for group in group_keys(query.keys))]
+        filters: list[dict[str, Any]] = [{"term": {"deleted": False}}, *(group_query(group) for group in group_keys(query.keys))]
+        if query.visible_studies is not None:
+            # As many of its studies are visible as it has, and it has some.
+            seen = {"terms": sorted(query.visible_studies), "minimum_should_match_field": "studies_count"}
+            filters += [{"range": {"studies_count": {"gte": 1}}}, {"terms_set": {"studies": seen}}]
         answer = await answered(
             self._cluster.client.search(
                 index=self._cluster.index("workitems"),

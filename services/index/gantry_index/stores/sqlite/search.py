@@ -117,6 +117,8 @@ class Searching:
             condition.add("x.study = ?", query.study_instance_uid)
         if query.series_instance_uid:
             condition.add("x.series = ?", query.series_instance_uid)
+        if query.visible_studies is not None:
+            condition.add(f"x.study IN ({marks(query.visible_studies)})", *query.visible_studies)
         if query.level is Level.INSTANCE:
             condition.add("x.deleted = 0")
         for group in group_keys(query.keys):

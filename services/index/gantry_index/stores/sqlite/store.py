@@ -171,7 +171,7 @@ class SqliteStore:
 
     async def state(self, scope: Scope) -> bytes:
         """See IndexStore. Every change of an instance has a new, higher version, and a deletion leaves one less."""
-        if scope.sop_instance_uid:
+        if scope.sop_instance_uid or scope.hides(scope.study_instance_uid):
             return b""
         database = self._database
         condition, parameters = "study = ?", [scope.study_instance_uid]
@@ -181,17 +181,22 @@ class SqliteStore:
         count, newest = await database.read(lambda connection: connection.execute(statement, (*parameters, MOST_IN_STATE + 1)).fetchone())
         return f"{database.opened} {count} {newest}".encode() if 0 < count <= MOST_IN_STATE else b""
 
-    async def tombstones(self, uid: str) -> AsyncIterator[list[Present]]:
+    async def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
         """See IndexStore."""
+        visible = sorted(visible_studies) if visible_studies is not None else []
+        places = ", ".join(f"?{number}" for number in range(4, 4 + len(visible)))
+        dead = "deleted = 1" if visible_studies is None else f"deleted = 1 AND study IN ({places})"
         columns = UID_COLUMNS
         for number, column in enumerate(columns):
             # A UID may be that of a series and of an instance: what an earlier column has found is left out.
             condition = " AND ".join([f"{column} = ?1", *(f"{earlier} <> ?1" for earlier in columns[:number])])
-            statement = f"SELECT sop, version, record FROM instances WHERE {condition} AND deleted = 1 AND sop > ?2 ORDER BY sop LIMIT ?3"
+            statement = f"SELECT sop, version, record FROM instances WHERE {condition} AND {dead} AND sop > ?2 ORDER BY sop LIMIT ?3"
             after: str | None = ""
             while after is not None:
                 found = await self._database.read(
-                    lambda connection, statement=statement, after=after: connection.execute(statement, (uid, after, PAGE)).fetchall()  # type: ignore[misc]
+                    lambda connection, statement=statement, after=after: connection.execute(
+                        statement, (uid, after, PAGE, *visible)
+                    ).fetchall()  # type: ignore[misc]
                 )
                 if found:
                     yield [Present(InstanceRecord.FromString(record).stored, version, deleted=True) for _, version, record in found]
@@ -300,6 +305,7 @@ def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list
         values is None
         or (scope.study_instance_uid and scope.study_instance_uid != values[1])
         or (scope.series_instance_uid and scope.series_instance_uid != values[2])
+        or scope.hides(values[1])
     ):
         raise errors.NotFound(f"instance {scope.sop_instance_uid} is not here")
     if values[0]:
@@ -312,10 +318,11 @@ def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple
     if scope.series_instance_uid:
         condition, parameters = condition + " AND series = ?", [*parameters, scope.series_instance_uid]
     statement = f"SELECT study, series FROM series WHERE {condition} ORDER BY number, series"
-    if found := connection.execute(statement, parameters).fetchall():
+    is_hidden = scope.hides(scope.study_instance_uid)
+    if not is_hidden and (found := connection.execute(statement, parameters).fetchall()):
         return found
     what = f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
-    if connection.execute(f"SELECT 1 FROM instances WHERE {condition} LIMIT 1", parameters).fetchone():
+    if not is_hidden and connection.execute(f"SELECT 1 FROM instances WHERE {condition} LIMIT 1", parameters).fetchone():
         raise errors.Gone(f"{what} was deleted")
     raise errors.NotFound(f"{what} is not here")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from gantry_index.levels.rows import workitem_row
 from gantry_index.levels.summary import decoded, start_of, workitem_terms
 from gantry_index.stores.port import Page, WorkitemDocument
-from gantry_index.stores.sqlite.database import Database, meta, set_meta
+from gantry_index.stores.sqlite.database import Database, marks, meta, set_meta
 from gantry_index.stores.sqlite.search import Condition
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
+from gantry_standard.workitems import studies_of
 
 WORKITEM_SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -26,6 +27,13 @@ CREATE TABLE terms (
 ) WITHOUT ROWID;
 CREATE INDEX terms_of_owner ON terms (owner);
 """
+STUDIES_SCHEMA = """
+CREATE TABLE studies (workitem INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (workitem, study)) WITHOUT ROWID;
+"""
+"""The studies that a workitem refers to. Databases of older programs have no such table."""
+
+
+CLEAR = "DELETE FROM workitems; DELETE FROM terms; DELETE FROM studies; DELETE FROM meta WHERE name = 'cursor';"
 
 
 class SqliteWorkitemStore:
@@ -33,6 +41,10 @@ class SqliteWorkitemStore:
 
     def __init__(self, directory: Path, readers: int = 2) -> None:
         self._database = Database(directory / "workitems.sqlite", WORKITEM_SCHEMA, readers)
+        writer = self._database.writer
+        if not writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
+            # It fills as the stream is read again from its beginning: everything in this database is a copy.
+            writer.executescript(f"BEGIN; {STUDIES_SCHEMA} {CLEAR} COMMIT;")
 
     async def cursor(self) -> int:
         """See WorkitemStore."""
@@ -54,21 +66,23 @@ class SqliteWorkitemStore:
             if before[1] >= document.version:
                 return
             connection.execute("DELETE FROM terms WHERE owner = ?", (before[0] * 4 + Level.INSTANCE.value,))
+            connection.execute("DELETE FROM studies WHERE workitem = ?", (before[0],))
             connection.execute("DELETE FROM workitems WHERE id = ?", (before[0],))
         dataset = {} if document.deleted else decoded(document.dicom_json)
         cursor = connection.execute(
             "INSERT INTO workitems (uid, sort_key, version, deleted, dicom_json) VALUES (?, ?, ?, ?, ?)",
             (document.workitem_uid, start_of(dataset), document.version, document.deleted, document.dicom_json),
         )
-        self._database.add_terms(int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, workitem_terms(document, dataset))
+        row_id = int(cursor.lastrowid or 0)
+        self._database.add_terms(row_id * 4 + Level.INSTANCE.value, workitem_terms(document, dataset))
+        connection.executemany("INSERT INTO studies VALUES (?, ?)", [(row_id, study) for study in studies_of(dataset)])
 
     async def clear(self) -> None:
         """See WorkitemStore."""
 
         def work(connection: sqlite3.Connection) -> None:
-            for table in ("workitems", "terms"):
-                connection.execute(f"DELETE FROM {table}")
-            set_meta(connection, "cursor", "0")
+            for statement in CLEAR.split(";"):
+                connection.execute(statement)
 
         await self._database.write(work)
 
@@ -78,6 +92,10 @@ class SqliteWorkitemStore:
         def work(connection: sqlite3.Connection) -> Page:
             condition = Condition(self._database.path_ids)
             condition.add("x.deleted = 0")
+            if query.visible_studies is not None:
+                hidden = f"s.study NOT IN ({marks(query.visible_studies)})"
+                condition.add("EXISTS (SELECT 1 FROM studies s WHERE s.workitem = x.id)")
+                condition.add(f"NOT EXISTS (SELECT 1 FROM studies s WHERE s.workitem = x.id AND {hidden})", *query.visible_studies)
             for group in group_keys(query.keys):
                 absent = [key for key in group if key.operation is Operation.ABSENT]
                 for key in absent:
