@@ -60,7 +60,7 @@ FLOORS = {
         ["settings"],
     ],
     "workflow": [["main"], ["edge", "arrivals"], ["streams"], ["workitems"], ["settings"]],
-    "standard": [["query", "bitstreams"], ["workitems"], ["http", "dicom"], ["errors", "reasons"]],
+    "standard": [["query", "bitstreams"], ["workitems", "http"], ["dicom"], ["errors", "reasons"]],
     "runtime": [
         ["blob_reader", "store_messages", "query_messages"],
         ["rpc", "events"],

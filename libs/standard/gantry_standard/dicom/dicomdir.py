@@ -13,13 +13,13 @@ from typing import Any
 
 from gantry_standard.dicom.dictionary import standard_vr
 from gantry_standard.dicom.part10 import encode_element, encode_element_header, encode_file_meta
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
 
 Object = dict[str, Any]
 """A DICOM JSON object."""
 
 MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
-EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
 UTF_8 = "ISO_IR 192"
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -213,7 +213,7 @@ class Directory:
             encode_element(0x00041212, b"US", b"\0\0"),
             encode_element_header(0x00041220, b"SQ", sum(len(record) for record in self._records)),
         )
-        return encode_file_meta(MEDIA_STORAGE_DIRECTORY, self._sop_instance_uid, EXPLICIT_VR_LE) + b"".join(elements)
+        return encode_file_meta(MEDIA_STORAGE_DIRECTORY, self._sop_instance_uid, EXPLICIT_VR_LITTLE_ENDIAN) + b"".join(elements)
 
 
 def encode_json_element(tag: str, element: Object) -> bytes:

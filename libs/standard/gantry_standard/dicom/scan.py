@@ -42,7 +42,14 @@ from gantry_standard.dicom.frames import FragmentTable, is_codestream_start, loc
 from gantry_standard.dicom.limits import Limits, ScanFailure
 from gantry_standard.dicom.part10 import PREAMBLE, encode_file_meta
 from gantry_standard.dicom.scanned import FrameTable, NativeFrames, Origin, PixelDescription, ScannedInstance, Span
-from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES, TransferSyntax, transfer_syntax
+from gantry_standard.dicom.transfer_syntaxes import (
+    EXPLICIT_VR_BIG_ENDIAN,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    TRANSFER_SYNTAXES,
+    TransferSyntax,
+    transfer_syntax,
+)
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.dicom.values import BASE_URL, SPECIFIC_CHARACTER_SET, DicomJson
 from gantry_standard.dicom.wire_form import ExplicitEncoder, Wire
@@ -278,8 +285,8 @@ class Scanner:
         """Return the transfer syntax as sent; where the file does not say, what the bytes are."""
         if self._syntax is not None:
             return self._syntax.uid
-        by_encoding = {EXPLICIT_LITTLE: EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_BIG: "1.2.840.10008.1.2.2"}
-        return by_encoding.get(self._encoding, "1.2.840.10008.1.2")
+        by_encoding = {EXPLICIT_LITTLE: EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_BIG: EXPLICIT_VR_BIG_ENDIAN}
+        return by_encoding.get(self._encoding, IMPLICIT_VR_LITTLE_ENDIAN)
 
     def _wire_transfer_syntax_uid(self) -> str:
         syntax = self._syntax

@@ -31,7 +31,8 @@ class TransferSyntax:
     """One transfer syntax.
 
     Attributes:
-        media_type: of its bulkdata (PS3.18 §8.7.3); application/octet-stream for native pixel data, "" where PS3.18 names none.
+        media_type: of its bulkdata (PS3.18 §8.7.3), in lower case; application/octet-stream for native pixel data, "" where PS3.18
+            names none.
         is_default_of_media_type: what the media type means where no transfer-syntax parameter is given.
         is_lossy: may lose information. The reversible and the irreversible form share a UID in some rows; then it is True.
         is_supported: False for syntaxes that are not data sets in a file.
@@ -130,8 +131,8 @@ TRANSFER_SYNTAXES: dict[str, TransferSyntax] = {
         _video("4.105.1", "Fragmentable MPEG-4 AVC/H.264 High Profile / Level 4.2 For 3D Video", "video/mp4"),
         _video("4.106", "MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2", "video/mp4"),
         _video("4.106.1", "Fragmentable MPEG-4 AVC/H.264 Stereo High Profile / Level 4.2", "video/mp4"),
-        _video("4.107", "HEVC/H.265 Main Profile / Level 5.1", "video/H265", default=True),
-        _video("4.108", "HEVC/H.265 Main 10 Profile / Level 5.1", "video/H265"),
+        _video("4.107", "HEVC/H.265 Main Profile / Level 5.1", "video/h265", default=True),
+        _video("4.108", "HEVC/H.265 Main 10 Profile / Level 5.1", "video/h265"),
         _encapsulated("4.110", "JPEG XL Lossless", "image/jxl", Codestream.JPEG_XL, default=True),
         _encapsulated("4.111", "JPEG XL JPEG Recompression", "image/jxl", Codestream.JPEG_XL, lossy=True),
         _encapsulated("4.112", "JPEG XL", "image/jxl", Codestream.JPEG_XL, lossy=True),

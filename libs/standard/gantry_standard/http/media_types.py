@@ -1,6 +1,6 @@
 """Media types: what each resource may be represented as, and which transfer syntaxes belong to which bulkdata media type.
 
-To add a bulkdata media type or a transfer syntax of one: a row in BULKDATA. To add a representation of a resource: an offer in OFFERS.
+The transfer syntaxes of a bulkdata media type are those of TRANSFER_SYNTAXES. To add a representation of a resource: an offer in OFFERS.
 
 Source: PS3.18 §8.7.3, §8.7.4, Tables 8.7.3-2 to 8.7.3-7, 8.7.4-1 and 10.4.4-1.
 """
@@ -8,10 +8,15 @@ Source: PS3.18 §8.7.3, §8.7.4, Tables 8.7.3-2 to 8.7.3-7, 8.7.4-1 and 10.4.4-1
 from dataclasses import dataclass
 from enum import Enum
 
-EXPLICIT_VR_LE = "1.2.840.10008.1.2.1"
+from gantry_standard.dicom.transfer_syntaxes import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    TRANSFER_SYNTAXES,
+)
 
-NEVER_SENT = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"})
-"""Implicit VR LE and Explicit VR BE may not leave (§8.7.3); deflated data sets leave inflated."""
+NEVER_SENT = frozenset((IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN, DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN))
+"""Implicit VR LE and Explicit VR BE must not be sent (§8.7.3); deflated data sets are sent inflated."""
 
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
@@ -20,41 +25,30 @@ OCTET_STREAM = "application/octet-stream"
 ZIP = "application/zip"
 """An extension: the files of a study or series in one archive, with a DICOMDIR."""
 
-# Bulkdata media type -> transfer syntaxes; the first is the default of the media type (§8.7.3.3, 00 §7.2).
-BULKDATA: dict[str, tuple[str, ...]] = {
-    "image/jpeg": (
-        "1.2.840.10008.1.2.4.70",
-        "1.2.840.10008.1.2.4.50",
-        "1.2.840.10008.1.2.4.51",
-        "1.2.840.10008.1.2.4.57",
-    ),
-    "image/dicom-rle": ("1.2.840.10008.1.2.5",),
-    "image/jls": ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
-    "image/jp2": ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"),
-    "image/jpx": ("1.2.840.10008.1.2.4.92", "1.2.840.10008.1.2.4.93"),
-    "image/jphc": ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"),
-    "image/jxl": ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"),
-    "video/mpeg": (
-        "1.2.840.10008.1.2.4.101",
-        "1.2.840.10008.1.2.4.100",
-        "1.2.840.10008.1.2.4.100.1",
-        "1.2.840.10008.1.2.4.101.1",
-    ),
-    "video/mp4": (
-        "1.2.840.10008.1.2.4.102",
-        "1.2.840.10008.1.2.4.102.1",
-        "1.2.840.10008.1.2.4.103",
-        "1.2.840.10008.1.2.4.103.1",
-        "1.2.840.10008.1.2.4.104",
-        "1.2.840.10008.1.2.4.104.1",
-        "1.2.840.10008.1.2.4.105",
-        "1.2.840.10008.1.2.4.105.1",
-        "1.2.840.10008.1.2.4.106",
-        "1.2.840.10008.1.2.4.106.1",
-    ),
-    "video/h265": ("1.2.840.10008.1.2.4.107", "1.2.840.10008.1.2.4.108"),
-    OCTET_STREAM: (EXPLICIT_VR_LE,),
-}
+# Table 8.7.3-3 to 8.7.3-5, and application/octet-stream for native pixel data; the order in which they are offered.
+_BULKDATA_MEDIA_TYPES = (
+    "image/jpeg",
+    "image/dicom-rle",
+    "image/jls",
+    "image/jp2",
+    "image/jpx",
+    "image/jphc",
+    "image/jxl",
+    "video/mpeg",
+    "video/mp4",
+    "video/h265",
+    OCTET_STREAM,
+)
+
+
+def _transfer_syntaxes(media_type: str) -> tuple[str, ...]:
+    """Return the transfer syntaxes in which bulkdata of a media type may be sent, the default first."""
+    rows = [row for row in TRANSFER_SYNTAXES.values() if row.media_type == media_type and row.uid not in NEVER_SENT]
+    return tuple(row.uid for row in sorted(rows, key=lambda row: not row.is_default_of_media_type))
+
+
+# Bulkdata media type -> transfer syntaxes; the first is the default of the media type (PS3.18 §8.7.3.3). Derived from TRANSFER_SYNTAXES.
+BULKDATA: dict[str, tuple[str, ...]] = {media_type: _transfer_syntaxes(media_type) for media_type in _BULKDATA_MEDIA_TYPES}
 
 _MEDIA_TYPE_OF = {uid: media_type for media_type, uids in BULKDATA.items() for uid in uids}
 
@@ -124,7 +118,7 @@ def _both(media_types: tuple[str, ...], multipart_first: bool) -> tuple[Offer, .
 _COMPRESSED = tuple(media_type for media_type in BULKDATA if media_type != OCTET_STREAM)
 _JSON_OR_XML = (Offer(DICOM_JSON), Offer(DICOM_XML, multipart=True))
 
-# In our order of preference; the first is what */* selects (Table 10.4.4-1, 00 §7.4 and 02 §3 for its decisions).
+# In our order of preference; the first is what */* selects (Table 10.4.4-1).
 OFFERS: dict[Resource, tuple[Offer, ...]] = {
     Resource.INSTANCES: (Offer(DICOM, multipart=True), Offer(OCTET_STREAM, multipart=True, by_name=True), Offer(ZIP, by_name=True)),
     Resource.INSTANCE: (
@@ -148,7 +142,7 @@ OFFERS: dict[Resource, tuple[Offer, ...]] = {
     Resource.RENDERED_INSTANCE_FRAMES: tuple(Offer(media_type, multipart=True) for media_type in RENDERED_IMAGES),
 }
 
-# A single-part range for these is answered with one part per frame (00 §7.4 decision).
+# A single-part range for these is answered with one part per frame.
 SINGLE_MEANS_MULTIPART = frozenset({Resource.RENDERED_INSTANCE_FRAMES})
 
 # Resources without a default media type: for */* whatever costs least is taken (§8.7.7).

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gantry_standard import errors
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.http.media_types import (
     ALIASES,
     BULKDATA,
     DICOM,
     DICOM_JSON,
-    EXPLICIT_VR_LE,
     JSON_NAMES,
     JSON_RESOURCES,
     NEVER_SENT,
@@ -335,7 +335,7 @@ def _targets(choice: Choice, stored: str, may_stay: bool) -> tuple[str, ...]:
             return (stored,)
         if asked:
             return () if asked in NEVER_SENT else (asked,)
-        return (EXPLICIT_VR_LE, stored) if may_stay else (EXPLICIT_VR_LE,)
+        return (EXPLICIT_VR_LITTLE_ENDIAN, stored) if may_stay else (EXPLICIT_VR_LITTLE_ENDIAN,)
     known = BULKDATA.get(media_type, ())
     if asked == STORED:
         return (stored,) if stored in known else known[:1]

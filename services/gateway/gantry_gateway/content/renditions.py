@@ -28,7 +28,7 @@ from gantry_gateway.content.records import INDEX_S
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
-from gantry_standard.http.media_types import EXPLICIT_VR_LE
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 
 if TYPE_CHECKING:
     from gantry.index.v1.index_pb2_grpc import IndexServiceAsyncStub
@@ -135,7 +135,7 @@ class Renditions:
                 status = await self._renderer.GetStatus(GetStatusRequest(), timeout=STATUS_S)
             self._decodes, self._encodes = frozenset(status.decodes), frozenset(status.encodes)
             self._asked = time.monotonic()
-        return stored in self._decodes | {EXPLICIT_VR_LE} and wanted in self._encodes | {EXPLICIT_VR_LE}
+        return stored in self._decodes | {EXPLICIT_VR_LITTLE_ENDIAN} and wanted in self._encodes | {EXPLICIT_VR_LITTLE_ENDIAN}
 
     async def source(self, record: InstanceRecord) -> Source:
         """Return what the renderer needs to know about an instance to render it.

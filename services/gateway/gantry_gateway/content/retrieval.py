@@ -13,9 +13,9 @@ from gantry_gateway.http import urls
 from gantry_gateway.http.request import Request
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
-from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, transfer_syntax
 from gantry_standard.http import negotiation
-from gantry_standard.http.media_types import DICOM, EXPLICIT_VR_LE, Resource
+from gantry_standard.http.media_types import DICOM, Resource
 from gantry_standard.http.negotiation import Choice, Plan, negotiate, select
 
 METADATA_S = 20 * INDEX_S
@@ -124,12 +124,12 @@ def native_bytes(stored: StoredInstance) -> int:
 def plans_of(stored: StoredInstance, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
     """Return what choices mean for the files or the pixel data of an instance, best first (§8.7.3.4)."""
     stored_as = stored.layout.wire_transfer_syntax_uid
-    if stored_as == EXPLICIT_VR_LE:
+    if stored_as == EXPLICIT_VR_LITTLE_ENDIAN:
         return negotiation.plans(choices, stored_as)
     if native_bytes(stored) <= LONGEST_VALUE_BYTES:
         return negotiation.plans(choices, stored_as, transfer_syntax(stored_as).is_lossy)
     found = negotiation.plans(choices, stored_as, may_stay=True)
-    return tuple(plan for plan in found if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LE))
+    return tuple(plan for plan in found if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LITTLE_ENDIAN))
 
 
 class Limit:

@@ -30,8 +30,9 @@ from gantry_gateway.http.request import Request
 from gantry_gateway.http.responses import Response
 from gantry_gateway.studies.frames import FrameSet, content_type_of, frame_events, whole_frames
 from gantry_standard import errors
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.http import negotiation
-from gantry_standard.http.media_types import EXPLICIT_VR_LE, Resource
+from gantry_standard.http.media_types import Resource
 from gantry_standard.http.negotiation import Choice, Plan, available
 
 PIXEL_DATA_PATHS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
@@ -104,7 +105,7 @@ class _Element:
     @property
     def stored_as(self) -> str:
         """Transfer syntax in which the value lies."""
-        return self.stored.layout.wire_transfer_syntax_uid if self.encoding == "encapsulated" else EXPLICIT_VR_LE
+        return self.stored.layout.wire_transfer_syntax_uid if self.encoding == "encapsulated" else EXPLICIT_VR_LITTLE_ENDIAN
 
     def url(self, base: str) -> str:
         """Return the BulkDataURI, as the metadata has it."""
@@ -114,7 +115,7 @@ class _Element:
 
     def number_of_parts(self, plan: Plan) -> int:
         """Return how many parts it has in a plan: compressed frames are apart (§8.7.3.3.2)."""
-        is_value = plan.transfer_syntax_uid == EXPLICIT_VR_LE or not self.encoding
+        is_value = plan.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN or not self.encoding
         return 1 if is_value else self.stored.layout.frames.number_of_frames
 
     def plans(self, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
@@ -122,7 +123,7 @@ class _Element:
         if self.encoding == "encapsulated":
             found = retrieval.plans_of(self.stored, choices)
             return found if frames_are_separate(self.stored) else tuple(plan for plan in found if not plan.as_stored)
-        found = negotiation.plans(choices, EXPLICIT_VR_LE)
+        found = negotiation.plans(choices, EXPLICIT_VR_LITTLE_ENDIAN)
         return found if self.encoding else tuple(plan for plan in found if plan.as_stored)
 
     def content(self, plan: Plan, index: int) -> Content:
@@ -241,7 +242,7 @@ async def _element_events(tools: Retrieval, element: _Element, plan: Plan, url: 
         async with aclosing(_stored_events(tools, element, plan, url)) as stored:
             async for event in stored:
                 yield event
-    elif plan.transfer_syntax_uid != EXPLICIT_VR_LE:
+    elif plan.transfer_syntax_uid != EXPLICIT_VR_LITTLE_ENDIAN:
         async with aclosing(frame_events(tools, element.frames(url), plan)) as frames:
             async for event in frames:
                 yield event

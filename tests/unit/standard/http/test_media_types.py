@@ -3,7 +3,8 @@
 import pytest
 from pydicom.uid import UID
 
-from gantry_standard.http.media_types import BULKDATA, OCTET_STREAM, OFFERS, RENDERED_IMAGES, Resource, bulkdata_media_type
+from gantry_standard.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from gantry_standard.http.media_types import BULKDATA, NEVER_SENT, OCTET_STREAM, OFFERS, RENDERED_IMAGES, Resource, bulkdata_media_type
 
 ROOT = "1.2.840.10008.1.2."
 
@@ -25,6 +26,24 @@ ROOT = "1.2.840.10008.1.2."
 )
 def test_default_transfer_syntax(media_type: str, default: str) -> None:
     assert BULKDATA[media_type][0] == ROOT + default
+
+
+@pytest.mark.parametrize(
+    ("media_type", "expected"),
+    [
+        pytest.param("image/jpeg", ["4.70", "4.50", "4.51", "4.57"], id="Table 8.7.3-3 JPEG"),
+        pytest.param("image/jphc", ["4.201", "4.202", "4.203"], id="Table 8.7.3-3 HTJ2K"),
+        pytest.param("video/mpeg", ["4.101", "4.100", "4.100.1", "4.101.1"], id="Table 8.7.3-5 MPEG-2"),
+        pytest.param(OCTET_STREAM, ["1"], id="8.7.3 native pixel data is sent in Explicit VR Little Endian only"),
+    ],
+)
+def test_transfer_syntaxes_of_a_media_type(media_type: str, expected: list[str]) -> None:
+    assert list(BULKDATA[media_type]) == [ROOT + suffix for suffix in expected]
+
+
+def test_every_transfer_syntax_with_a_media_type_is_sent_in_it_or_never() -> None:
+    named = {row.uid for row in TRANSFER_SYNTAXES.values() if row.media_type}
+    assert named - NEVER_SENT == {uid for row in BULKDATA.values() for uid in row}
 
 
 def test_every_transfer_syntax_belongs_to_one_media_type() -> None:

@@ -3,9 +3,10 @@
 import pytest
 
 from gantry_standard import errors
+from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as EXPLICIT
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
 from gantry_standard.http import media_types
-from gantry_standard.http.media_types import DICOM, DICOM_JSON, DICOM_XML, EXPLICIT_VR_LE, OCTET_STREAM, OFFERS, Offer, Resource
+from gantry_standard.http.media_types import DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM, OFFERS, Offer, Resource
 from gantry_standard.http.negotiation import Plan, available, negotiate, parse, plans, quality_of, select
 
 XML = 'multipart/related; type="application/dicom+xml"'
@@ -39,17 +40,17 @@ FRAME_ROWS = [
     ('multipart/related; type="application/octet-stream"; transfer-syntax=*', J2K, (OCTET_STREAM, True, J2K)),
     ("multipart/related;type=application/octet-stream;transfer-syntax=*", J2K, (OCTET_STREAM, True, J2K)),
     ('multipart/related ; type = "application/octet-stream" ; transfer-syntax = "*" ', J2K, (OCTET_STREAM, True, J2K)),
-    (f"{OCTETS}; transfer-syntax={EXPLICIT_VR_LE}; transfer-syntax=*", J2K, (OCTET_STREAM, True, J2K)),
+    (f"{OCTETS}; transfer-syntax={EXPLICIT}; transfer-syntax=*", J2K, (OCTET_STREAM, True, J2K)),
     (f"{OCTETS}; transfer-syntax={J2K};", J2K, (OCTET_STREAM, True, J2K)),
     ("MULTIPART/Related; TYPE=Application/Octet-Stream; Transfer-Syntax=*", J2K, (OCTET_STREAM, True, J2K)),
-    (OCTETS, J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    ("", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    ("*/*", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
+    (OCTETS, J2K, (OCTET_STREAM, True, EXPLICIT)),
+    ("", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    ("*/*", J2K, (OCTET_STREAM, True, EXPLICIT)),
     ("*/*; transfer-syntax=*", J2K, (OCTET_STREAM, True, J2K)),
-    ("application/*", J2K, (OCTET_STREAM, False, EXPLICIT_VR_LE)),
-    ("multipart/related", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    ('multipart/related; type="*/*"', J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    ("application/octet-stream", J2K, (OCTET_STREAM, False, EXPLICIT_VR_LE)),
+    ("application/*", J2K, (OCTET_STREAM, False, EXPLICIT)),
+    ("multipart/related", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    ('multipart/related; type="*/*"', J2K, (OCTET_STREAM, True, EXPLICIT)),
+    ("application/octet-stream", J2K, (OCTET_STREAM, False, EXPLICIT)),
     ("application/octet-stream; transfer-syntax=*", J2K, (OCTET_STREAM, False, J2K)),
     ("image/*", J2K, ("image/jp2", False, J2K)),
     ('multipart/related; type="image/*"', J2K, ("image/jp2", True, J2K)),
@@ -58,21 +59,25 @@ FRAME_ROWS = [
     ("image/jpeg", "1.2.840.10008.1.2.4.57", ("image/jpeg", False, SV1)),
     ("image/jphc", "1.2.840.10008.1.2.4.202", ("image/jphc", False, HTJ2K)),
     ("image/jphc; transfer-syntax=*", "1.2.840.10008.1.2.4.202", ("image/jphc", False, "1.2.840.10008.1.2.4.202")),
-    ("image/jpeg", EXPLICIT_VR_LE, ("image/jpeg", False, SV1)),
-    ("image/jpeg; transfer-syntax=*", EXPLICIT_VR_LE, ("image/jpeg", False, SV1)),
+    ("image/jpeg", EXPLICIT, ("image/jpeg", False, SV1)),
+    ("image/jpeg; transfer-syntax=*", EXPLICIT, ("image/jpeg", False, SV1)),
     ('multipart/related; type="image/jphc"', J2K, ("image/jphc", True, HTJ2K)),
     ("image/jp2; level=1", J2K, ("image/jp2", False, J2K)),
-    ('multipart/related; type="image/x-jls"', EXPLICIT_VR_LE, ("image/jls", True, "1.2.840.10008.1.2.4.80")),
-    ("image/x-dicom-rle", EXPLICIT_VR_LE, ("image/dicom-rle", False, "1.2.840.10008.1.2.5")),
-    (f"image/jpeg;transfer-syntax={JPEG};q=0.5, image/jpeg;transfer-syntax={SV1};q=0.9", EXPLICIT_VR_LE, ("image/jpeg", False, SV1)),
-    (f"image/jpeg;transfer-syntax={JPEG}, image/jpeg;transfer-syntax={SV1};q=0.9", EXPLICIT_VR_LE, ("image/jpeg", False, JPEG)),
-    (f"image/jp2;q=0.1, {OCTETS};q=0.2", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    (f"{OCTETS}; transfer-syntax=*; q=0.1, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    (f"foo, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    (f"image/jp2;q=abc, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    (f"image/jp2;q=2, {OCTETS};q=0.001", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
-    (f"{OCTETS};q=0, */*", J2K, (OCTET_STREAM, False, EXPLICIT_VR_LE)),
-    (f"multipart/mixed, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT_VR_LE)),
+    ('multipart/related; type="image/x-jls"', EXPLICIT, ("image/jls", True, "1.2.840.10008.1.2.4.80")),
+    ("image/x-dicom-rle", EXPLICIT, ("image/dicom-rle", False, "1.2.840.10008.1.2.5")),
+    (
+        f"image/jpeg;transfer-syntax={JPEG};q=0.5, image/jpeg;transfer-syntax={SV1};q=0.9",
+        EXPLICIT,
+        ("image/jpeg", False, SV1),
+    ),
+    (f"image/jpeg;transfer-syntax={JPEG}, image/jpeg;transfer-syntax={SV1};q=0.9", EXPLICIT, ("image/jpeg", False, JPEG)),
+    (f"image/jp2;q=0.1, {OCTETS};q=0.2", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    (f"{OCTETS}; transfer-syntax=*; q=0.1, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    (f"foo, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    (f"image/jp2;q=abc, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    (f"image/jp2;q=2, {OCTETS};q=0.001", J2K, (OCTET_STREAM, True, EXPLICIT)),
+    (f"{OCTETS};q=0, */*", J2K, (OCTET_STREAM, False, EXPLICIT)),
+    (f"multipart/mixed, {OCTETS}", J2K, (OCTET_STREAM, True, EXPLICIT)),
     (f"{OCTETS}; transfer-syntax=1.2.840.10008.1.2", J2K, None),
     (f"{OCTETS}; transfer-syntax=1.2.840.10008.1.2.2", J2K, None),
     (f"image/jp2; transfer-syntax={JPEG}", J2K, None),
@@ -171,17 +176,17 @@ def test_the_accept_parameter_has_no_wildcards(query: str) -> None:
 
 
 def test_all_that_the_header_accepts_follows_in_order() -> None:
-    found = plans(negotiate(Resource.FRAME, f"image/jls, {OCTETS};q=0.5, image/jp2;q=0.7"), EXPLICIT_VR_LE)
+    found = plans(negotiate(Resource.FRAME, f"image/jls, {OCTETS};q=0.5, image/jp2;q=0.7"), EXPLICIT)
     assert [plan.media_type for plan in found] == ["image/jls", "image/jp2", OCTET_STREAM]
     assert [plan.as_stored for plan in found] == [False, False, True]
 
 
 def test_what_is_lossy_already_may_stay_where_no_transfer_syntax_is_named() -> None:
     video = "1.2.840.10008.1.2.4.102"
-    named, unnamed = (negotiate(Resource.INSTANCE, f"{DICOM}{more}") for more in (f"; transfer-syntax={EXPLICIT_VR_LE}", ""))
-    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video, may_stay=True)] == [EXPLICIT_VR_LE, video]
-    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video)] == [EXPLICIT_VR_LE]
-    assert [plan.transfer_syntax_uid for plan in plans(named, video, may_stay=True)] == [EXPLICIT_VR_LE]
+    named, unnamed = (negotiate(Resource.INSTANCE, f"{DICOM}{more}") for more in (f"; transfer-syntax={EXPLICIT}", ""))
+    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video, may_stay=True)] == [EXPLICIT, video]
+    assert [plan.transfer_syntax_uid for plan in plans(unnamed, video)] == [EXPLICIT]
+    assert [plan.transfer_syntax_uid for plan in plans(named, video, may_stay=True)] == [EXPLICIT]
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/*", "multipart/*", "multipart/related", 'multipart/related; type="*/*"'])
