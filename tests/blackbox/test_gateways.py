@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -58,6 +59,19 @@ def test_each_gateway_answers_and_a_delete_is_seen_by_all_at_once(three: Suite) 
             assert [client.get(path, headers=as_stored).status_code for client in clients] == [410] * CONNECTIONS
     assert all(requests_answered(three, name) > 0 for name in GATEWAYS)
     assert three.gateways() == list(GATEWAYS)
+
+
+def test_what_several_gateways_delete_at_the_same_moment_is_gone_for_all(three: Suite) -> None:
+    as_stored = {"Accept": "application/dicom; transfer-syntax=*"}
+    with connections(three) as clients, ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            data_sets = [instances.ct() for _ in range(6)]
+            three.client().store(*map(instances.encoded, data_sets))
+            paths = [instances.resource(data_set) for data_set in data_sets]
+            assert {client.get(path, headers=as_stored).status_code for client in clients for path in paths} == {200}
+            deleted = threads.map(lambda client, path: client.delete(path).status_code, clients[:6], paths)
+            assert list(deleted) == [204] * 6
+            assert {client.get(path, headers=as_stored).status_code for client in clients for path in paths} == {410}
 
 
 def test_metadata_of_a_series_is_never_older_than_the_last_change(three: Suite) -> None:

@@ -9,13 +9,29 @@ T = TypeVar("T")
 
 
 class ByteBoundedCache(Generic[T]):
-    """Keeps the values used last, as many as fit; a value above an eighth of the room is not kept."""
+    """Keeps the values used last, as many as fit; a value above an eighth of the room is not kept.
 
-    def __init__(self, room_bytes: int, size_bytes: Callable[[T], int]) -> None:
+    Args:
+        most_entries: a second bound; None: as many as fit.
+        dropped: told each value that is dropped to make room.
+    """
+
+    def __init__(
+        self,
+        room_bytes: int,
+        size_bytes: Callable[[T], int],
+        most_entries: int | None = None,
+        dropped: Callable[[T], None] | None = None,
+    ) -> None:
         self._room = room_bytes
         self._size = size_bytes
+        self._most_entries = most_entries
+        self._dropped = dropped
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self.used_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def get(self, key: Hashable) -> T | None:
         """Return a value that was put, and count it as used; None where it is not kept."""
@@ -31,17 +47,25 @@ class ByteBoundedCache(Generic[T]):
             self.used_bytes -= self._size(value)
         return value
 
-    def put(self, key: Hashable, value: T) -> None:
-        """Keep a value, and drop what was used longest ago."""
+    def put(self, key: Hashable, value: T) -> bool:
+        """Keep a value, and drop what was used longest ago. Returns whether it is kept."""
         size = self._size(value)
         if size * 8 > self._room:
-            return
+            return False
         old = self._values.pop(key, None)
         self.used_bytes += size - (self._size(old) if old is not None else 0)
         self._values[key] = value
-        while self.used_bytes > self._room:
+        while self.used_bytes > self._room or (self._most_entries is not None and len(self._values) > self._most_entries):
             _, dropped = self._values.popitem(last=False)
             self.used_bytes -= self._size(dropped)
+            if self._dropped is not None:
+                self._dropped(dropped)
+        return True
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._values.clear()
+        self.used_bytes = 0
 
 
 class CountBoundedCache(Generic[K, T]):

@@ -52,7 +52,7 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
         renderer=renderer,
         workflow=WorkflowServiceStub(await stack.enter_async_context(channels.channel(settings.workflow_address))),
         nats=client,
-        retrieval=make_retrieval(settings, index, renderer, reader),
+        retrieval=make_retrieval(settings, index, renderer, reader, stack.enter_context(records.sharing(settings.port_shared_by))),
     )
     await stack.enter_async_context(_following_nats(process, gateway, connected))
     app = Application(gateway, router)

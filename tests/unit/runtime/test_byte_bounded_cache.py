@@ -23,6 +23,19 @@ def test_what_needs_more_than_an_eighth_of_the_room_is_not_kept() -> None:
     assert (cache.get("large"), cache.used_bytes) == (None, 0)
 
 
+def test_entries_may_be_bounded_too_and_what_is_dropped_to_make_room_is_told() -> None:
+    told: list[bytes] = []
+    cache = ByteBoundedCache[bytes](80, len, most_entries=3, dropped=told.append)
+    for name in "abcd":
+        assert cache.put(name, name.encode())
+    assert (told, len(cache), cache.used_bytes) == ([b"a"], 3, 3)
+    assert cache.pop("b") == b"b"
+    assert not cache.put("large", b"x" * 11)
+    assert told == [b"a"]
+    cache.clear()
+    assert (told, len(cache), cache.used_bytes, cache.get("c")) == ([b"a"], 0, 0, None)
+
+
 def test_a_number_of_values_is_kept_and_the_one_used_longest_ago_goes() -> None:
     cache = CountBoundedCache[str, int](3)
     for number, name in enumerate("abc", 1):

@@ -6,17 +6,17 @@ without heartbeats every request asks index. What concerns a series or a study i
 Source: PS3.18 §10.4.3.1 for 404 and 410.
 """
 
+import fcntl
 import mmap
-import os
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gantry.events.v1.events_pb2 import RecordsChanged
 from gantry.index.v1.index_pb2 import GetInstancesRequest, InstanceRecord, Scope
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
@@ -33,38 +33,83 @@ MOST_BYTES = 256 << 20
 """Most bytes of cached records: one of a slide with 100,000 tiles has a megabyte."""
 
 MARK_BYTES = 8
-
-Key = tuple[str, str]
-"""(Study Instance UID, SOP Instance UID)."""
+MOST_GATEWAYS = 64
+"""Gateways on one port: each has a slot of the shared file."""
 
 
 class Mark:
-    """A few bytes of a file that the gateways of one port share: each sees at once when another one has changed something.
+    """Counters of changes that the gateways of one port share: each sees at once when another one has changed something.
+
+    Each gateway writes its own counter only, so two that change something at the same moment cannot overwrite each other's mark.
 
     Args:
-        path: of the file, made where it is not there; None: this gateway is alone.
+        shared: the counters, `MARK_BYTES` each; without others this gateway is alone.
+        number: of this gateway's counter.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._shared: mmap.mmap | bytearray = bytearray(MARK_BYTES)
-        if path is not None:
-            with path.open("ab") as file:
-                file.truncate(MARK_BYTES)
-            with path.open("r+b") as file:
-                self._shared = mmap.mmap(file.fileno(), MARK_BYTES)
+    def __init__(self, shared: mmap.mmap | bytearray | None = None, number: int = 0) -> None:
+        self._shared = bytearray(MARK_BYTES) if shared is None else shared
+        self._slot = slice(number * MARK_BYTES, (number + 1) * MARK_BYTES)
         self._seen = self._shared[:]
 
     def has_moved(self) -> bool:
-        """Say whether another gateway has moved it since the last time it was asked."""
-        found = self._shared[:]
-        if found == self._seen:
+        """Say whether another gateway has moved its slot since the last time it was asked."""
+        now = self._shared[:]
+        if now == self._seen:
             return False
-        self._seen = found
+        self._seen = now
         return True
 
     def move(self) -> None:
-        """Tell the other gateways."""
-        self._shared[:] = self._seen = os.urandom(MARK_BYTES)
+        """Tell the other gateways. What they have told meanwhile is still seen by the next `has_moved`."""
+        changes = int.from_bytes(self._shared[self._slot], "little") + 1
+        own = changes.to_bytes(MARK_BYTES, "little")
+        self._shared[self._slot] = own
+        self._seen = self._seen[: self._slot.start] + own + self._seen[self._slot.stop :]
+
+
+@contextmanager
+def sharing(path: Path | None) -> Iterator[Mark]:
+    """Share a mark with the gateways that name the same file, while the context is open.
+
+    A counter of the file belongs to who holds the lock on `PATH.NUMBER`. It is free again when that process has ended, however it ended.
+
+    Args:
+        path: of the file, made where it is not there; None: this gateway is alone.
+
+    Raises:
+        RuntimeError: `MOST_GATEWAYS` share it already.
+    """
+    if path is None:
+        yield Mark()
+        return
+    with path.open("ab") as made:
+        made.truncate(MOST_GATEWAYS * MARK_BYTES)
+    with _locked_slot(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), MOST_GATEWAYS * MARK_BYTES) as shared:
+        yield Mark(shared, number)
+
+
+@contextmanager
+def _locked_slot(path: Path) -> Iterator[int]:
+    """Hold the lock on a number that no other process has."""
+    for number in range(MOST_GATEWAYS):
+        with path.with_name(f"{path.name}.{number}").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield number
+            return
+    raise RuntimeError(f"{MOST_GATEWAYS} gateways share {path} already")
+
+
+class _Kept(NamedTuple):
+    """A record that is kept, with the UIDs that it is kept under."""
+
+    study: str
+    instance: str
+    record: InstanceRecord
+    size_bytes: int
 
 
 class Records:
@@ -78,14 +123,14 @@ class Records:
         self, index: "IndexServiceAsyncStub", most_entries: int, now: Callable[[], float] = time.monotonic, mark: Mark | None = None
     ) -> None:
         self._index = index
-        self._mark = mark or Mark(None)
-        self._most_entries = most_entries
+        self._mark = mark or Mark()
         self._now = now
         self._valid_until = float("-inf")
-        self._cached: OrderedDict[Key, tuple[InstanceRecord, int]] = OrderedDict()
-        self._bytes = 0
-        # What is being asked for; an entry that is no longer there when the answer comes has changed meanwhile.
-        self._asking: dict[Key, object] = {}
+        self._cached = ByteBoundedCache[_Kept](MOST_BYTES, lambda kept: kept.size_bytes, most_entries, self._dropped)
+        self._instances_of: dict[str, set[str]] = {}
+        """SOP Instance UIDs by study, of what is kept: a study is dropped without a look at the others."""
+        # What is being asked for, by study; an entry that is no longer there when the answer comes has changed meanwhile.
+        self._asking: dict[str, dict[str, object]] = {}
 
     async def get(self, study: str, series: str, instance: str) -> InstanceRecord:
         """Return the record of an instance.
@@ -97,26 +142,29 @@ class Records:
         """
         if self._mark.has_moved():
             self.clear()
-        found = self._cached.get((study, instance))
-        if found is not None and self._now() < self._valid_until and found[0].stored.series_instance_uid == series:
-            self._cached.move_to_end((study, instance))
-            return found[0]
+        kept = self._cached.get((study, instance))
+        if kept is not None and self._now() < self._valid_until and kept.record.stored.series_instance_uid == series:
+            return kept.record
         return await self.ask(study, series, instance)
 
     async def ask(self, study: str, series: str, instance: str) -> InstanceRecord:
         """Return the record of an instance as index knows it now. Errors as `get`."""
-        key, token = (study, instance), object()
-        self._asking[key] = token
+        token = object()
+        self._asking.setdefault(study, {})[instance] = token
         try:
             records = [record async for record in self.scope(study, series, instance)]
             if not records:
                 raise errors.NotFound(f"there is no instance {instance} in series {series} of study {study}")
-            if self._asking.get(key) is token and self._now() < self._valid_until:
-                self._keep(key, records[0])
+            if self._asking.get(study, {}).get(instance) is token and self._now() < self._valid_until:
+                self._keep(study, instance, records[0])
             return records[0]
         finally:
-            if self._asking.get(key) is token:
-                del self._asking[key]
+            asked = self._asking.get(study)
+            if asked is not None:
+                if asked.get(instance) is token:
+                    del asked[instance]
+                if not asked:
+                    del self._asking[study]
 
     async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[InstanceRecord, None]:
         """Yield the records of a study, series or instance, in the order of index. Errors as `get`, before the first record."""
@@ -130,18 +178,21 @@ class Records:
         finally:
             call.cancel()
 
-    def _keep(self, key: Key, record: InstanceRecord) -> None:
-        self._drop(key)
-        size = 2 * record.ByteSize()
-        self._cached[key] = (record, size)
-        self._bytes += size
-        while len(self._cached) > self._most_entries or self._bytes > MOST_BYTES:
-            _, (_, dropped) = self._cached.popitem(last=False)
-            self._bytes -= dropped
+    def _keep(self, study: str, instance: str, record: InstanceRecord) -> None:
+        self._instances_of.setdefault(study, set()).add(instance)
+        if not self._cached.put((study, instance), _Kept(study, instance, record, 2 * record.ByteSize())):
+            self._forget_instance(study, instance)
 
-    def _drop(self, key: Key) -> None:
-        if found := self._cached.pop(key, None):
-            self._bytes -= found[1]
+    def _dropped(self, kept: _Kept) -> None:
+        """Take a record that was dropped to make room off its study."""
+        self._forget_instance(kept.study, kept.instance)
+
+    def _forget_instance(self, study: str, instance: str) -> None:
+        instances = self._instances_of.get(study)
+        if instances is not None:
+            instances.discard(instance)
+            if not instances:
+                del self._instances_of[study]
 
     def heartbeat(self) -> None:
         """Index is alive. After a lapse nothing that was kept counts: a change may have been missed."""
@@ -152,10 +203,17 @@ class Records:
 
     def forget(self, study: str, instances: Iterable[str] = ()) -> None:
         """Drop the records of instances, or of a whole study."""
-        keys = [(study, instance) for instance in instances] or [key for key in (*self._cached, *self._asking) if key[0] == study]
-        for key in keys:
-            self._drop(key)
-            self._asking.pop(key, None)
+        named = list(instances)
+        if named:
+            asked = self._asking.get(study, {})
+            for instance in named:
+                asked.pop(instance, None)
+                self._forget_instance(study, instance)
+        else:
+            self._asking.pop(study, None)
+            named = list(self._instances_of.pop(study, ()))
+        for instance in named:
+            self._cached.pop((study, instance))
 
     def changed(self, study: str) -> None:
         """Drop the records of a study, here and in the gateways of this port: this one has changed it."""
@@ -165,8 +223,8 @@ class Records:
     def clear(self) -> None:
         """Drop everything."""
         self._cached.clear()
+        self._instances_of.clear()
         self._asking.clear()
-        self._bytes = 0
 
 
 @asynccontextmanager

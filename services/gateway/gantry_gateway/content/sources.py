@@ -47,11 +47,19 @@ class Retrieval:
 
 
 def make_retrieval(
-    settings: GatewaySettings, index: "IndexServiceAsyncStub", renderer: "RendererServiceAsyncStub", reader: BlobReader
+    settings: GatewaySettings,
+    index: "IndexServiceAsyncStub",
+    renderer: "RendererServiceAsyncStub",
+    reader: BlobReader,
+    mark: Mark | None = None,
 ) -> Retrieval:
-    """Make what retrieve needs. Nothing is connected: without `records.listening` every request asks index."""
+    """Make what retrieve needs. Nothing is connected: without `records.listening` every request asks index.
+
+    Args:
+        mark: what the gateways of one port share; None: this gateway is alone.
+    """
     return Retrieval(
-        Records(index, settings.record_cache_entries, mark=Mark(settings.port_shared_by)),
+        Records(index, settings.record_cache_entries, mark=mark),
         ByteBoundedCache[KeptMetadata](settings.metadata_cache_bytes, lambda kept: kept.size_bytes),
         reader,
         Renditions(renderer, index, settings.rendition_cache_bytes),

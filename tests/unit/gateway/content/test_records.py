@@ -1,16 +1,19 @@
 """Instance records under a lease."""
 
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
 from gantry.events.v1.events_pb2 import IndexLease, RecordsChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry_gateway.content import records as records_module
-from gantry_gateway.content.records import Mark, Records, listening
+from gantry_gateway.content.records import Records, listening, sharing
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
@@ -65,15 +68,16 @@ async def test_what_one_gateway_of_a_port_changed_no_other_answers_from_its_own(
     record = index_pb2.InstanceRecord(version=1)
     record.stored.study_instance_uid, record.stored.series_instance_uid, record.stored.sop_instance_uid = STUDY, SERIES, uid
     index.records[uid] = record
-    here, there = (Records(stub, 3, clock, Mark(path)) for _ in range(2))
-    for one in (here, there):
-        one.heartbeat()
-        assert (await get(one)).version == (await get(one)).version == 1
-    assert len(index.asked) == 2
-    index.records[uid] = index_pb2.InstanceRecord(version=2, stored=record.stored)
-    here.changed(STUDY)
-    assert [(await get(one)).version for one in (here, there)] == [2, 2]
-    assert [(await get(one)).version for one in (here, there)] == [2, 2]
+    with sharing(path) as mark, sharing(path) as other:
+        here, there = Records(stub, 3, clock, mark), Records(stub, 3, clock, other)
+        for one in (here, there):
+            one.heartbeat()
+            assert (await get(one)).version == (await get(one)).version == 1
+        assert len(index.asked) == 2
+        index.records[uid] = index_pb2.InstanceRecord(version=2, stored=record.stored)
+        here.changed(STUDY)
+        assert [(await get(one)).version for one in (here, there)] == [2, 2]
+        assert [(await get(one)).version for one in (here, there)] == [2, 2]
     assert len(index.asked) == 4
 
 
@@ -172,12 +176,134 @@ async def test_the_least_recently_used_record_leaves_first(records: Records, ind
     assert index.asked == [f"{SERIES}.{n}" for n in (1, 2, 3, 4, 2)]
 
 
-async def test_bytes_are_bounded_too(records: Records, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "MOST_BYTES", 3 * index.records[f"{SERIES}.1"].ByteSize())
+async def test_bytes_are_bounded_too(stub, index: Index, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 10):
+        index.records[f"{SERIES}.{number}"] = record_of(f"{SERIES}.{number}")
+    monkeypatch.setattr(records_module, "MOST_BYTES", 8 * 2 * index.records[f"{SERIES}.1"].ByteSize())
+    records = Records(stub, 100, clock)
     records.heartbeat()
-    for number in (1, 2, 2, 1):
+    for number in (*range(1, 10), 2, 1):
         await get(records, number)
-    assert index.asked == [f"{SERIES}.{n}" for n in (1, 2, 1)]
+    assert index.asked == [f"{SERIES}.{n}" for n in (*range(1, 10), 1)]
+
+
+async def test_an_instance_of_which_a_change_was_told_while_it_was_asked_for_leaves_nothing_behind(records: Records, index: Index) -> None:
+    records.heartbeat()
+    index.before_answer = asyncio.Event()
+    asking = asyncio.create_task(get(records))
+    await until(lambda: index.asked)
+    records.forget(STUDY, [f"{SERIES}.1"])
+    index.before_answer.set()
+    await asking
+    records.forget(STUDY)
+    assert (records._asking, records._instances_of, len(records._cached)) == ({}, {}, 0)
+
+
+async def test_a_record_that_left_for_another_is_kept_again_and_dropped_with_its_study(records: Records, index: Index) -> None:
+    records.heartbeat()
+    for number in (1, 2, 3, 4, 1):
+        await get(records, number)
+    records.forget(STUDY)
+    assert (records._instances_of, len(records._cached), records._cached.used_bytes) == ({}, 0, 0)
+    for number in (1, 3, 4):
+        await get(records, number)
+    assert index.asked == [f"{SERIES}.{n}" for n in (1, 2, 3, 4, 1, 1, 3, 4)]
+
+
+def seconds_of_a_change(stub, instances: int) -> float:
+    """Return the least time that a change of a study takes where as many instances of other studies are kept."""
+    records = Records(stub, instances)
+    records.heartbeat()
+    for number in range(instances):
+        records._keep(f"1.3.{number % 100}", f"1.3.4.{number}", record_of(f"1.3.4.{number}"))
+
+    def once() -> float:
+        records._keep(STUDY, f"{SERIES}.1", record_of(f"{SERIES}.1"))
+        begin = time.perf_counter()
+        records.changed(STUDY)
+        return time.perf_counter() - begin
+
+    return min(once() for _ in range(20))
+
+
+async def test_a_change_of_one_study_does_not_look_at_the_records_of_others(stub) -> None:
+    assert seconds_of_a_change(stub, 50_000) < 20 * seconds_of_a_change(stub, 100)
+
+
+def record_of(uid: str) -> index_pb2.InstanceRecord:
+    """Return a record of the study and series of these tests."""
+    record = index_pb2.InstanceRecord(version=1)
+    record.stored.study_instance_uid, record.stored.series_instance_uid, record.stored.sop_instance_uid = STUDY, SERIES, uid
+    return record
+
+
+def test_gateways_that_change_something_at_the_same_moment_see_each_others_marks(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        marks = [stack.enter_context(sharing(tmp_path / "gateways")) for _ in range(3)]
+        first, second, third = marks
+        first.move()
+        second.move()
+        assert [mark.has_moved() for mark in marks] == [True, True, True]
+        assert [mark.has_moved() for mark in marks] == [False, False, False]
+        third.move()
+        third.move()
+        assert [mark.has_moved() for mark in marks] == [True, True, False]
+
+
+RACER = """
+import sys
+from pathlib import Path
+from gantry_gateway.content.records import sharing
+
+with sharing(Path(sys.argv[1])) as mark:
+    print("open", flush=True)
+    for line in sys.stdin:
+        if line == "move\\n":
+            mark.move()
+            print("moved", flush=True)
+        else:
+            print(mark.has_moved(), flush=True)
+"""
+
+
+def test_processes_that_race_never_miss_a_mark_of_another(tmp_path: Path) -> None:
+    def asked(word: str) -> list[str]:
+        # All are told before any is waited for, so that they do it at the same moment.
+        for racer in racers:
+            racer.stdin.write(f"{word}\n")
+            racer.stdin.flush()
+        return [racer.stdout.readline().strip() for racer in racers]
+
+    with ExitStack() as stack:
+        command = [sys.executable, "-c", RACER, str(tmp_path / "gateways")]
+        racers = [stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True)) for _ in range(4)]
+        assert [racer.stdout.readline().strip() for racer in racers] == ["open"] * 4
+        asked("look")
+        for _ in range(200):
+            assert asked("move") == ["moved"] * 4
+            assert asked("look") == ["True"] * 4
+            assert asked("look") == ["False"] * 4
+        for racer in racers:
+            racer.stdin.close()
+
+
+def test_the_slot_of_a_gateway_that_was_killed_is_taken_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records_module, "MOST_GATEWAYS", 2)
+    path = tmp_path / "gateways"
+    with sharing(path) as here:
+        with Popen([sys.executable, "-c", RACER, str(path)], stdin=PIPE, stdout=PIPE, text=True) as there:
+            assert there.stdout.readline() == "open\n"
+            there.stdin.write("move\n")
+            there.stdin.flush()
+            assert there.stdout.readline() == "moved\n"
+            with pytest.raises(RuntimeError, match="2 gateways share"), sharing(path):
+                pass
+            there.kill()
+        assert here.has_moved()
+        with sharing(path) as again:
+            again.move()
+            assert here.has_moved()
+            assert not again.has_moved()
 
 
 async def test_index_that_does_not_answer_is_unavailable(clock: Clock) -> None:
