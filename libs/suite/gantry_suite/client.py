@@ -118,15 +118,15 @@ def files_below(paths: list[Path]) -> list[Path]:
     Raises:
         Failed: there is no such path.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(inner for inner in path.rglob("*") if inner.is_file())
+            files += sorted(inner for inner in path.rglob("*") if inner.is_file())
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise Failed(f"there is no file or folder {path}")
-    return found
+    return files
 
 
 def batches(files: list[Path]) -> Iterator[list[Path]]:

@@ -48,9 +48,11 @@ def load_if_empty(url: str, say: Callable[[str], None]) -> None:
         with client.session() as http:
             if client.checked(http.get(f"{url}/studies", params={"limit": 1}, headers=client.DICOM_JSON)).content:
                 return
-            found = files()
-            say(f"the archive is empty: loading the {len(found)} sample files that pydicom ships")
-            total = client.store_files(http, url, found, lambda total: say(f"samples   {total.stored + total.failed} of {len(found)}"))
+            sample_files = files()
+            say(f"the archive is empty: loading the {len(sample_files)} sample files that pydicom ships")
+            total = client.store_files(
+                http, url, sample_files, lambda total: say(f"samples   {total.stored + total.failed} of {len(sample_files)}")
+            )
             say(f"samples   {total.stored} stored, {total.failed} refused (broken on purpose, or other contents of a stored UID)")
     except client.Failed as failure:
         say(f"the samples were not loaded: {failure}")
@@ -80,10 +82,10 @@ def _shown_instance(url: str) -> tuple[str, str, str]:
     """Return the UIDs of an image that is in the archive, else those of the sample that the first command stores."""
     try:
         with client.session() as http:
-            found = http.get(f"{url}/instances", params={"SOPInstanceUID": SHOWN_UIDS[2]}, headers=client.DICOM_JSON)
-            if found.is_success and not found.content:
-                found = http.get(f"{url}/instances", params={"limit": 200}, headers=client.DICOM_JSON)
-            rows: list[dict[str, Any]] = found.json() if found.is_success and found.content else []
+            response = http.get(f"{url}/instances", params={"SOPInstanceUID": SHOWN_UIDS[2]}, headers=client.DICOM_JSON)
+            if response.is_success and not response.content:
+                response = http.get(f"{url}/instances", params={"limit": 200}, headers=client.DICOM_JSON)
+            rows: list[dict[str, Any]] = response.json() if response.is_success and response.content else []
     except (client.Failed, ValueError):
         return SHOWN_UIDS
     image = next((row for row in rows if row.get("00280010", {}).get("Value")), None)

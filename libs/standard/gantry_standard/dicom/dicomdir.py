@@ -161,16 +161,16 @@ class Directory:
         # Read by its offset: item header, then these three elements.
         head = struct.pack("<HH2sHI", 4, 0x1400, b"UL", 4, 0) + struct.pack("<HH2sHH", 4, 0x1410, b"US", 2, 0xFFFF)
         head += struct.pack("<HH2sHI", 4, 0x1420, b"UL", 4, 0)
-        found = {0x00041430: encode_element(0x00041430, b"CS", kind.encode("ascii")), **(elements or {})}
+        record_elements = {0x00041430: encode_element(0x00041430, b"CS", kind.encode("ascii")), **(elements or {})}
         for key in RECORD_KEYS[kind]:
             element = data_set.get(key, {})
             if not element.get("Value") and key in _ORDINALS:
                 element = {"Value": [self._ordinals[level]]}
             if element.get("Value") or key not in _CONDITIONAL:
-                found[int(key, 16)] = encode_json_element(key, element)
-        if not all(piece.isascii() for tag, piece in found.items() if tag >= 0x00080000):
-            found[0x00080005] = encode_element(0x00080005, b"CS", UTF_8.encode("ascii"))
-        body = head + b"".join(found[tag] for tag in sorted(found))
+                record_elements[int(key, 16)] = encode_json_element(key, element)
+        if not all(piece.isascii() for tag, piece in record_elements.items() if tag >= 0x00080000):
+            record_elements[0x00080005] = encode_element(0x00080005, b"CS", UTF_8.encode("ascii"))
+        body = head + b"".join(record_elements[tag] for tag in sorted(record_elements))
         self._records.append(struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body)
         self._levels.append(level)
 

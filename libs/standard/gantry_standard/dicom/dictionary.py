@@ -82,8 +82,8 @@ def implicit_vr(tag: int, value_of: Callable[[int], bytes | None]) -> bytes:
     vr = standard_vr(tag)
     if vr is None:
         creator = value_of((tag & 0xFFFF0000) | (tag >> 8 & 0xFF)) if tag >> 16 & 1 else None
-        found = private_vr(creator.decode("latin-1").strip(" \0"), tag) if creator else None
-        return found or b"UN"
+        private = private_vr(creator.decode("latin-1").strip(" \0"), tag) if creator else None
+        return private or b"UN"
     if vr == US_OR_OW:
         descriptor = value_of(_LUT_DESCRIPTOR)
         return b"US" if descriptor and descriptor[:2] == b"\1\0" else b"OW"

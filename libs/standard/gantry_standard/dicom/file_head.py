@@ -56,9 +56,9 @@ class FileHead:
 
     def agrees(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bool:
         """Say whether the head may leave as it is before a data set of these UIDs, whatever is in its preamble."""
-        found = (self._uid(_MEDIA_STORAGE_SOP_CLASS_UID), self._uid(_MEDIA_STORAGE_SOP_INSTANCE_UID), self.transfer_syntax_uid)
+        named = (self._uid(_MEDIA_STORAGE_SOP_CLASS_UID), self._uid(_MEDIA_STORAGE_SOP_INSTANCE_UID), self.transfer_syntax_uid)
         is_whole = self.has_preamble and self.is_explicit and self.has_right_length
-        return is_whole and found == (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
+        return is_whole and named == (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
 
     def read(self, *, is_last: bool) -> bool:
         """Go on reading `data`; say whether the head is whole, and the bytes after it enough to see how they are encoded."""
@@ -121,17 +121,17 @@ def find_encoding(first_bytes: bytes, syntax: TransferSyntax | None) -> Encoding
     Returns:
         None where the bytes look like no data set.
     """
-    found = _recognise(first_bytes)
+    encoding = _recognise(first_bytes)
     if syntax is None:
-        return found
+        return encoding
     said = EXPLICIT_BIG if syntax.is_big_endian else EXPLICIT_LITTLE if syntax.is_explicit else IMPLICIT_LITTLE
-    if found is None:
+    if encoding is None:
         return said
     if said.is_explicit and first_bytes[4:6].isalpha() and first_bytes[4:6].isupper():
         # The other byte order only where it makes the group that data sets begin with.
-        is_other_order = found.is_explicit and int.from_bytes(first_bytes[:2], "big" if found.is_big_endian else "little") == 8
-        return found if is_other_order else said
-    return found
+        is_other_order = encoding.is_explicit and int.from_bytes(first_bytes[:2], "big" if encoding.is_big_endian else "little") == 8
+        return encoding if is_other_order else said
+    return encoding
 
 
 def _recognise(first_bytes: bytes) -> Encoding | None:

@@ -145,6 +145,6 @@ def _from_table(fragments: FragmentTable, table: bytes, size: int) -> Sequence[i
         return None
     origin = fragments.offsets[0] - _ITEM_HEADER_BYTES
     index_of = {offset - _ITEM_HEADER_BYTES - origin: index for index, offset in enumerate(fragments.offsets)}
-    found = [index_of.get(entry, -1) for entry in struct.unpack(f"<{len(table) // size}{'Q' if size == 8 else 'I'}", table)]
-    is_ascending = all(before < after for before, after in pairwise(found))
-    return found if found[0] == 0 and is_ascending else None
+    fragment_indices = [index_of.get(entry, -1) for entry in struct.unpack(f"<{len(table) // size}{'Q' if size == 8 else 'I'}", table)]
+    is_ascending = all(before < after for before, after in pairwise(fragment_indices))
+    return fragment_indices if fragment_indices[0] == 0 and is_ascending else None

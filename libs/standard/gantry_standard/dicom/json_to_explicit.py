@@ -72,10 +72,10 @@ def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
         ScanFailure: it is something else.
     """
     try:
-        found = orjson.loads(document)
+        model = orjson.loads(document)
     except orjson.JSONDecodeError:
         raise ScanFailure("the metadata is not JSON", reasons.CANNOT_UNDERSTAND) from None
-    data_sets = [found] if isinstance(found, dict) else found
+    data_sets = [model] if isinstance(model, dict) else model
     if not isinstance(data_sets, list) or not data_sets or not all(isinstance(entry, dict) for entry in data_sets):
         raise ScanFailure("the metadata is no array of DICOM JSON objects", reasons.CANNOT_UNDERSTAND)
     return data_sets
@@ -170,8 +170,8 @@ def _vr_of(tag: int, element: JsonDataSet, us_or_ss: bytes) -> bytes:
         return named.encode("ascii")
     if named is not None:
         raise _failure(tag, "has no vr that is known")
-    found = standard_vr(tag) or b"UN"
-    return {US_OR_SS: us_or_ss, US_OR_OW: b"OW"}.get(found, found)
+    vr = standard_vr(tag) or b"UN"
+    return {US_OR_SS: us_or_ss, US_OR_OW: b"OW"}.get(vr, vr)
 
 
 def _value_key(tag: int, element: JsonDataSet) -> str:

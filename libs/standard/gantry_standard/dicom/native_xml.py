@@ -430,8 +430,8 @@ def _long_integer(text: str) -> int | str:
 
 
 def _real(text: str) -> float | str:
-    if found := _NOT_FINITE.get(text.lower().removeprefix("+")):
-        return found
+    if number := _NOT_FINITE.get(text.lower().removeprefix("+")):
+        return number
     if not _DECIMAL.fullmatch(text):
         raise _Wrong("no number")
     return float(text)
@@ -497,8 +497,8 @@ def write_encoded(dicom_json: bytes) -> Iterator[bytes]:
     private: Object = {}
     out = [_BEGIN]
     position = 0
-    while found := _KEY.match(text, position):
-        key, position = found[1], found.end()
+    while key_match := _KEY.match(text, position):
+        key, position = key_match[1], key_match.end()
         if private and next(iter(private))[:4] != key[:4]:
             _write_data_set(private, out)
             private = {}
@@ -529,10 +529,10 @@ def first_values(dicom_json: bytes, keys: Collection[str]) -> dict[str, str]:
     last = max(keys)
     values: dict[str, str] = {}
     position = 0
-    while (found := _KEY.match(text, position)) and found[1] <= last:
-        element, position = _DECODER.raw_decode(text, found.end())
-        if found[1] in keys and "Value" in element:
-            values[found[1]] = element["Value"][0]
+    while (key_match := _KEY.match(text, position)) and key_match[1] <= last:
+        element, position = _DECODER.raw_decode(text, key_match.end())
+        if key_match[1] in keys and "Value" in element:
+            values[key_match[1]] = element["Value"][0]
     return values
 
 

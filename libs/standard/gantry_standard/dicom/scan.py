@@ -272,13 +272,13 @@ class Scanner:
             _SOP_CLASS_UID: "SOP Class UID",
             _SOP_INSTANCE_UID: "SOP Instance UID",
         }
-        found = {tag: _text_of(root, tag) for tag in names}
-        for tag, uid in found.items():
+        uids = {tag: _text_of(root, tag) for tag in names}
+        for tag, uid in uids.items():
             if not uid:
                 raise ScanFailure(f"{names[tag]} is missing", reasons.REQUIRED_UID_MISSING)
             if not is_valid_uid(uid):
                 raise ScanFailure(f"{names[tag]} is not a UID", reasons.INVALID_SOP_INSTANCE)
-        study, series, sop_class, sop_instance = found.values()
+        study, series, sop_class, sop_instance = uids.values()
         return study, series, sop_class, sop_instance
 
     def _transfer_syntax_uid(self) -> str:

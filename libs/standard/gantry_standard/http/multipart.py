@@ -142,12 +142,12 @@ class Reader:
         """Pass data on up to the next delimiter. Return where to go on, or -1."""
         first = begin + self._not_data
         search = begin
-        while (found := data.find(self._delimiter, search)) >= 0:
-            line_end = self._end_of_delimiter(data, found + len(self._delimiter))
+        while (delimiter_at := data.find(self._delimiter, search)) >= 0:
+            line_end = self._end_of_delimiter(data, delimiter_at + len(self._delimiter))
             if line_end is None:
-                return self._hold(data, first, found, events)
+                return self._hold(data, first, delimiter_at, events)
             if line_end >= 0:
-                self._emit(data, first, _before_line_break(data, first, found), events)
+                self._emit(data, first, _before_line_break(data, first, delimiter_at), events)
                 if self._state is _State.DATA:
                     events.append(PartEnd())
                 if line_end == 0:
@@ -156,7 +156,7 @@ class Reader:
                     return -1
                 self._state = _State.HEADERS
                 return line_end
-            search = found + 1
+            search = delimiter_at + 1
         last = data.rfind(b"\n", max(search, len(data) - len(self._delimiter)))
         if last >= 0 and self._delimiter.startswith(data[last:]):
             return self._hold(data, first, last, events)

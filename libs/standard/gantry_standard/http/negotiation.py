@@ -199,8 +199,8 @@ def parse(text: str) -> tuple[Range, ...]:
 
     Source: RFC 7231 §5.3.2; a trailing or doubled separator is tolerated.
     """
-    found = (_parse_range(piece) for piece in _split(text, ",")[:MOST_RANGES])
-    return tuple(media_range for media_range in found if media_range is not None)
+    ranges = (_parse_range(piece) for piece in _split(text, ",")[:MOST_RANGES])
+    return tuple(media_range for media_range in ranges if media_range is not None)
 
 
 def _refuse_mixture(ranges: tuple[Range, ...]) -> None:
@@ -244,7 +244,7 @@ def _candidates(ranges: tuple[Range, ...], resource: Resource) -> list[tuple[flo
     """Return (quality, tie, offer, transfer syntax): tie is 0 where the choice is ours, else the place among what */* covers."""
     offers = OFFERS[resource]
     known = _known_parameters(offers)
-    found: dict[tuple[Offer, str], tuple[float, int]] = {}
+    weights: dict[tuple[Offer, str], tuple[float, int]] = {}
     for media_range in sorted(ranges, key=lambda r: -r.specificity(known)):
         place = 0
         for offer in offers:
@@ -255,8 +255,8 @@ def _candidates(ranges: tuple[Range, ...], resource: Resource) -> list[tuple[flo
             for transfer_syntax in media_range.transfer_syntaxes or ("",):
                 quality = quality_of(offer, ranges, known, transfer_syntax)
                 if quality > 0:
-                    found.setdefault((offer, transfer_syntax), (quality, place))
-    return [(quality, place, offer, transfer_syntax) for (offer, transfer_syntax), (quality, place) in found.items()]
+                    weights.setdefault((offer, transfer_syntax), (quality, place))
+    return [(quality, place, offer, transfer_syntax) for (offer, transfer_syntax), (quality, place) in weights.items()]
 
 
 def _ranked(ranges: tuple[Range, ...], resource: Resource, begin: int) -> list[Choice]:

@@ -29,9 +29,9 @@ class _Pool:
             if end > len(self._digits):
                 self._digits = os.urandom(POOL_BYTES).hex()
                 self._at, end = 0, 2 * count_bytes
-            found = self._digits[self._at : end]
+            digits = self._digits[self._at : end]
             self._at = end
-            return found
+            return digits
 
 
 random_hex = _Pool().hex

@@ -184,7 +184,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
 
     Source: PS3.18 §8.3.4, §10.6.1.2.
     """
-    found = _sorted(parameters)
+    grouped = _sorted(parameters)
     allowed = _allowed(level, study_uid, series_uid)
 
     def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
@@ -194,19 +194,19 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
             return True, entity.level, ""
         return False, entity.level, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
 
-    keys, included = _keys(found, place)
+    keys, included = _keys(grouped, place)
     query = Query(
         level=level,
         study_instance_uid=study_uid,
         series_instance_uid=series_uid,
         keys=keys,
         include_fields=included,
-        include_all=found.include_all,
+        include_all=grouped.include_all,
         include_levels=tuple(other for other in _above(level) if not ((other is Level.STUDY and study_uid) or series_uid)),
-        offset=_offset(found),
-        limit=_limit(found, maximum),
+        offset=_offset(grouped),
+        limit=_limit(grouped, maximum),
     )
-    return query, found.warnings
+    return query, grouped.warnings
 
 
 def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
@@ -217,9 +217,9 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
 
     Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
     """
-    found = _sorted(parameters)
-    found.not_indexed = terms.NOT_INDEXED - terms.TEXTS
-    if any(TRANSACTION_UID in path for path in found.attributes) or any(TRANSACTION_UID in path for path in found.include_fields):
+    grouped = _sorted(parameters)
+    grouped.not_indexed = terms.NOT_INDEXED - terms.TEXTS
+    if any(TRANSACTION_UID in path for path in grouped.attributes) or any(TRANSACTION_UID in path for path in grouped.include_fields):
         raise errors.BadRequest("TransactionUID (0008,1195) is neither a matching nor a return key")
 
     def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
@@ -227,16 +227,16 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
             return True, None, ""
         return False, None, f"The attribute {'.'.join(map(keyword_of, path))} is not matched at this resource. It has been ignored."
 
-    keys, included = _keys(found, place)
+    keys, included = _keys(grouped, place)
     query = Query(
         level=Level.INSTANCE,
         keys=keys,
         include_fields=included,
-        include_all=found.include_all,
-        offset=_offset(found),
-        limit=_limit(found, maximum),
+        include_all=grouped.include_all,
+        offset=_offset(grouped),
+        limit=_limit(grouped, maximum),
     )
-    return query, found.warnings
+    return query, grouped.warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,32 +309,32 @@ def read_filter(text: str) -> Filter:
     return _filter([(name, unquote(value)) for name, _, value in pieces])
 
 
-def by_path(found: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
+def by_path(index_terms: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
     """Return the terms of one data set as `matches` looks at them."""
     sorted_terms: dict[str, list[terms.Term]] = defaultdict(list)
-    for term in found:
+    for term in index_terms:
         sorted_terms[term.path].append(term)
     return dict(sorted_terms)
 
 
-def matches(keys: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
+def matches(keys: Sequence[MatchKey], terms_by_path: Mapping[str, list[terms.Term]]) -> bool:
     """Say whether a data set matches all keys, as the stores of the index do it.
 
     Args:
-        found: its terms, by `by_path`.
+        terms_by_path: its terms, by `by_path`.
     """
-    return all(_group_matches(group, found) for group in group_keys(keys))
+    return all(_group_matches(group, terms_by_path) for group in group_keys(keys))
 
 
-def _group_matches(group: Sequence[MatchKey], found: Mapping[str, list[terms.Term]]) -> bool:
-    if any(key.operation is Operation.ABSENT and found.get(key.term_path) for key in group):
+def _group_matches(group: Sequence[MatchKey], terms_by_path: Mapping[str, list[terms.Term]]) -> bool:
+    if any(key.operation is Operation.ABSENT and terms_by_path.get(key.term_path) for key in group):
         return False
     wanted = [key for key in group if key.operation is not Operation.ABSENT]
     is_same_path = len({key.path[:-1] for key in wanted}) == 1
     common: set[int] | None = None
     for key in wanted:
         for is_match in _comparisons(key):
-            items = {term.item if is_same_path else term.root for term in found.get(key.term_path, ()) if is_match(term.value)}
+            items = {term.item if is_same_path else term.root for term in terms_by_path.get(key.term_path, ()) if is_match(term.value)}
             if len(key.path) == 1:
                 # Attributes at the root stand in no item: each value may be matched by another.
                 items = {0} if items else set()
@@ -375,48 +375,48 @@ def _above(level: Level) -> tuple[Level, ...]:
     return tuple(other for other in Level if other.value < level.value)
 
 
-def _offset(found: _Parameters) -> int:
-    offset = found.integer("offset", 0)
+def _offset(parameters: _Parameters) -> int:
+    offset = parameters.integer("offset", 0)
     if offset > MAXIMUM_OFFSET:
         raise errors.PayloadTooLarge(f"offset is {offset}, at most {MAXIMUM_OFFSET} is possible: make the search narrower")
     return offset
 
 
-def _limit(found: _Parameters, maximum: int) -> int:
-    return min(found.integer("limit", maximum), maximum)
+def _limit(parameters: _Parameters, maximum: int) -> int:
+    return min(parameters.integer("limit", maximum), maximum)
 
 
 def _sorted(parameters: list[tuple[str, str]]) -> _Parameters:
-    found = _Parameters()
+    grouped = _Parameters()
     for name, value in parameters:
         if name == "includefield":
-            _add_include_fields(found, value)
+            _add_include_fields(grouped, value)
         elif name in NAMED:
-            if name in found.named:
+            if name in grouped.named:
                 raise errors.BadRequest(f"{name} is given more than once")
-            found.named[name] = value
+            grouped.named[name] = value
         elif path := _path(name):
-            if path in found.attributes:
+            if path in grouped.attributes:
                 raise errors.BadRequest(f"attribute {name} is given more than once")
-            found.attributes[path] = value
+            grouped.attributes[path] = value
         elif name[:1].isupper():
-            found.warnings.append(f"The parameter {name[:64]} is not known. It has been ignored.")
-    if found.include_all and found.include_fields:
+            grouped.warnings.append(f"The parameter {name[:64]} is not known. It has been ignored.")
+    if grouped.include_all and grouped.include_fields:
         raise errors.BadRequest("includefield=all stands alone")
     for name in FLAGS:
-        found.flag(name)
-    if found.flag("fuzzymatching"):
-        found.warnings.append(FUZZY_WARNING)
-    return found
+        grouped.flag(name)
+    if grouped.flag("fuzzymatching"):
+        grouped.warnings.append(FUZZY_WARNING)
+    return grouped
 
 
-def _add_include_fields(found: _Parameters, value: str) -> None:
+def _add_include_fields(parameters: _Parameters, value: str) -> None:
     for part in value.split(","):
         name = part.strip()
         if name == "all":
-            found.include_all = True
+            parameters.include_all = True
         elif path := _path(name):
-            found.include_fields.append(".".join(path))
+            parameters.include_fields.append(".".join(path))
         else:
             raise errors.BadRequest(f"includefield has {name[:64]!r}, expected tags or keywords, or all")
 
@@ -435,20 +435,20 @@ def _path(name: str) -> tuple[str, ...]:
     return tags
 
 
-def _keys(found: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple[str, ...]]:
-    creators = {path[-1]: value for path, value in found.attributes.items() if is_private_creator(path[-1]) and value}
+def _keys(parameters: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], tuple[str, ...]]:
+    creators = {path[-1]: value for path, value in parameters.attributes.items() if is_private_creator(path[-1]) and value}
     keys: list[MatchKey] = []
-    included: dict[str, None] = {_with_creator(path, creators): None for path in found.include_fields}
-    for path, value in found.attributes.items():
+    included: dict[str, None] = {_with_creator(path, creators): None for path in parameters.include_fields}
+    for path, value in parameters.attributes.items():
         if path[-1] == SPECIFIC_CHARACTER_SET or (is_private_creator(path[-1]) and value):
             continue
         creator = creators.get(f"{path[-1][:4]}00{path[-1][4:6]}", "") if is_private(path[-1]) else ""
         included[_with_creator(".".join(path), creators)] = None
-        if (key := _key(path, value, creator, found)) is None:
+        if (key := _key(path, value, creator, parameters)) is None:
             continue
         matched, level, warning = place(path)
         if not matched:
-            found.warnings.append(warning)
+            parameters.warnings.append(warning)
             continue
         keys.append(MatchKey(key.path, key.operation, key.values, key.low, key.high, creator, level=level))
     combined = tuple(_with_combined(keys))
@@ -466,7 +466,7 @@ def _with_creator(path: str, creators: dict[str, str]) -> str:
     return f"{path}:{creator}" if creator else path
 
 
-def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:
+def _key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameters) -> MatchKey | None:
     """Return the key of one attribute; None when it matches everything (universal matching)."""
     vr = vr_of(path[-1])
     name = keyword_of(path[-1])
@@ -475,26 +475,26 @@ def _key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) ->
     if vr == "SQ":
         raise errors.BadRequest(f"{name} is a sequence: give values for attributes of its items")
     if is_private(path[-1]):
-        return _private_key(path, value, creator, found)
-    is_indexed = vr not in found.not_indexed
-    if value == '""' and vr in EMPTY_VALUES and is_indexed and found.flag("emptyvaluematching"):
+        return _private_key(path, value, creator, parameters)
+    is_indexed = vr not in parameters.not_indexed
+    if value == '""' and vr in EMPTY_VALUES and is_indexed and parameters.flag("emptyvaluematching"):
         return MatchKey(path, Operation.ABSENT)
     if not is_indexed:
-        found.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
+        parameters.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
         return None
     try:
         if vr in ("DA", "TM", "DT"):
             return _moment_key(path, vr, value)
         if vr == "UI":
             return MatchKey(path, Operation.EQUAL, _uids(value))
-        return _text_key(path, vr, value, found)
+        return _text_key(path, vr, value, parameters)
     except ValueError as error:
         raise errors.BadRequest(f"{name}: no value of VR {vr}") from error
 
 
-def _private_key(path: tuple[str, ...], value: str, creator: str, found: _Parameters) -> MatchKey | None:
+def _private_key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameters) -> MatchKey | None:
     if not creator:
-        found.warnings.append(f"The private attribute {path[-1]} is given without its private creator. It has been ignored.")
+        parameters.warnings.append(f"The private attribute {path[-1]} is given without its private creator. It has been ignored.")
         return None
     if set(value) & set("*?"):
         return MatchKey(path, Operation.PATTERN, (value,))
@@ -504,8 +504,8 @@ def _private_key(path: tuple[str, ...], value: str, creator: str, found: _Parame
     return MatchKey(path, Operation.EQUAL, tuple(values))
 
 
-def _text_key(path: tuple[str, ...], vr: str, value: str, found: _Parameters) -> MatchKey | None:
-    if vr in MULTIPLE_VALUES and is_multi_valued(path[-1]) and found.flag("multiplevaluematching"):
+def _text_key(path: tuple[str, ...], vr: str, value: str, parameters: _Parameters) -> MatchKey | None:
+    if vr in MULTIPLE_VALUES and is_multi_valued(path[-1]) and parameters.flag("multiplevaluematching"):
         values = tuple(terms.normalise(vr, part) for part in re.split(r"[\\,]", value) if part.strip())
         if len(values) > 1:
             return MatchKey(path, Operation.ALL, values)

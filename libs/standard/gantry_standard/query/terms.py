@@ -109,32 +109,32 @@ DATE_TIME = re.compile(r"(\d{4})(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(\.
 
 def date(text: str) -> str:
     """Return a DA as YYYYMMDD. Raises ValueError when it is none."""
-    found = DATE.fullmatch(text.strip())
-    if found is None:
+    match = DATE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is not a date YYYYMMDD")
-    datetime(int(found[1]), int(found[2]), int(found[3]), tzinfo=UTC)
-    return found[1] + found[2] + found[3]
+    datetime(int(match[1]), int(match[2]), int(match[3]), tzinfo=UTC)
+    return match[1] + match[2] + match[3]
 
 
 def time(text: str, *, latest: bool = False) -> str:
     """Return a TM as HHMMSS.FFFFFF, missing parts at their least (or `latest`: greatest) value. Raises ValueError."""
-    found = TIME.fullmatch(text.strip())
-    if found is None or int(found[1]) > 23 or int(found[2] or 0) > 59 or int(found[3] or 0) > 60:
+    match = TIME.fullmatch(text.strip())
+    if match is None or int(match[1]) > 23 or int(match[2] or 0) > 59 or int(match[3] or 0) > 60:
         raise ValueError(f"{text!r} is not a time HHMMSS.FFFFFF")
     rest, fraction = ("59", "9") if latest else ("00", "0")
-    return f"{found[1]}{found[2] or rest}{found[3] or rest}.{(found[4] or '.')[1:].ljust(6, fraction)}"
+    return f"{match[1]}{match[2] or rest}{match[3] or rest}.{(match[4] or '.')[1:].ljust(6, fraction)}"
 
 
 def date_time(text: str, *, latest: bool = False) -> str:
     """Return a DT in UTC as YYYYMMDDHHMMSS.FFFFFF, missing parts as in `time`; without offset it is taken as UTC. Raises ValueError."""
-    found = DATE_TIME.fullmatch(text.strip())
-    if found is None:
+    match = DATE_TIME.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is not a date and time YYYYMMDDHHMMSS.FFFFFF&ZZXX")
-    year, month = int(found[1]), int(found[2] or (12 if latest else 1))
-    day = int(found[3]) if found[3] else (_last_day(year, month) if latest else 1)
-    hour, minute, second = (int(found[i] or default) for i, default in ((4, 23 if latest else 0), (5, 59 * latest), (6, 59 * latest)))
-    micro = int((found[7] or ".")[1:].ljust(6, "9" if latest else "0"))
-    moment = datetime(year, month, day, hour, minute, min(second, 59), micro, tzinfo=_offset(found[8]))
+    year, month = int(match[1]), int(match[2] or (12 if latest else 1))
+    day = int(match[3]) if match[3] else (_last_day(year, month) if latest else 1)
+    hour, minute, second = (int(match[i] or default) for i, default in ((4, 23 if latest else 0), (5, 59 * latest), (6, 59 * latest)))
+    micro = int((match[7] or ".")[1:].ljust(6, "9" if latest else "0"))
+    moment = datetime(year, month, day, hour, minute, min(second, 59), micro, tzinfo=_offset(match[8]))
     try:
         moment = moment.astimezone(UTC)
     except OverflowError as error:
@@ -232,7 +232,7 @@ class _Deriving:
 
     def remembering(self, dataset: Mapping[str, Any], leave_out: frozenset[str], memory: Memory) -> None:
         """Add the terms of a data set at the root, those of elements that are as they were from `memory`."""
-        found = self.found.terms
+        derived = self.found.terms
         for tag, element in dataset.items():
             if tag in leave_out or not element.get("Value"):
                 continue
@@ -242,16 +242,16 @@ class _Deriving:
                 known is not None
                 and known.element == element
                 and (known.before == self._items or not known.items)
-                and len(found) + len(known.terms) <= MAXIMUM_TERMS
+                and len(derived) + len(known.terms) <= MAXIMUM_TERMS
             ):
-                found += known.terms
+                derived += known.terms
                 self._items += known.items
                 continue
-            begin, before, left_out = len(found), self._items, self.found.left_out.total()
+            begin, before, left_out = len(derived), self._items, self.found.left_out.total()
             self._element(dataset, tag, element, path, "", 0, 0, 0)
             # A date taken together with its time depends on two elements; what was left out is to be counted each time.
             if tag not in DATE_TIME_PAIRS and self.found.left_out.total() == left_out:
-                memory[path] = _Known(element, found[begin:], before, self._items - before)
+                memory[path] = _Known(element, derived[begin:], before, self._items - before)
 
     def dataset(self, dataset: Mapping[str, Any], prefix: str, item: int, root: int, leave_out: frozenset[str], depth: int) -> None:
         """Add the terms of a data set or item, whose place is `prefix`, `item` and `root`."""
@@ -295,11 +295,11 @@ class _Deriving:
                 return
             self._seen.add((path, value))
             item = root = 0
-        found = self.found.terms
-        if len(found) >= MAXIMUM_TERMS:
+        derived = self.found.terms
+        if len(derived) >= MAXIMUM_TERMS:
             self.found.left_out["terms"] += 1
         else:
-            found.append(_TERM((path, value, item, root)))
+            derived.append(_TERM((path, value, item, root)))
 
     def _values(self, vr: str, values: list[Any]) -> Iterable[str]:
         """Return the distinct values of an attribute as they are compared."""
