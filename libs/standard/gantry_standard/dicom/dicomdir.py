@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gantry_standard.dicom.dictionary import standard_vr
-from gantry_standard.dicom.part10 import encode_element, encode_element_header, encode_file_meta
+from gantry_standard.dicom.part10 import encode_element, encode_element_header, encode_file_meta, encode_item
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
 
@@ -171,7 +171,7 @@ class Directory:
         if not all(piece.isascii() for tag, piece in record_elements.items() if tag >= 0x00080000):
             record_elements[0x00080005] = encode_element(0x00080005, b"CS", UTF_8.encode("ascii"))
         body = head + b"".join(record_elements[tag] for tag in sorted(record_elements))
-        self._records.append(struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body)
+        self._records.append(encode_item(body))
         self._levels.append(level)
 
     @property
@@ -243,4 +243,4 @@ def texts(values: Iterable[Any]) -> Iterator[str]:
 
 def _item(data_set: Object) -> bytes:
     body = b"".join(encode_json_element(tag, data_set[tag]) for tag in sorted(data_set) if "BulkDataURI" not in data_set[tag])
-    return struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body
+    return encode_item(body)

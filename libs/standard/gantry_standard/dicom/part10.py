@@ -50,6 +50,20 @@ def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
     return encode_element_header(tag, vr, len(value)) + value
 
 
+def encode_item_header(length: int) -> bytes:
+    """Encode the tag and length of an item of a sequence or a fragment of Pixel Data.
+
+    Args:
+        length: of the item's value in bytes, even; or UNDEFINED_LENGTH.
+    """
+    return struct.pack("<HHI", 0xFFFE, 0xE000, length)
+
+
+def encode_item(value: bytes) -> bytes:
+    """Encode an item of a sequence with a defined length; `value` holds its encoded elements."""
+    return encode_item_header(len(value)) + value
+
+
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
     """Encode what comes before a data set: 128 zero bytes, DICM and File Meta Information of this implementation.
 

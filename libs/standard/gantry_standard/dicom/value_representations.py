@@ -84,3 +84,6 @@ VALUE_REPRESENTATIONS: dict[bytes, ValueRepresentation] = {
         ValueRepresentation(b"UV", Kind.NUMBER, is_long=True, word=8, format="Q", may_be_bulk=True, padding=b"\0"),
     )
 }
+
+LONG_VRS = frozenset(name for name, row in VALUE_REPRESENTATIONS.items() if row.is_long)
+"""Value Representations whose length field in Explicit VR has 32 bits."""

@@ -22,7 +22,14 @@ from gantry_standard.bitstreams.video import VIDEO_MEDIA_TYPES, read_video
 from gantry_standard.dicom.frames import is_codestream_start
 from gantry_standard.dicom.json_to_explicit import BulkReference, encode_data_set
 from gantry_standard.dicom.limits import ScanFailure
-from gantry_standard.dicom.part10 import SEQUENCE_DELIMITER, UNDEFINED_LENGTH, encode_element_header, encode_file_meta
+from gantry_standard.dicom.part10 import (
+    SEQUENCE_DELIMITER,
+    UNDEFINED_LENGTH,
+    encode_element_header,
+    encode_file_meta,
+    encode_item,
+    encode_item_header,
+)
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, TRANSFER_SYNTAXES, Codestream
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS
@@ -46,7 +53,6 @@ _OFFSET_TABLES = ("7FE00001", "7FE00002", "7FE00003")
 _LONGEST_VALUE = 0xFFFFFFFE
 _FRAGMENT_BYTES = 0xFFFFFFFE
 _FLUSH_BYTES = 256 << 10
-_ITEM = struct.Struct("<HHI")
 _STILL_OF_CODESTREAM = {
     Codestream.JPEG: "image/jpeg",
     Codestream.JPEG_2000: "image/jp2",
@@ -71,7 +77,7 @@ class _Frames:
             fragments = max(1, -(-content.length // _FRAGMENT_BYTES))
             at += content.length + (content.length & 1) + 8 * fragments
         table = b"" if self.is_video or offsets[-1] > 0xFFFFFFFF else struct.pack(f"<{len(offsets)}I", *offsets)
-        yield _ITEM.pack(0xFFFE, 0xE000, len(table)) + table
+        yield encode_item(table)
         for content in self.contents:
             yield from _items(content)
         yield SEQUENCE_DELIMITER
@@ -81,7 +87,7 @@ def _items(content: SpooledBytes) -> Iterator[bytes]:
     for begin in range(0, max(content.length, 1), _FRAGMENT_BYTES):
         fragment = content.part(begin, min(_FRAGMENT_BYTES, content.length - begin))
         padding = fragment.length & 1
-        yield _ITEM.pack(0xFFFE, 0xE000, fragment.length + padding)
+        yield encode_item_header(fragment.length + padding)
         yield from fragment.chunks()
         yield b"\0" * padding
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gantry_renderer.file.elements import element, item, sequence
+from gantry_standard.dicom.part10 import encode_element, encode_item
 
 FORM = 1
 """Part of the derived UID: changes when the same request would give other pixels."""
@@ -77,17 +77,17 @@ def elements_of(compression: Compression, values: Mapping[int, bytes]) -> dict[i
     before = _text(values, SOP_INSTANCE_UID)
     uid = derived_uid(before, compression.transfer_syntax_uid).encode()
     return {
-        MEDIA_STORAGE_SOP_INSTANCE_UID: element(MEDIA_STORAGE_SOP_INSTANCE_UID, "UI", uid),
-        IMAGE_TYPE: element(IMAGE_TYPE, "CS", _derived_type(_text(values, IMAGE_TYPE))),
-        SOP_INSTANCE_UID: element(SOP_INSTANCE_UID, "UI", uid),
-        DERIVATION_DESCRIPTION: element(DERIVATION_DESCRIPTION, "ST", _description(values, compression)),
-        SOURCE_IMAGE_SEQUENCE: sequence(SOURCE_IMAGE_SEQUENCE, values.get(SOURCE_IMAGE_SEQUENCE, b"") + _source(values)),
-        DERIVATION_CODE_SEQUENCE: sequence(
-            DERIVATION_CODE_SEQUENCE, values.get(DERIVATION_CODE_SEQUENCE, b"") + _code("113040", "Lossy Compression")
+        MEDIA_STORAGE_SOP_INSTANCE_UID: encode_element(MEDIA_STORAGE_SOP_INSTANCE_UID, b"UI", uid),
+        IMAGE_TYPE: encode_element(IMAGE_TYPE, b"CS", _derived_type(_text(values, IMAGE_TYPE))),
+        SOP_INSTANCE_UID: encode_element(SOP_INSTANCE_UID, b"UI", uid),
+        DERIVATION_DESCRIPTION: encode_element(DERIVATION_DESCRIPTION, b"ST", _description(values, compression)),
+        SOURCE_IMAGE_SEQUENCE: encode_element(SOURCE_IMAGE_SEQUENCE, b"SQ", values.get(SOURCE_IMAGE_SEQUENCE, b"") + _source(values)),
+        DERIVATION_CODE_SEQUENCE: encode_element(
+            DERIVATION_CODE_SEQUENCE, b"SQ", values.get(DERIVATION_CODE_SEQUENCE, b"") + _code("113040", "Lossy Compression")
         ),
-        LOSSY_IMAGE_COMPRESSION: element(LOSSY_IMAGE_COMPRESSION, "CS", b"01"),
-        RATIO: element(RATIO, "DS", _appended(values, RATIO, f"{compression.ratio:.2f}")),
-        METHOD: element(METHOD, "CS", _appended(values, METHOD, compression.method)),
+        LOSSY_IMAGE_COMPRESSION: encode_element(LOSSY_IMAGE_COMPRESSION, b"CS", b"01"),
+        RATIO: encode_element(RATIO, b"DS", _appended(values, RATIO, f"{compression.ratio:.2f}")),
+        METHOD: encode_element(METHOD, b"CS", _appended(values, METHOD, compression.method)),
     }
 
 
@@ -95,9 +95,9 @@ def _flagged(compression: Compression, values: Mapping[int, bytes]) -> dict[int,
     """Return the flag of pixels that came with loss, where the instance does not have it: decoded, nothing else would tell."""
     if _text(values, LOSSY_IMAGE_COMPRESSION) == "01":
         return {}
-    changes = {LOSSY_IMAGE_COMPRESSION: element(LOSSY_IMAGE_COMPRESSION, "CS", b"01")}
+    changes = {LOSSY_IMAGE_COMPRESSION: encode_element(LOSSY_IMAGE_COMPRESSION, b"CS", b"01")}
     if not _text(values, METHOD):
-        changes[METHOD] = element(METHOD, "CS", compression.method.encode())
+        changes[METHOD] = encode_element(METHOD, b"CS", compression.method.encode())
     return changes
 
 
@@ -123,12 +123,18 @@ def _description(values: Mapping[int, bytes], compression: Compression) -> bytes
 
 
 def _source(values: Mapping[int, bytes]) -> bytes:
-    purpose = sequence(_PURPOSE, _code("121320", "Uncompressed predecessor"))
+    purpose = encode_element(_PURPOSE, b"SQ", _code("121320", "Uncompressed predecessor"))
     class_uid, instance_uid = (_text(values, tag).encode() for tag in (SOP_CLASS_UID, SOP_INSTANCE_UID))
-    return item(element(_REFERENCED_SOP_CLASS_UID, "UI", class_uid) + element(_REFERENCED_SOP_INSTANCE_UID, "UI", instance_uid) + purpose)
+    return encode_item(
+        encode_element(_REFERENCED_SOP_CLASS_UID, b"UI", class_uid)
+        + encode_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", instance_uid)
+        + purpose
+    )
 
 
 def _code(value: str, meaning: str) -> bytes:
-    return item(
-        element(_CODE_VALUE, "SH", value.encode()) + element(_CODING_SCHEME, "SH", b"DCM") + element(_CODE_MEANING, "LO", meaning.encode())
+    return encode_item(
+        encode_element(_CODE_VALUE, b"SH", value.encode())
+        + encode_element(_CODING_SCHEME, b"SH", b"DCM")
+        + encode_element(_CODE_MEANING, b"LO", meaning.encode())
     )

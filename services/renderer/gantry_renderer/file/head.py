@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from gantry_renderer.file import derivation
 from gantry_renderer.file.derivation import Compression
-from gantry_renderer.file.elements import LONG, element
 from gantry_standard import errors
+from gantry_standard.dicom.part10 import encode_element
+from gantry_standard.dicom.value_representations import LONG_VRS
 
 PREAMBLE_BYTES = 132
 _UNDEFINED = 0xFFFFFFFF
@@ -51,7 +52,7 @@ def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes], c
         raise errors.CorruptInstance("the file's head has no DICM after its preamble")
     elements = list(_elements(head, PREAMBLE_BYTES))
     meta_end = next((found.begin for found in elements if found.tag >> 16 != 2), len(head))
-    changes = {**changes, _TRANSFER_SYNTAX_UID: element(_TRANSFER_SYNTAX_UID, "UI", transfer_syntax_uid.encode())}
+    changes = {**changes, _TRANSFER_SYNTAX_UID: encode_element(_TRANSFER_SYNTAX_UID, b"UI", transfer_syntax_uid.encode())}
     if compression is not None:
         changes |= derivation.elements_of(compression, _values(head, elements))
     of_meta = {tag: change for tag, change in changes.items() if tag >> 16 == 2}
@@ -61,7 +62,7 @@ def patch(head: bytes, transfer_syntax_uid: str, changes: Mapping[int, bytes], c
         if found.begin < meta_end and found.tag != _FILE_META_GROUP_LENGTH and found.tag not in of_meta
     )
     meta = _with(meta, of_meta)
-    group_length = element(_FILE_META_GROUP_LENGTH, "UL", struct.pack("<I", len(meta)))
+    group_length = encode_element(_FILE_META_GROUP_LENGTH, b"UL", struct.pack("<I", len(meta)))
     of_data_set = {tag: change for tag, change in changes.items() if tag not in of_meta}
     return head[:PREAMBLE_BYTES] + group_length + meta + _with(head[meta_end:], of_data_set)
 
@@ -123,7 +124,7 @@ def _element_head(data: bytes, position: int, is_implicit: bool) -> tuple[int, i
     group, number = struct.unpack_from("<HH", data, position)
     if is_implicit or group == 0xFFFE:
         return group << 16 | number, position + 8, struct.unpack_from("<I", data, position + 4)[0]
-    if data[position + 4 : position + 6] in LONG:
+    if data[position + 4 : position + 6] in LONG_VRS:
         if position + 12 > len(data):
             raise errors.CorruptInstance("the head ends in the middle of an element")
         return group << 16 | number, position + 12, struct.unpack_from("<I", data, position + 8)[0]

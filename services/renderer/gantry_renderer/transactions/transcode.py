@@ -21,7 +21,6 @@ from gantry_renderer.codecs.samples import frame_bits
 from gantry_renderer.codecs.table import CODECS, REWRITES
 from gantry_renderer.file import head
 from gantry_renderer.file.derivation import Compression
-from gantry_renderer.file.elements import element, us
 from gantry_renderer.transactions.flights import Flights
 from gantry_renderer.transactions.instances import Instance, read, read_frame, run_with_frame
 from gantry_renderer.workers.pool import Admission, Pool
@@ -29,6 +28,13 @@ from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
+from gantry_standard.dicom.part10 import (
+    SEQUENCE_DELIMITER,
+    UNDEFINED_LENGTH,
+    encode_element,
+    encode_element_header,
+    encode_item_header,
+)
 from gantry_standard.dicom.scanned import PixelDescription
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
 
@@ -42,8 +48,6 @@ SMALL_HEAD_BYTES = 32 << 10
 _PIXEL_DATA = 0x7FE00010
 _PHOTOMETRIC_INTERPRETATION = 0x00280004
 _PLANAR_CONFIGURATION = 0x00280006
-_ITEM = struct.pack("<HH", 0xFFFE, 0xE000)
-_SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,7 @@ async def _native_element(
     bits = frame_bits(description)
     length = (number_of_frames * bits + 7) // 8
     vr = b"OB" if description.bits_allocated <= 8 else b"OW"
-    yield struct.pack("<HH2sHI", 0x7FE0, 0x0010, vr, 0, length + length % 2)
+    yield encode_element_header(_PIXEL_DATA, vr, length + length % 2)
     if bits % 8 == 0:
         async for data in frames:
             yield data
@@ -272,13 +276,13 @@ async def _encapsulated_element(
     frames: AsyncIterator[bytes], description: PixelDescription, number_of_frames: int
 ) -> AsyncGenerator[bytes, None]:
     """Write encapsulated Pixel Data: an empty Basic Offset Table, one fragment per frame, padded to even lengths."""
-    yield struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + _ITEM + struct.pack("<I", 0)
+    yield encode_element_header(_PIXEL_DATA, b"OB", UNDEFINED_LENGTH) + encode_item_header(0)
     async for data in frames:
-        yield _ITEM + struct.pack("<I", len(data) + len(data) % 2)
+        yield encode_item_header(len(data) + len(data) % 2)
         yield data
         if len(data) % 2:
             yield b"\0"
-    yield _SEQUENCE_END
+    yield SEQUENCE_DELIMITER
 
 
 async def _chunks(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -306,9 +310,9 @@ def _changes(instance: Instance, result: PixelDescription) -> dict[int, bytes]:
     stored, changes = instance.stored.layout.pixel, {}
     if result.photometric_interpretation != stored.photometric_interpretation:
         value = result.photometric_interpretation.encode()
-        changes[_PHOTOMETRIC_INTERPRETATION] = element(_PHOTOMETRIC_INTERPRETATION, "CS", value)
+        changes[_PHOTOMETRIC_INTERPRETATION] = encode_element(_PHOTOMETRIC_INTERPRETATION, b"CS", value)
     if result.samples_per_pixel > 1 and result.planar_configuration != stored.planar_configuration:
-        changes[_PLANAR_CONFIGURATION] = us(_PLANAR_CONFIGURATION, result.planar_configuration)
+        changes[_PLANAR_CONFIGURATION] = encode_element(_PLANAR_CONFIGURATION, b"US", struct.pack("<H", result.planar_configuration))
     return changes
 
 
