@@ -47,6 +47,28 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=0.5)
 
 
+async def run_together(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
+    """Run tasks that must not end, by name, until one of them does. Then the others are cancelled and its error is raised.
+
+    Raises:
+        RuntimeError: a task returned, or was cancelled by somebody else than the caller.
+        Exception: what a task raised.
+    """
+    tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        raise why_ended(next(iter(ended)))
+    finally:
+        await end_tasks(task for task in tasks if not task.done())
+
+
+def why_ended(task: asyncio.Task[Any]) -> BaseException:
+    """Return the error of a task that should have gone on."""
+    if task.cancelled():
+        return RuntimeError(f"task {task.get_name()} was cancelled")
+    return task.exception() or RuntimeError(f"task {task.get_name()} ended")
+
+
 class Process:
     """The running process: a stack of what is open, and the tasks that must not end."""
 
@@ -57,7 +79,7 @@ class Process:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def watch(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a task for the life of the process; its failure ends the process, its end by itself too."""
+        """Run a task for the life of the process. However it ends before the process stops, the process ends with status 1."""
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -65,14 +87,15 @@ class Process:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or self.stopping.is_set():
+        if self.stopping.is_set():
             return
-        self.failure = task.exception() or RuntimeError(f"task {task.get_name()} ended")
+        self.failure = why_ended(task)
         log.error("task failed", extra={"task": task.get_name()}, exc_info=self.failure)
         self.stopping.set()
 
     async def cancel_tasks(self) -> None:
-        """Cancel what `watch` started and wait for it."""
+        """Cancel what `watch` started and wait for it. The process is stopping from now on."""
+        self.stopping.set()
         await end_tasks(self._tasks)
 
 

@@ -119,6 +119,12 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._ending = False
         self._keeper = asyncio.create_task(self._keep_running(), name=f"keep {program.name} running")
+        self._keeper.add_done_callback(self._kept)
+
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        """End the suite where nobody keeps the process running any more."""
+        if not keeper.cancelled() and (error := keeper.exception()) is not None:
+            self._supervisor.fail(CannotStart(f"{self.program.name} cannot be kept running: {error}"))
 
     async def become_ready(self) -> None:
         """Wait until the process can do its work, and say so."""
@@ -132,7 +138,10 @@ class Child:
         delay, times = FIRST_DELAY_S, 0
         while True:
             begin = time.monotonic()
-            status = await self._run_once()
+            try:
+                how = describe_status(status := await self._run_once())
+            except OSError as error:
+                status, how = 0, f"before it ran ({error.strerror})"
             if self._supervisor.stopping or self._ending:
                 return
             if status == WRONG_SETTINGS:
@@ -145,7 +154,7 @@ class Child:
             if self._supervisor.stopping:
                 return
             times += 1
-            self._supervisor.say(f"{self.program.name} ended {describe_status(status)}, started again ({ordinal(times)} time)")
+            self._supervisor.say(f"{self.program.name} ended {how}, started again ({ordinal(times)} time)")
 
     async def _run_once(self) -> int:
         name, data = self.program.name, self._supervisor.data
@@ -159,12 +168,14 @@ class Child:
                 start_new_session=True,
                 preexec_fn=_end_with(os.getpid()),
             )
-        data.write_pid(name, self._process.pid)
-        status = await self._process.wait()
-        # Whatever the process itself started must not outlive it.
-        self.signal_group(signal.SIGKILL)
-        data.forget_pid(name)
-        return status
+        try:
+            data.write_pid(name, self._process.pid)
+            return await self._process.wait()
+        finally:
+            # Whatever the process itself started must not outlive it; nor the process itself, where its number could not be written.
+            self.signal_group(signal.SIGKILL)
+            await self._process.wait()
+            data.forget_pid(name)
 
     async def stop(self) -> None:
         """Ask the process to end; kill it when it takes too long."""
@@ -176,7 +187,7 @@ class Child:
         if late:
             self._supervisor.say(f"{self.program.name} did not stop within {PATIENCE_S:.0f} s and was killed")
             self.signal_group(signal.SIGKILL)
-        await self._keeper
+        await asyncio.wait({self._keeper})
 
     def signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the process and to all that it started."""

@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from gantry_runtime import telemetry
+from gantry_runtime.process import run_together
 
 PROGRAM = """
 import asyncio, sys
@@ -77,6 +78,38 @@ def test_a_task_that_fails_ends_the_process_in_order_with_status_1() -> None:
     assert process.returncode == 1
     assert '"task": "work"' in err
     assert "broken" in err
+
+
+def test_a_task_that_is_cancelled_while_nothing_stops_ends_the_process_too() -> None:
+    with start(seconds=0.05, error="asyncio.CancelledError()") as process:
+        out, err = process.communicate(timeout=10)
+    assert out.split("\n")[-3:-1] == ["close second", "close first"]
+    assert process.returncode == 1
+    assert "task work was cancelled" in err
+
+
+@pytest.mark.parametrize(
+    ("how", "raised"),
+    [(ValueError("broken"), "broken"), (asyncio.CancelledError(), "task ending was cancelled"), (None, "task ending ended")],
+    ids=["raises", "is cancelled", "returns"],
+)
+async def test_of_tasks_that_run_together_the_first_that_ends_ends_all(how: BaseException | None, raised: str) -> None:
+    others: list[str] = []
+
+    async def going_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            others.append("cancelled")
+
+    async def ending() -> None:
+        await asyncio.sleep(0)
+        if how is not None:
+            raise how
+
+    with pytest.raises((RuntimeError, ValueError), match=raised):
+        await run_together({"going on": going_on(), "ending": ending()})
+    assert others == ["cancelled"]
 
 
 def test_a_signal_while_it_opens_ends_it_too() -> None:

@@ -1,6 +1,7 @@
 """The supervisor keeps programs running, tells what happens, and leaves nobody behind."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -71,6 +72,24 @@ async def test_a_program_that_dies_is_started_again_and_that_is_told(supervisor:
         os.kill(killed, signal.SIGKILL)
         await until(lambda killed=killed: pid_of(data, "one") not in (0, killed))
         assert supervisor.lines[-1] == f"one ended with signal 9, started again ({times} time)"  # type: ignore[attr-defined]
+
+
+async def test_a_program_whose_number_cannot_be_written_is_tried_again_until_it_can(supervisor: Supervisor, data: DataDirectory) -> None:
+    await supervisor.start([program(data, "one", FOR_EVER)])
+    killed = pid_of(data, "one")
+    (data.run / "one.pid").unlink()
+    (data.run / "one.pid").mkdir()
+    os.kill(killed, signal.SIGKILL)
+    await until(lambda: any("before it ran (Is a directory)" in line for line in supervisor.lines))  # type: ignore[attr-defined]
+    (data.run / "one.pid").rmdir()
+    await until(lambda: pid_of(data, "one") not in (0, killed))
+    assert psutil.pid_exists(pid_of(data, "one"))
+    assert not supervisor.failure
+
+
+async def test_where_nobody_can_keep_a_program_running_the_suite_ends(supervisor: Supervisor, data: DataDirectory) -> None:
+    with pytest.raises(CannotStart, match="one cannot be kept running: embedded null byte"):
+        await supervisor.start([dataclasses.replace(program(data, "one", FOR_EVER), command=("\0",))])
 
 
 async def test_what_a_program_started_ends_with_it(supervisor: Supervisor, data: DataDirectory) -> None:

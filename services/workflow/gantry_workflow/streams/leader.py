@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gantry_runtime.events import leases
 from gantry_runtime.events.streams import JetStreamContext
+from gantry_runtime.process import run_together
 from gantry_standard import errors
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.streams import deletion, history
@@ -26,7 +27,11 @@ RETRY_S = 1.0
 async def lead(
     js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, copies: Copier, settings: WorkflowSettings
 ) -> None:
-    """Work whenever this process holds the lease, for ever."""
+    """Work whenever this process holds the lease, for ever.
+
+    Raises:
+        RuntimeError: one of the tasks ended, which none may.
+    """
     works: dict[str, Callable[[], Awaitable[None]]] = {
         "copy": copies.run,
         "history": lambda: history.purge_superseded(js, reports, settings.workitem_history_s),
@@ -36,13 +41,7 @@ async def lead(
         works["deletion"] = lambda: deletion.delete_final(js, reports, settings.workitem_keep_s)
 
     async def work() -> None:
-        helpers = [asyncio.create_task(_again(name, call)) for name, call in works.items()]
-        try:
-            await reports.write()
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+        await run_together({"reports": reports.write(), **{name: _again(name, call) for name, call in works.items()}})
 
     await leases.hold_lease(js, "workflow", holder(settings), work)
 

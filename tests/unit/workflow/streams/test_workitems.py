@@ -16,7 +16,8 @@ from gantry_runtime.events.streams import REPORTS, WORKITEMS
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
-from gantry_workflow.streams import history
+from gantry_workflow.settings import WorkflowSettings
+from gantry_workflow.streams import history, leader
 from gantry_workflow.streams.report_writer import ReportWriter
 from gantry_workflow.streams.workitems import Workitems
 from gantry_workflow.workitems import subscriptions, transactions
@@ -477,6 +478,20 @@ async def test_filters_of_one_subscriber_and_of_all_are_bounded(suite: Worklist,
         assert await add(workflow, "AE1", "x" * 5000) == "BadRequest"
         await workflow.Unsubscribe(pb.UnsubscribeRequest(workitem_uid=FILTERED, ae_title="AE1"), timeout=10)
         assert await add(workflow, "AE3", "A") == ""
+
+
+async def test_a_task_of_the_leader_that_dies_ends_the_leader(suite: Worklist) -> None:
+    class Dying:
+        async def run(self) -> None:
+            raise asyncio.CancelledError
+
+    async with streams.connected(suite.nats.url, "test") as client:
+        js = client.jetstream()
+        for stream in (WORKITEMS, REPORTS):
+            await streams.ensure_stream(js, stream)
+        leading = leader.lead(js, suite.blob, ReportWriter(js), Dying(), WorkflowSettings())  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="task copy was cancelled"):
+            await asyncio.wait_for(leading, 20)
 
 
 async def test_strict_creation_is_a_setting(suite: Worklist) -> None:
