@@ -69,7 +69,7 @@ async def reindex(arguments: argparse.Namespace) -> int:
 
 @_command
 async def verify(arguments: argparse.Namespace) -> int:
-    """Read every stored byte and compare digests; print what is wrong. Returns 1 when something is."""
+    """Read every stored byte and compare digests; print what differs. Returns 1 if anything differs."""
     packs = instances = size = wrong = 0
     async with _channel(arguments.data, "blob") as channel:
         with rpc_errors.translated("blob"):
@@ -84,7 +84,7 @@ async def verify(arguments: argparse.Namespace) -> int:
 
 @_command
 async def restore(arguments: argparse.Namespace) -> int:
-    """Bring back a study, a series or an instance that was deleted. Returns 1 when not everything is there now."""
+    """Restore a deleted study, series or instance. Returns 1 if anything could not be restored."""
     async with _channel(arguments.data, "index") as channel:
         with rpc_errors.translated("index"):
             request = index_pb2.RestoreInstancesRequest(uid=arguments.uid)
@@ -99,14 +99,14 @@ async def restore(arguments: argparse.Namespace) -> int:
 
 @_command
 async def duplicates(arguments: argparse.Namespace) -> int:
-    """List the uploads that were refused because their SOP Instance UID had other content; `gantry export --at` gives their files."""
+    """List the uploads that were refused because their SOP Instance UID had other content. `gantry export --at` writes their files."""
     async with _channel(arguments.data, "blob") as channel:
         blob = BlobServiceStub(channel)
         with rpc_errors.translated("blob"):
             refused = await _refused(blob)
             objects = {key for key, _ in refused} | set(await _keys(blob, "packs/", ".copy.pack"))
             for key in sorted(objects):
-                with suppress(grpc.aio.AioRpcError):  # A pack that went away meanwhile.
+                with suppress(grpc.aio.AioRpcError):  # The pack was removed meanwhile.
                     async for answer in blob.ReadTrailer(blob_pb2.ReadTrailerRequest(object=key), timeout=CALL_S):
                         for instance in answer.instances:
                             _print_refused(instance, refused, arguments.uid)
@@ -127,7 +127,7 @@ async def _keys(blob: Any, prefix: str, suffix: str = "") -> list[str]:
 
 
 async def _refused(blob: Any) -> dict[tuple[str, int], str]:
-    """Return the uploads that are kept aside, by name, with the time of the decision."""
+    """Return the uploads that are set aside, by upload name, with the time of the decision."""
     last: dict[tuple[str, int], tuple[int, int, str]] = {}
     for key in await _keys(blob, "decisions/"):
         data = b"".join([answer.data async for answer in blob.Read(blob_pb2.ReadRequest(object=key), timeout=CALL_S)])
@@ -142,7 +142,7 @@ async def _refused(blob: Any) -> dict[tuple[str, int], str]:
 @_command
 async def export(arguments: argparse.Namespace) -> int:
     """Write the file of one instance exactly as it was sent."""
-    place = await _place_of(arguments.data, arguments.uid) if not arguments.at else _parse_place(arguments.at)
+    place = await _location_of(arguments.data, arguments.uid) if not arguments.at else _parse_location(arguments.at)
     temporary = arguments.file.with_name(arguments.file.name + ".part")
     try:
         with temporary.open("wb") as file:
@@ -161,7 +161,7 @@ async def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _place_of(data: Path, uid: str) -> blob_pb2.Location:
+async def _location_of(data: Path, uid: str) -> blob_pb2.Location:
     scope = index_pb2.Scope(sop_instance_uid=uid)
     async with _channel(data, "index") as channel:
         with rpc_errors.translated("index"):
@@ -172,7 +172,7 @@ async def _place_of(data: Path, uid: str) -> blob_pb2.Location:
     return records[0].stored.location
 
 
-def _parse_place(text: str) -> blob_pb2.Location:
+def _parse_location(text: str) -> blob_pb2.Location:
     """Read OBJECT:OFFSET:LENGTH as `gantry duplicates` prints it."""
     object_key, _, rest = text.partition(":")
     offset, _, length = rest.partition(":")

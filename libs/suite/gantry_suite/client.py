@@ -1,6 +1,6 @@
 """The client commands of `gantry`: store, search, metadata, rendered, retrieve, status, over HTTP.
 
-They know the server by its DICOMweb root alone, so they work with any suite that can be reached.
+They need only the DICOMweb root of a server, so they work with any reachable suite.
 """
 
 import argparse
@@ -21,14 +21,14 @@ DEFAULT_URL = "http://127.0.0.1:8080/dicom-web"
 DICOM_JSON = {"Accept": "application/dicom+json"}
 BATCH_FILES = 200
 BATCH_BYTES = 256 << 20
-"""One store request carries at most so many files, or the files that reach so many bytes."""
+"""Most files of one store request; a request also ends with the file that reaches this many bytes."""
 
 COLUMNS = {
     "studies": ("00080020", "00100020", "00100010", "00080061", "00201206", "00201208", "0020000D"),
     "series": ("00080060", "00200011", "0008103E", "00201209", "0020000D", "0020000E"),
     "instances": ("00080016", "00200013", "00280008", "0020000D", "0020000E", "00080018"),
 }
-"""What `search` prints of a row, per level."""
+"""The columns that `search` prints, per level."""
 
 HEADINGS = {
     "00080016": "SOPClassUID",
@@ -51,12 +51,12 @@ HEADINGS = {
 
 
 class Failed(Exception):
-    """A command failed; the message is a sentence for the person at the terminal."""
+    """A command failed; the message is shown to the user."""
 
 
 @dataclass
 class Stored:
-    """What became of the files of one or more store requests."""
+    """The results of one or more store requests."""
 
     lines: list[str]
     stored: int = 0
@@ -75,19 +75,19 @@ def server_url(given: str | None) -> str:
 
 @contextmanager
 def session() -> Iterator[httpx.Client]:
-    """Open an HTTP client; what goes wrong on the way is told as a sentence."""
+    """Open an HTTP client; network errors become `Failed` with a readable message."""
     try:
         with httpx.Client(timeout=httpx.Timeout(300, connect=5), trust_env=False) as client:
             yield client
     except httpx.ConnectError as error:
-        raise Failed(f"nothing answers at {_place(error)}; is the suite running? (gantry up)") from error
+        raise Failed(f"nothing answers at {_address(error)}; is the suite running? (gantry up)") from error
     except httpx.HTTPError as error:
-        raise Failed(f"the connection to {_place(error)} broke: {type(error).__name__} {error}".rstrip()) from error
+        raise Failed(f"the connection to {_address(error)} broke: {type(error).__name__} {error}".rstrip()) from error
     except httpx.InvalidURL as error:
         raise Failed(f"that is no URL: {error}") from error
 
 
-def _place(error: httpx.HTTPError) -> str:
+def _address(error: httpx.HTTPError) -> str:
     try:
         return str(error.request.url)
     except RuntimeError:
@@ -95,10 +95,10 @@ def _place(error: httpx.HTTPError) -> str:
 
 
 def checked(response: httpx.Response) -> httpx.Response:
-    """Return a good response.
+    """Return a successful response.
 
     Raises:
-        Failed: it is an error; with the server's own sentence.
+        Failed: the response is an error; the message is the server's.
     """
     if response.is_success:
         return response
@@ -113,7 +113,7 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def files_below(paths: list[Path]) -> list[Path]:
-    """Return the files that are named, and all files below the folders that are named.
+    """Return the named files, and all files below the named folders.
 
     Raises:
         Failed: there is no such path.
@@ -130,7 +130,7 @@ def files_below(paths: list[Path]) -> list[Path]:
 
 
 def batches(files: list[Path]) -> Iterator[list[Path]]:
-    """Yield the files in groups of one request each."""
+    """Yield the files in groups, one per store request."""
     group: list[Path] = []
     size = 0
     for path in files:
@@ -144,10 +144,10 @@ def batches(files: list[Path]) -> Iterator[list[Path]]:
 
 
 def store_files(client: httpx.Client, url: str, files: list[Path], progress: Callable[[Stored], None]) -> Stored:
-    """Store files, streamed from disk; `progress` hears the sum after each request.
+    """Store files, streamed from disk; call `progress` with the totals after each request.
 
     Raises:
-        Failed: the server refused a whole request for another reason than its instances.
+        Failed: the server refused a whole request, not only instances in it.
     """
     total = Stored([])
     for group in batches(files):
@@ -187,7 +187,7 @@ def _first(data_set: dict[str, Any], tag: str) -> Any:
 
 
 def shown(data_set: dict[str, Any], tag: str) -> str:
-    """Return the values of an attribute as a person reads them."""
+    """Return the values of an attribute in readable form."""
     values = data_set.get(tag, {}).get("Value", [])
     return "\\".join(value.get("Alphabetic", "") if isinstance(value, dict) else str(value) for value in values)
 
@@ -206,7 +206,7 @@ def instance_path(path: str, least: int = 1) -> str:
 
 
 def store(arguments: argparse.Namespace) -> int:
-    """Store files and folders; print what became of each instance. Returns 1 when one failed."""
+    """Store files and folders; print the result of each instance. Returns 1 if one failed."""
     files = files_below(arguments.paths)
     if not files:
         raise Failed("there is no file to store")
@@ -279,7 +279,7 @@ def rendered(arguments: argparse.Namespace) -> int:
 
 
 def retrieve(arguments: argparse.Namespace) -> int:
-    """Write the instances of a study, series or instance into a folder, one file each, as they come."""
+    """Write the instances of a study, series or instance into a folder, one file each, as they are received."""
     arguments.output.mkdir(parents=True, exist_ok=True)
     syntax = arguments.transfer_syntax
     accept = f'multipart/related; type="application/dicom"; transfer-syntax={syntax}'
@@ -321,7 +321,7 @@ def _write_parts(response: httpx.Response, folder: Path) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Print how the services and their stores are. Returns 1 when one is not well."""
+    """Print the health of the services and their stores. Returns 1 if one is unhealthy."""
     url = httpx.URL(server_url(arguments.url)).copy_with(raw_path=b"/healthz/suite")
     with session() as client:
         response = client.get(url, headers={"Accept": "application/json"})

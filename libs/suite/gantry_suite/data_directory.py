@@ -1,6 +1,6 @@
-"""The data directory of a suite on one machine: its lock, its format, and what a running suite leaves there.
+"""The data directory of a suite on one machine: its lock, its format version, and the files of a running suite.
 
-lock        held (flock) by the one supervisor that uses the directory
+lock        locked (flock) by the one supervisor that uses the directory
 format      version of the layout
 run/        ports.json, nats.conf, url, and one NAME.pid per process, while the suite runs
 logs/       one NAME.log per process
@@ -25,14 +25,14 @@ FORMAT = 1
 """Version of the layout that this program reads and writes."""
 
 PORTS = range(20_000, 30_000)
-"""Where loopback ports are chosen: below those that systems give to outgoing connections."""
+"""Range of the loopback ports: below the ports that systems use for outgoing connections."""
 
 LARGEST_LOG_BYTES = 20 << 20
-"""A log above this is set aside (NAME.log.1) when its process starts."""
+"""A log larger than this is renamed to NAME.log.1 when its process starts."""
 
 
 class CannotStart(Exception):
-    """The suite cannot start; the message is a sentence for the person at the terminal."""
+    """The suite cannot start; the message is shown to the user."""
 
 
 class DataDirectory:
@@ -48,10 +48,10 @@ class DataDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory while the context is open.
+        """Lock the directory while the context is open.
 
         Raises:
-            CannotStart: another supervisor holds it, it cannot be written, or its format is not ours.
+            CannotStart: another supervisor has locked it, it is not writable, or its format version is unknown.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class DataDirectory:
             raise CannotStart(f"{self.path} has format {text}, written by a newer Gantry; this one reads up to format {FORMAT}")
 
     def ports(self, names: tuple[str, ...], taken: Ports) -> dict[str, int]:
-        """Take a free loopback port per name, the same as last time where that one is still free."""
+        """Reserve a free loopback port per name; the port of the last run if it is still free."""
         path = self.run / "ports.json"
         known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -102,7 +102,7 @@ class DataDirectory:
         return chosen
 
     def log(self, name: str) -> Path:
-        """Return the log of a process, after setting a large one aside."""
+        """Return the log file of a process; rename it first if it is large."""
         path = self.logs / f"{name}.log"
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size > LARGEST_LOG_BYTES:
@@ -110,17 +110,17 @@ class DataDirectory:
         return path
 
     def write_pid(self, name: str, pid: int) -> None:
-        """Note the process that is running under a name."""
+        """Write the pid file of a process."""
         temporary = self.run / f".{name}.pid"
         temporary.write_text(f"{pid}\n", encoding="utf-8")
         temporary.replace(self.run / f"{name}.pid")
 
     def forget_pid(self, name: str) -> None:
-        """Forget a process that has ended."""
+        """Remove the pid file of a process that has ended."""
         (self.run / f"{name}.pid").unlink(missing_ok=True)
 
     def end_leftovers(self, patience_s: float = 15) -> list[str]:
-        """End what a supervisor that was killed may have left running, and return the names."""
+        """End processes that a killed supervisor has left running, and return their names."""
         left = {path.stem: pid for path in sorted(self.run.glob("*.pid")) if (pid := _running(path)) and path.stem != "up"}
         for pid in left.values():
             with contextlib.suppress(ProcessLookupError):
@@ -139,12 +139,12 @@ class DataDirectory:
 
 
 def _running(pid_file: Path) -> int:
-    """Return the process of a pid file while it is running and is one of ours, else 0."""
+    """Return the pid in a pid file if that process is running and belongs to a suite, else 0."""
     try:
         pid = int(pid_file.read_text(encoding="utf-8"))
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError):
         return 0
-    # gateway-2 is a gateway.
+    # gateway-2 runs the program of gateway.
     ours = f"gantry_{pid_file.stem.partition('-')[0]}.main".encode() if pid_file.stem != "nats" else b"nats-server"
     return pid if ours in command else 0

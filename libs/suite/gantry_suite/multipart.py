@@ -1,4 +1,4 @@
-"""multipart/related from the client's side: files sent as they are read, parts received as they come.
+"""multipart/related for clients: sends files while it reads them, and yields parts while it receives them.
 
 Source: PS3.18 §8.6.1.2; RFC 2046 §5.1.
 """
@@ -13,16 +13,16 @@ CHUNK_BYTES = 1 << 20
 
 
 class BrokenMultipart(Exception):
-    """An answer that is no multipart/related, or ends too early."""
+    """The response is not multipart/related, or it is truncated."""
 
 
 def new_boundary() -> str:
-    """Return a boundary that no file holds."""
+    """Return a random boundary, so long that no file contains it."""
     return f"gantry-{secrets.token_hex(20)}"
 
 
 def encode_files(paths: Iterable[Path], boundary: str) -> Iterator[bytes]:
-    """Yield a body with one part of application/dicom per file, in pieces of at most 1 MiB."""
+    """Yield a body with one application/dicom part per file, in chunks of at most 1 MiB."""
     for path in paths:
         yield f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         with path.open("rb") as file:
@@ -40,7 +40,7 @@ def boundary_of(content_type: str) -> str:
     """Return the boundary of a Content-Type.
 
     Raises:
-        BrokenMultipart: it is no multipart/related with a boundary.
+        BrokenMultipart: it is not multipart/related with a boundary.
     """
     message = Message()
     message["Content-Type"] = content_type
@@ -51,7 +51,7 @@ def boundary_of(content_type: str) -> str:
 
 
 def decode(chunks: Iterable[bytes], boundary: str) -> Iterator[PartHeaders | bytes]:
-    """Yield, for each part, its headers and then its bytes in pieces, without holding a part in memory.
+    """Yield the headers of each part and then its bytes in chunks, without buffering a part.
 
     Raises:
         BrokenMultipart: the body ends before its closing boundary.

@@ -1,4 +1,4 @@
-"""TCP ports for processes of a suite, which are chosen a while before they are listened on."""
+"""Reserve TCP ports for processes of a suite, some time before the processes listen on them."""
 
 import contextlib
 import socket
@@ -6,18 +6,19 @@ import sys
 
 
 class Ports:
-    """The ports that this process gives to its children. Nobody else who asks a `Ports` gets them until `close`, and no connection either.
+    """The ports that this process reserves for its children, until `close`.
 
-    Each is held by a name in Linux's abstract namespace of sockets, which has the scope of the port itself (one network namespace), and
-    by a socket that is bound and never listens: with SO_REUSEADDR, as servers set it, it can be listened on beside that, but the system
-    gives it to no outgoing connection. Both go with the process. Elsewhere only what is listened on already is seen.
+    No other `Ports` reserves them, and the system uses them for no outgoing connection. A port is reserved by a name in Linux's abstract
+    socket namespace, which has the scope of the port itself (one network namespace), and by a socket that is bound but does not listen.
+    Servers set SO_REUSEADDR, so they can listen beside that socket. Both reservations end with the process. On other systems only ports
+    with a listener are recognised as used.
     """
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, int], contextlib.ExitStack] = {}
 
     def take(self, host: str, port: int) -> bool:
-        """Take a port; say whether it is ours now: nobody listens on it, and nobody else has taken it."""
+        """Reserve a port. Return whether it is reserved now: nobody listens on it and nobody else has reserved it."""
         if (host, port) in self._held:
             return is_free(host, port)
         with contextlib.ExitStack() as stack:
@@ -36,14 +37,14 @@ class Ports:
         return True
 
     def close(self) -> None:
-        """Let go of all."""
+        """Release all ports."""
         for held in self._held.values():
             held.close()
         self._held.clear()
 
 
 def is_free(host: str, port: int) -> bool:
-    """Say whether a TCP port can be listened on."""
+    """Return whether a process can listen on a TCP port."""
     with _reusable(host) as probe:
         try:
             probe.bind((host, port))

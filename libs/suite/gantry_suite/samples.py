@@ -1,4 +1,4 @@
-"""The sample instances that pydicom ships: loaded into an empty archive, and used in the commands to try."""
+"""The sample instances of the pydicom package: stored in an empty archive, and used in the printed example commands."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from gantry_suite import client
 
 DEFAULT_DATA = Path(".gantry")
 SHOWN = "CT_small.dcm"
-"""The sample that the commands to try store again and render."""
+"""The sample that the example commands store again and render."""
 
 SHOWN_UIDS = (
     "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322",
@@ -29,7 +29,7 @@ def files() -> list[Path]:
 
 
 def _folder() -> Path:
-    """Return pydicom's folder of data; pydicom itself, which is slow to import, stays out of a suite that starts."""
+    """Return pydicom's data folder, without importing pydicom: its import would delay the start."""
     package = importlib.util.find_spec("pydicom")
     assert package is not None
     assert package.origin is not None
@@ -37,13 +37,13 @@ def _folder() -> Path:
 
 
 def is_instance(path: Path) -> bool:
-    """Say whether a file claims to be a DICOM instance."""
+    """Return whether a file is named .dcm or has the DICOM prefix."""
     with path.open("rb") as file:
         return path.suffix == ".dcm" or file.read(132)[128:] == b"DICM"
 
 
 def load_if_empty(url: str, say: Callable[[str], None]) -> None:
-    """Store the samples when the archive is empty. What the server refuses is counted; no failure ends the suite."""
+    """Store the samples if the archive is empty. Refused samples are counted; no failure ends the suite."""
     try:
         with client.session() as http:
             if client.checked(http.get(f"{url}/studies", params={"limit": 1}, headers=client.DICOM_JSON)).content:
@@ -59,7 +59,7 @@ def load_if_empty(url: str, say: Callable[[str], None]) -> None:
 
 
 def commands_to_try(url: str, data: Path) -> list[str]:
-    """Return lines that say where the suite listens, and four commands that work when they are pasted."""
+    """Return lines with the address of the suite and four commands to paste."""
     program = _program()
     option = "" if data == DEFAULT_DATA else f" --url {shlex.quote(url)}"
     file = _folder() / "test_files" / SHOWN
@@ -79,7 +79,7 @@ def commands_to_try(url: str, data: Path) -> list[str]:
 
 
 def _shown_instance(url: str) -> tuple[str, str, str]:
-    """Return the UIDs of an image that is in the archive, else those of the sample that the first command stores."""
+    """Return the UIDs of an image in the archive, else those of the sample that the first command stores."""
     try:
         with client.session() as http:
             response = http.get(f"{url}/instances", params={"SOPInstanceUID": SHOWN_UIDS[2]}, headers=client.DICOM_JSON)
@@ -96,7 +96,7 @@ def _shown_instance(url: str) -> tuple[str, str, str]:
 
 
 def _program() -> str:
-    """Return how this program is called from the folder that the user is in."""
+    """Return the command that starts this program from the current folder."""
     return shlex.quote(_relative(Path(sys.argv[0]).absolute())) if Path(sys.argv[0]).name == "gantry" else "gantry"
 
 

