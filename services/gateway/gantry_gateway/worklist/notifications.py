@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gantry.events.v1.events_pb2 import EventReport
 from gantry_gateway.http import cors, problems
 from gantry_gateway.http.request import Gateway, Request
-from gantry_gateway.worklist.subscriber_cursors import Cursors
+from gantry_gateway.worklist.subscriber_cursors import QUIET_S, Cursors
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 NOTE_S = 5.0
 """Seconds between two notes of what was delivered: as much may be repeated after a gateway died."""
-SEEN_S = 40.0
-"""Seconds between two notes of connections on which nothing happens."""
 RETRY_S = 0.2
 CATCH_UP_BATCH = 100
 SCP_STATUS_CHANGE = 4
@@ -258,7 +256,7 @@ class Hub:
 
 def _is_due(connection: Connection) -> bool:
     has_news = min(connection.protocol.delivered, connection.protocol.last_sent) > connection.noted
-    return has_news or time.monotonic() - connection.noted_s > SEEN_S
+    return has_news or time.monotonic() - connection.noted_s > QUIET_S
 
 
 def _is_for_everybody(report: EventReport) -> bool:
