@@ -200,9 +200,14 @@ class Suite:
 
 
 class AnotherGateway:
-    """A gateway beside the suite's own, as on another machine: by TCP, and without the directory of the objects."""
+    """A gateway beside the suite's own, as on another machine: by TCP, and without the directory of the objects.
 
-    def __init__(self, suite: Suite) -> None:
+    Args:
+        module: that is run; another one than the gateway's own may give it another `Access`.
+    """
+
+    def __init__(self, suite: Suite, module: str = "gantry_gateway.main") -> None:
+        self._module = module
         ports, self.port = json.loads((suite.data / "run" / "ports.json").read_text()), free_port()
         addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in ("blob", "index", "renderer", "workflow")}
         own = {"GANTRY_PORT": str(self.port), "GANTRY_NATS_URL": f"nats://127.0.0.1:{ports['nats']}"}
@@ -218,7 +223,7 @@ class AnotherGateway:
         """Start it, without waiting; `prefix` is a command that runs the one that follows."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "gantry_gateway.main"],
+                [*prefix, sys.executable, "-m", self._module],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -252,9 +257,9 @@ class AnotherGateway:
 
 
 @contextmanager
-def another_gateway(suite: Suite, *prefix: str) -> Iterator[AnotherGateway]:
+def another_gateway(suite: Suite, *prefix: str, module: str = "gantry_gateway.main") -> Iterator[AnotherGateway]:
     """Run another gateway beside the suite's own; `prefix` is a command that runs the one that follows."""
-    gateway = AnotherGateway(suite)
+    gateway = AnotherGateway(suite, module)
     gateway.start(*prefix)
     try:
         gateway.wait_ready()

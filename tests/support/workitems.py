@@ -211,10 +211,10 @@ class Reports:
 
 
 @contextmanager
-def listening(dicomweb: DicomWeb, ae_title: str, path: str = "/subscribers/{}") -> Iterator[Reports]:
+def listening(dicomweb: DicomWeb, ae_title: str, path: str = "/subscribers/{}", headers: dict[str, str] | None = None) -> Iterator[Reports]:
     """Open the notification connection of an AE title."""
     url = f"ws{dicomweb.url.removeprefix('http')}{path.format(ae_title)}"
-    with connect(url, proxy=None, open_timeout=10, close_timeout=2) as connection:
+    with connect(url, proxy=None, open_timeout=10, close_timeout=2, additional_headers=headers) as connection:
         yield Reports(connection)
 
 

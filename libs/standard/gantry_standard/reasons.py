@@ -38,6 +38,7 @@ PROCESSING_FAILURE = 0x0110
 DUPLICATE_SOP_INSTANCE = 0x0111
 INVALID_SOP_INSTANCE = 0x0117
 SOP_CLASS_NOT_SUPPORTED = 0x0122
+NOT_AUTHORIZED = 0x0124
 
 WARNINGS = "PS3.18 Table I.2-1"
 SERVICES = "implementation specific, as PS3.7 §C.5 has it"
@@ -78,5 +79,6 @@ FAILURE_REASONS: dict[int, Reason] = {
         ),
         Reason(INVALID_SOP_INSTANCE, "invalid SOP instance", "A UID of the instance breaks the rules of UIDs.", SERVICES),
         Reason(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported", "The SOP class is not one that is stored."),
+        Reason(NOT_AUTHORIZED, "not authorized", "The caller may not store this instance.", SERVICES),
     )
 }

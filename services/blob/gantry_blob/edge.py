@@ -19,6 +19,7 @@ from gantry_blob.stores.port import ObjectEntry, ObjectStore
 from gantry_blob.storing.request import SecondReading, StoreRules, Upload, UploadMessage
 from gantry_blob.storing.second_reader import SecondReaders
 from gantry_blob.threads import in_thread, pieces_in_threads
+from gantry_runtime import call_context
 from gantry_runtime.store_messages import PUT_BYTES, taken_apart
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
@@ -124,7 +125,7 @@ class BlobEdge(BlobServiceServicer):
             if not self._is_announcing_possible():
                 raise errors.Unavailable("NATS is not connected: nothing could be announced")
             start = await _start_of(request_iterator)
-            upload = Upload(self._store, start, self._rules)
+            upload = Upload(self._store, start, self._rules, call_context.caller())
             try:
                 await self._receive(upload, request_iterator)
                 await self._finish(upload, start)
@@ -148,7 +149,7 @@ class BlobEdge(BlobServiceServicer):
             if isinstance(first, memoryview) or not first.HasField("start"):
                 raise errors.BadRequest("a store request begins with its start")
             start = first.start
-            upload = Upload(self._store, start, self._rules)
+            upload = Upload(self._store, start, self._rules, call_context.caller())
             try:
                 await self._finish(upload, start, rest)
             except BaseException:

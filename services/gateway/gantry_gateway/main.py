@@ -16,6 +16,7 @@ from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceStub
 from gantry_gateway.content import records
 from gantry_gateway.content.sources import make_retrieval
 from gantry_gateway.http import health, server
+from gantry_gateway.http.access import EVERYBODY, Access
 from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
 from gantry_gateway.http.routes import mounts
@@ -34,7 +35,7 @@ READY_S = 5.0
 """Seconds that a gateway of a shared port waits for the other services before it takes connections all the same."""
 
 
-async def open_gateway(process: Process, settings: GatewaySettings) -> None:
+async def open_gateway(process: Process, settings: GatewaySettings, access: Access = EVERYBODY) -> None:
     """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
     stack = process.stack
     router = Router(mounts(settings))
@@ -53,6 +54,7 @@ async def open_gateway(process: Process, settings: GatewaySettings) -> None:
         workflow=WorkflowServiceStub(await stack.enter_async_context(channels.channel(settings.workflow_address))),
         nats=client,
         retrieval=make_retrieval(settings, index, renderer, reader, stack.enter_context(records.sharing(settings.port_shared_by))),
+        access=access,
     )
     await stack.enter_async_context(_following_nats(process, gateway, connected))
     app = Application(gateway, router)

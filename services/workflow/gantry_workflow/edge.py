@@ -6,10 +6,11 @@ from typing import Any
 from gantry.events.v1.events_pb2 import SubscriptionState, WorkitemState
 from gantry.workflow.v1 import workflow_pb2 as pb
 from gantry.workflow.v1.workflow_pb2_grpc import WorkflowServiceServicer
+from gantry_runtime import call_context
 from gantry_standard import errors
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.query import matching
-from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title
+from gantry_standard.workitems import FILTERED_SUBSCRIPTION, GLOBAL_SUBSCRIPTION, is_valid_ae_title, studies_of
 from gantry_workflow.settings import WorkflowSettings
 from gantry_workflow.streams.report_writer import ReportWriter
 from gantry_workflow.streams.workitems import Workitems
@@ -64,13 +65,17 @@ class WorkflowEdge(WorkflowServiceServicer):
         if uid in WORKLISTS:
             raise errors.BadRequest(f"{uid} is a well-known UID and no workitem")
         strict = self._settings.workitem_create == "strict"
-        decision = await self._workitems.change(uid, lambda state, _: transactions.create(state, uid, sent, strict), "create", is_new=True)
+        # A UID that is taken is refused whoever took it: two workitems cannot have the same.
+        decision = await self._workitems.change(
+            uid, lambda state, _: checked(transactions.create(state, uid, sent, strict)), "create", is_new=True
+        )
         return pb.CreateWorkitemResponse(workitem_uid=uid, warnings=decision.warnings)
 
     async def RetrieveWorkitem(self, request: pb.RetrieveWorkitemRequest, context: Any) -> pb.RetrieveWorkitemResponse:
         """PS3.18 §11.5."""
         check_uid(request.workitem_uid)
         state, sequence = await self._workitems.read(request.workitem_uid)
+        state = visible(state)
         if state is None:
             raise errors.NotFound(f"there is no workitem {request.workitem_uid}")
         if state.deleted:
@@ -82,7 +87,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid, transaction_uid = request.workitem_uid, request.transaction_uid
         check_uid(uid)
         changes = dataset.parse(request.dicom_json)
-        decision = await self._workitems.change(uid, lambda state, _: transactions.update(state, uid, transaction_uid, changes), "update")
+        decision = await self._change(uid, lambda state, _: transactions.update(state, uid, transaction_uid, changes), "update")
         return pb.UpdateWorkitemResponse(warnings=decision.warnings)
 
     async def ChangeWorkitemState(self, request: pb.ChangeWorkitemStateRequest, context: Any) -> pb.ChangeWorkitemStateResponse:
@@ -90,7 +95,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid = request.workitem_uid
         check_uid(uid)
         wanted = transactions.parse_state_request(request.dicom_json)
-        decision = await self._workitems.change(uid, lambda state, _: transactions.change_state(state, uid, wanted), "state")
+        decision = await self._change(uid, lambda state, _: transactions.change_state(state, uid, wanted), "state")
         return pb.ChangeWorkitemStateResponse(warnings=decision.warnings)
 
     async def RequestWorkitemCancellation(
@@ -106,7 +111,7 @@ class WorkflowEdge(WorkflowServiceServicer):
             heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, subscriptions.LATEST))
             return transactions.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
 
-        decision = await self._workitems.change(uid, decide, "cancelrequest")
+        decision = await self._change(uid, decide, "cancelrequest")
         return pb.RequestWorkitemCancellationResponse(warnings=decision.warnings)
 
     async def Subscribe(self, request: pb.SubscribeRequest, context: Any) -> pb.SubscribeResponse:
@@ -117,9 +122,7 @@ class WorkflowEdge(WorkflowServiceServicer):
         granted = self._settings.deletion_locks
         if uid not in WORKLISTS:
             lock = request.deletion_lock
-            decision = await self._workitems.change(
-                uid, lambda state, _: transactions.subscribe(state, uid, ae_title, lock, granted), "subscribe"
-            )
+            decision = await self._change(uid, lambda state, _: transactions.subscribe(state, uid, ae_title, lock, granted), "subscribe")
             return pb.SubscribeResponse(warnings=decision.warnings)
         text = await self._new_filter(ae_title, request.filter) if uid == FILTERED_SUBSCRIPTION else ""
         lock = request.deletion_lock and granted
@@ -142,7 +145,7 @@ class WorkflowEdge(WorkflowServiceServicer):
             hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, subscriptions.LATEST) is not None
             return transactions.unsubscribe(state, uid, ae_title, hears)
 
-        await self._workitems.change(uid, decide, "unsubscribe")
+        await self._change(uid, decide, "unsubscribe")
         return pb.UnsubscribeResponse()
 
     async def SuspendGlobalSubscription(
@@ -154,6 +157,10 @@ class WorkflowEdge(WorkflowServiceServicer):
             raise errors.BadRequest(f"only a subscription to the worklist, {' or '.join(WORKLISTS)}, can be suspended")
         await self._change_worklist(request.workitem_uid, request.ae_title, request.filter, subscriptions.suspend)
         return pb.SuspendGlobalSubscriptionResponse()
+
+    async def _change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str) -> Decision:
+        """Change a workitem for the caller: one that is hidden from it is not there. Arguments and errors as `Workitems.change`."""
+        return await self._workitems.change(uid, lambda state, sequence: checked(decide(visible(state), sequence)), kind)
 
     async def _new_filter(self, ae_title: str, text: str) -> str:
         """Return the normalised filter of a new subscription.
@@ -205,6 +212,28 @@ class WorkflowEdge(WorkflowServiceServicer):
             return pb.GetStatusResponse(ready=False, explanation=error.message)
         missing = await self._missing()
         return pb.GetStatusResponse(ready=not missing, explanation=missing, workitems_sequence=last, reported_sequence=reported)
+
+
+def visible(state: WorkitemState | None) -> WorkitemState | None:
+    """Return a workitem as the caller sees it: None where it is hidden.
+
+    Nothing is known any more of the studies of a deleted one: a restricted caller is not told that it was there.
+    """
+    caller = call_context.caller()
+    if state is None or not caller.is_restricted:
+        return state
+    return state if state.dicom_json and caller.may_see_referrer(studies_of(dataset.read(state.dicom_json))) else None
+
+
+def checked(decision: Decision) -> Decision:
+    """Return a decision whose workitem the caller may still see.
+
+    Raises:
+        errors.BadRequest: it refers to no study, or to one that the caller may not see, whether there is such a study or not.
+    """
+    if decision.state is not None and visible(decision.state) is None:
+        raise errors.BadRequest("a workitem of this caller refers to at least one study, and only to studies that the caller may see")
+    return decision
 
 
 WORKLISTS = (GLOBAL_SUBSCRIPTION, FILTERED_SUBSCRIPTION)

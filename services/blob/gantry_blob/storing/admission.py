@@ -9,6 +9,7 @@ Source: PS3.18 §10.5.1.1, §10.5.3 and Annex I.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gantry_runtime.callers import ANONYMOUS, Caller
 from gantry_standard import reasons
 from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.dicom.scanned import ScannedInstance
@@ -22,10 +23,12 @@ class Terms:
     Attributes:
         study_instance_uid: that every instance must have; "" for any.
         accept_private_sop_classes: take private SOP classes and ones that PS3.6 did not know yet.
+        caller: who stores.
     """
 
     study_instance_uid: str = ""
     accept_private_sop_classes: bool = True
+    caller: Caller = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,12 @@ class Check:
 
 
 CHECKS = (
+    # Of a study that the caller may not see it must not show whether it is there.
+    Check(
+        reasons.NOT_AUTHORIZED,
+        lambda scanned, terms: terms.caller.may_see(scanned.study_instance_uid),
+        lambda scanned, _: f"study {scanned.study_instance_uid} is none that the caller may store into",
+    ),
     Check(
         reasons.DATA_SET_DOES_NOT_MATCH,
         lambda scanned, terms: terms.study_instance_uid in ("", scanned.study_instance_uid),

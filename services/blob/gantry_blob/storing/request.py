@@ -26,6 +26,7 @@ from gantry_blob.storing.layout import stored_instance
 from gantry_blob.storing.payload_parts import BulkPart, PayloadParts, part_type
 from gantry_blob.storing.spool import Spool
 from gantry_runtime import telemetry
+from gantry_runtime.callers import ANONYMOUS, Caller
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors, reasons
 from gantry_standard.dicom.elements import Elements
@@ -232,13 +233,20 @@ def _pieces(file: "IO[bytes] | tempfile.SpooledTemporaryFile[bytes]") -> Iterato
 
 
 class Upload:
-    """The state of one request. Its methods block; they exclude each other."""
+    """The state of one request. Its methods block; they exclude each other.
 
-    def __init__(self, store: ObjectStore, start: blob_pb2.StoreStart, rules: StoreRules) -> None:
+    Raises:
+        errors.NotFound: it is for a study that the caller may not see.
+    """
+
+    def __init__(self, store: ObjectStore, start: blob_pb2.StoreStart, rules: StoreRules, caller: Caller = ANONYMOUS) -> None:
+        if start.study_instance_uid and not caller.may_see(start.study_instance_uid):
+            raise errors.NotFound(f"study {start.study_instance_uid} is not here")
         self.results: list[blob_pb2.PartResult] = []
         self.is_ended = False
         self._store = store
         self._start = start
+        self._caller = caller
         self._rules = rules
         self._lock = threading.Lock()
         self._part: Part | None = None
@@ -314,7 +322,7 @@ class Upload:
 
     @property
     def _terms(self) -> Terms:
-        return Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes)
+        return Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes, self._caller)
 
     def _take(self, message: UploadMessage) -> None:
         if isinstance(message, memoryview):

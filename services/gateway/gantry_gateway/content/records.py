@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gantry.events.v1.events_pb2 import RecordsChanged
 from gantry.index.v1.index_pb2 import GetInstancesRequest, InstanceRecord, Scope
+from gantry_runtime import call_context
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import rpc_errors
@@ -142,7 +143,8 @@ class Records:
         """
         if self._mark.has_moved():
             self.clear()
-        kept = self._cached.get((study, instance))
+        # What the caller may not see is asked of index, which answers as if it were not there.
+        kept = self._cached.get((study, instance)) if call_context.caller().may_see(study) else None
         if kept is not None and self._now() < self._valid_until and kept.record.stored.series_instance_uid == series:
             return kept.record
         return await self.ask(study, series, instance)

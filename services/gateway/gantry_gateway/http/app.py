@@ -12,7 +12,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import cast
 from urllib.parse import unquote
@@ -28,6 +28,7 @@ from gantry_gateway.http.routes import EVERY_RESOURCE, HEALTH_TRANSACTION, WEBSO
 from gantry_gateway.http.server import write_whole
 from gantry_runtime import logs, telemetry
 from gantry_runtime.call_context import CURRENT, CallContext
+from gantry_runtime.callers import ANONYMOUS
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex
 
@@ -194,6 +195,9 @@ class Application:
             if handler is None:
                 allow = allowed(resource.methods)
                 raise errors.Unsupported(f"{resource.mount.name}: {transaction} is not offered by this server")
+            caller = await self.gateway.access.caller_of(request.scope)
+            if caller is not ANONYMOUS:
+                CURRENT.set(replace(CURRENT.get(), caller=caller))
             return transaction, await _while_client_waits(request.receive, method, handler(request))
         except ClientGone:
             raise

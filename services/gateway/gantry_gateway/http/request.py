@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Receive, Scope
 
 from gantry_gateway.content.sources import Retrieval
+from gantry_gateway.http.access import EVERYBODY, Access
 from gantry_gateway.settings import GatewaySettings
 from gantry_standard import errors
 
@@ -57,6 +58,7 @@ class Gateway:
     workflow: "WorkflowServiceAsyncStub"
     nats: "Client"
     retrieval: Retrieval
+    access: Access = EVERYBODY
     inbox: "Inbox | None" = None
     """Where index tells the outcomes of a store."""
     notifications: Notifications | None = None

@@ -24,12 +24,13 @@ from gantry_gateway.http.problems import warning
 from gantry_gateway.http.request import Request, answered
 from gantry_gateway.studies.pictures import TRANSFORMED, has_picture, transformed
 from gantry_gateway.studies.upload import Outcomes, Upload
+from gantry_runtime import call_context
 from gantry_standard import errors
 from gantry_standard.http import negotiation, store_response
 from gantry_standard.http.media_types import ALIASES, BULKDATA, DICOM, DICOM_JSON, DICOM_XML, Resource
 from gantry_standard.http.multipart import Event, Limits, PartBegin, PartData, PartEnd, Reader, parse_content_type
 from gantry_standard.http.store_response import StoreResult
-from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE
+from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE, NOT_AUTHORIZED
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,21 @@ async def store(request: Request) -> Response:
         for result in results:
             if outcomes.by_part.get(result.part_number) == events_pb2.OUTCOME_REPLACED:
                 retrieval.of(request).records.changed(result.study_instance_uid)
-    return respond(request, results, outcomes.by_part)
+    hidden = await _hidden_duplicates(request, results, outcomes.by_part) if call_context.caller().is_restricted else frozenset()
+    return respond(request, results, outcomes.by_part, hidden)
+
+
+async def _hidden_duplicates(request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int]) -> frozenset[int]:
+    """Return the parts whose SOP Instance UID has been taken by an instance that the caller may not see."""
+    hidden = set()
+    for result in results:
+        if outcomes.get(result.part_number) == events_pb2.OUTCOME_DUPLICATE:
+            try:
+                async for _ in retrieval.of(request).records.scope("", "", result.sop_instance_uid):
+                    pass
+            except errors.NotFound:
+                hidden.add(result.part_number)
+    return frozenset(hidden)
 
 
 async def _take_payload(request: Request, boundary: str | None, part_type: str, upload: Upload) -> None:
@@ -156,16 +171,19 @@ async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[
         raise errors.BadRequest("the payload holds no instance")
 
 
-def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int]) -> Response:
+def respond(
+    request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int], hidden: frozenset[int] = frozenset()
+) -> Response:
     """Build the answer from what blob and index said.
 
     Args:
         outcomes: by part number; a part that blob announced and that is missing here is stored, and told with a Warning.
+        hidden: of the duplicates, those of instances that the caller may not see.
 
     Source: PS3.18 §10.5.3.
     """
     base = request.base_url
-    told = [_result(result, outcomes.get(result.part_number)) for result in results]
+    told = [_result(result, outcomes.get(result.part_number), result.part_number in hidden) for result in results]
     lags = any(not result.failure_reason and result.part_number not in outcomes for result in results)
     is_new = any(outcomes.get(result.part_number) != events_pb2.OUTCOME_SAME for result in results if not result.failure_reason)
     _log_failures(results)
@@ -191,10 +209,10 @@ def respond(request: Request, results: list[blob_pb2.PartResult], outcomes: dict
     return response
 
 
-def _result(result: blob_pb2.PartResult, outcome: int | None) -> StoreResult:
+def _result(result: blob_pb2.PartResult, outcome: int | None, is_hidden: bool = False) -> StoreResult:
     reason = result.failure_reason
     if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
-        reason = DUPLICATE_SOP_INSTANCE
+        reason = NOT_AUTHORIZED if is_hidden else DUPLICATE_SOP_INSTANCE
     # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
     is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
     told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]

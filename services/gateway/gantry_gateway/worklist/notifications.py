@@ -24,7 +24,7 @@ from gantry_gateway.http import cors, problems
 from gantry_gateway.http.request import Gateway, Request
 from gantry_gateway.worklist.subscriber_cursors import QUIET_S, Cursors
 from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol, protocol_of, text_frame
-from gantry_runtime import telemetry
+from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import REPORTS, Message
 from gantry_runtime.process import end_tasks
@@ -46,17 +46,23 @@ class Connection:
     Attributes:
         position: sequence up to which reports were looked at for it, while it is not live.
         is_live: the fan-out writes to it.
+        caller: who opened it.
     """
 
     def __init__(self, ae_title: str, protocol: GantryWebSocketProtocol, position: int) -> None:
         self.ae_title = ae_title
         self.id = uuid.uuid4().hex[:12]
         self.protocol = protocol
+        self.caller = call_context.caller()
         self.position = position
         self.is_live = False
         self.behind = asyncio.Event()
         self.noted = position
         self.noted_s = time.monotonic()
+
+    def may_hear(self, report: EventReport) -> bool:
+        """Say whether the caller may see the workitem that a report is about; what is told to everybody is about none."""
+        return not self.caller.is_restricted or _is_for_everybody(report) or self.caller.may_see_referrer(report.study_instance_uids)
 
     def try_send(self, frame: bytes, sequence: int) -> bool:
         """Write a report unless the peer cannot take it now."""
@@ -216,7 +222,7 @@ class Hub:
         titles = list(self._connections) if _is_for_everybody(report) else report.ae_titles
         for ae_title in titles:
             for connection in self._connections.get(ae_title, ()):
-                if not connection.is_live or message.sequence <= connection.position:
+                if not connection.is_live or message.sequence <= connection.position or not connection.may_hear(report):
                     continue
                 if not connection.try_send(frame, message.sequence):
                     connection.is_live, connection.position = False, message.sequence - 1
@@ -237,6 +243,7 @@ class Hub:
                 for message in batch:
                     report = EventReport.FromString(message.data)
                     is_heard = connection.ae_title in report.ae_titles or _is_for_everybody(report)
+                    is_heard = is_heard and connection.may_hear(report)
                     if is_heard and not await _send(connection, text_frame(report.dicom_json), message.sequence):
                         return
                     connection.position = message.sequence

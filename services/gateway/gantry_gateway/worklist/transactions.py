@@ -14,7 +14,7 @@ from gantry_gateway.http import urls
 from gantry_gateway.http.compression import json_response, response
 from gantry_gateway.http.problems import warning
 from gantry_gateway.http.request import Request, answered
-from gantry_runtime import query_messages
+from gantry_runtime import call_context, query_messages
 from gantry_runtime.rpc.rpc_errors import translated
 from gantry_standard import errors
 from gantry_standard.dicom import native_xml
@@ -85,7 +85,7 @@ async def request_cancellation(request: Request) -> Response:
     call = pb.RequestWorkitemCancellationRequest(
         workitem_uid=urls.uid(request.params, "workitem"),
         dicom_json=await _payload(request, is_optional=True),
-        requesting_ae=request.gateway.settings.requesting_ae,
+        requesting_ae=call_context.caller().ae_title or request.gateway.settings.requesting_ae,
     )
     with translated("workflow"):
         done = await request.gateway.workflow.RequestWorkitemCancellation(call, timeout=request.gateway.settings.request_timeout_s)

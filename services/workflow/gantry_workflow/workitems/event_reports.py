@@ -6,7 +6,7 @@ Source: PS3.4 Table CC.2.4-1; PS3.18 §11.13, §8.10.5.
 from collections.abc import Iterable
 
 from gantry.events.v1.events_pb2 import EventReport, WorkitemState
-from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, IN_PROGRESS, SOP_CLASS_UID
+from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, IN_PROGRESS, SOP_CLASS_UID, studies_of
 from gantry_workflow.workitems import attributes, subscriptions
 from gantry_workflow.workitems.dataset import Dataset, dump, has_value, read, values
 from gantry_workflow.workitems.subscriptions import Content, WorklistSubscription
@@ -36,15 +36,16 @@ def of_change(state: WorkitemState, sequence: int, worldwide: Iterable[WorklistS
     addressed = [(kind, found, heard) for kind, found in facts if heard]
     if change.subscribed:
         addressed.append((STATE_REPORT, _state(state), list(change.subscribed)))
+    studies = _studies(state)
     return [
-        make(kind, state.workitem_uid, found, titles, sequence, ordinal, more=ordinal + 1 < len(addressed))
+        make(kind, state.workitem_uid, found, titles, sequence, ordinal, ordinal + 1 < len(addressed), studies)
         for ordinal, (kind, found, titles) in enumerate(addressed)
     ]
 
 
 def initial(state: WorkitemState, ae_title: str, sequence: int, ordinal: int, more: bool) -> EventReport:
     """Return the state report that a new subscriber gets because of the message at `sequence`."""
-    return make(STATE_REPORT, state.workitem_uid, _state(state), [ae_title], sequence, ordinal, more)
+    return make(STATE_REPORT, state.workitem_uid, _state(state), [ae_title], sequence, ordinal, more, _studies(state))
 
 
 def restarted(sequence: int, ordinal: int, more: bool, cold: bool = False) -> EventReport:
@@ -62,8 +63,14 @@ def restarted(sequence: int, ordinal: int, more: bool, cold: bool = False) -> Ev
     return make(SCP_STATUS_CHANGE, GLOBAL_SUBSCRIPTION, found, [], sequence, ordinal, more)
 
 
-def make(kind: int, uid: str, found: Dataset, ae_titles: list[str], sequence: int, ordinal: int, more: bool) -> EventReport:
-    """Return a report with its common fields. The Message ID follows from the change, so a repeated report has the same."""
+def make(
+    kind: int, uid: str, found: Dataset, ae_titles: list[str], sequence: int, ordinal: int, more: bool, studies: Iterable[str] = ()
+) -> EventReport:
+    """Return a report with its common fields. The Message ID follows from the change, so a repeated report has the same.
+
+    Args:
+        studies: Study Instance UIDs that the workitem refers to.
+    """
     payload = {
         "00000002": {"vr": "UI", "Value": [SOP_CLASS_UID]},
         "00000110": {"vr": "US", "Value": [1 + (sequence * 16 + ordinal) % 65_535]},
@@ -79,7 +86,12 @@ def make(kind: int, uid: str, found: Dataset, ae_titles: list[str], sequence: in
         source_sequence=sequence,
         ordinal=ordinal,
         more=more,
+        study_instance_uids=studies,
     )
+
+
+def _studies(state: WorkitemState) -> list[str]:
+    return sorted(studies_of(read(state.dicom_json)))
 
 
 def _state(state: WorkitemState, procedure_step_state: str = "") -> Dataset:

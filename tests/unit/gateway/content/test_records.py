@@ -14,6 +14,9 @@ from gantry.events.v1.events_pb2 import IndexLease, RecordsChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry_gateway.content import records as records_module
 from gantry_gateway.content.records import Records, listening, sharing
+from gantry_runtime import call_context
+from gantry_runtime.call_context import CallContext
+from gantry_runtime.callers import Caller
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
@@ -104,6 +107,17 @@ async def test_two_seconds_after_the_last_heartbeat_index_is_asked_again(records
     await get(records)
     clock.now += 2.0
     await get(records)
+    assert len(index.asked) == 2
+
+
+async def test_a_cached_record_is_not_given_to_a_caller_who_may_not_see_its_study(records: Records, index: Index) -> None:
+    records.heartbeat()
+    await get(records)
+    with call_context.entered(CallContext("r", caller=Caller(visible_studies=frozenset({"1.9"})))):
+        await get(records)
+    assert len(index.asked) == 2  # this index answers everybody; the real one answers such a caller with 404
+    with call_context.entered(CallContext("r", caller=Caller(visible_studies=frozenset({STUDY})))):
+        await get(records)
     assert len(index.asked) == 2
 
 

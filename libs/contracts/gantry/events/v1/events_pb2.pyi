@@ -690,6 +690,7 @@ class EventReport(_message.Message):
     SOURCE_SEQUENCE_FIELD_NUMBER: _builtins.int
     ORDINAL_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    STUDY_INSTANCE_UIDS_FIELD_NUMBER: _builtins.int
     event_type_id: _builtins.int
     """Event Type ID (0000,1002): 1 state, 2 cancel requested, 3 progress, 4 SCP status change, 5 assigned."""
     workitem_uid: _builtins.str
@@ -704,6 +705,10 @@ class EventReport(_message.Message):
     def ae_titles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty with event type 4: every AE title."""
 
+    @_builtins.property
+    def study_instance_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The studies that the workitem refers to: who may not see all of them does not hear the report."""
+
     def __init__(
         self,
         *,
@@ -714,10 +719,11 @@ class EventReport(_message.Message):
         source_sequence: _builtins.int = ...,
         ordinal: _builtins.int = ...,
         more: _builtins.bool = ...,
+        study_instance_uids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_titles", b"ae_titles", "dicom_json", b"dicom_json", "event_type_id", b"event_type_id", "more", b"more", "ordinal", b"ordinal", "source_sequence", b"source_sequence", "workitem_uid", b"workitem_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ae_titles", b"ae_titles", "dicom_json", b"dicom_json", "event_type_id", b"event_type_id", "more", b"more", "ordinal", b"ordinal", "source_sequence", b"source_sequence", "study_instance_uids", b"study_instance_uids", "workitem_uid", b"workitem_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
