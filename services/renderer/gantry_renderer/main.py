@@ -24,6 +24,7 @@ async def open_all(running: Process, settings: RendererSettings) -> None:
     blob = BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address)))
     reader: BlobReader = StreamedReader(blob) if settings.blob_directory is None else MappedReader(settings.blob_directory, blob)
     pool = await stack.enter_async_context(pools.opened(settings.renderer_workers, settings.render_timeout_s))
+    running.watch(pool.keep(), "keep workers")
     service = make_service(reader, pool, settings)
 
     async def missing() -> str:

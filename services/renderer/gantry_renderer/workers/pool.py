@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from gantry_renderer.workers import exchange
 from gantry_runtime import telemetry
@@ -26,6 +26,11 @@ from gantry_standard import errors
 log = logging.getLogger(__name__)
 
 RESTART_PAUSE_S = 1.0
+"""Seconds before a worker that did not start is started again."""
+
+CHECK_IDLE_S = 1.0
+"""Seconds between two looks for idle workers that have died."""
+
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -202,6 +207,19 @@ class Pool:
         for worker in self._workers:
             await asyncio.to_thread(worker.close)
 
+    async def keep(self) -> NoReturn:
+        """Replace workers that die while they are idle, as long as the pool is open.
+
+        A worker that dies during a job is replaced by that job. Of an idle one only this task learns before the next job: without it a
+        renderer whose last worker died would be not ready, get no request, and stay so.
+        """
+        while True:
+            await asyncio.sleep(CHECK_IDLE_S)
+            dead = [worker for worker in self._idle if not worker.is_alive()]
+            self._idle = [worker for worker in self._idle if worker not in dead]
+            for worker in dead:
+                self._own(self._restart(worker))
+
     async def run(self, job: str, *arguments: Any) -> Any:
         """Run one of `worker.JOBS` and return its result.
 
@@ -289,8 +307,9 @@ class Pool:
         while not self._closed:
             try:
                 await worker.start()
-            except (WorkerDied, OSError) as error:
-                log.error("worker does not start", extra={"error": repr(error)})
+            except Exception:
+                # Whatever it was (no process, thread or file handle left), a worker that is given up is missing for ever
+                log.exception("worker does not start")
                 await asyncio.sleep(RESTART_PAUSE_S)
             else:
                 log.info("worker replaced", extra={"pid": worker.pid})

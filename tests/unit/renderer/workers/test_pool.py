@@ -13,6 +13,7 @@ from gantry_renderer.transactions.flights import Flights
 from gantry_renderer.workers import pool as pools
 from gantry_renderer.workers.pool import Admission, Pool
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN as NATIVE
@@ -80,6 +81,32 @@ async def test_worker_that_dies_while_idle_is_replaced(pool: Pool) -> None:
     os.kill(first, signal.SIGKILL)
     await until(lambda: pool.ready_workers == 0)
     assert await quick(pool) == bytes(8)
+
+
+async def test_worker_that_cannot_be_started_at_once_is_started_later(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "RESTART_PAUSE_S", 0.01)
+    (worker,), (first,) = pool._workers, pool.pids
+    spawn, failures = worker._spawn, iter([RuntimeError("can't start new thread"), OSError("too many open files")])
+
+    def failing() -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        spawn()
+
+    monkeypatch.setattr(worker, "_spawn", failing)
+    os.kill(first, signal.SIGKILL)
+    assert await asyncio.wait_for(quick(pool), 30) == bytes(8)
+    assert pool.pids != [first]
+
+
+async def test_worker_that_dies_while_idle_is_replaced_without_a_job(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "CHECK_IDLE_S", 0.01)
+    keeping = asyncio.create_task(pool.keep())
+    (first,) = pool.pids
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: pool.ready_workers == 1 and pool.pids != [first])
+    assert await quick(pool) == bytes(8)
+    await end_tasks([keeping])
 
 
 async def test_job_that_takes_too_long_loses_its_worker() -> None:
