@@ -6,7 +6,7 @@ GantryError
 │   ├── NotAcceptable       nothing that the client accepts can be produced (406)
 │   ├── PayloadTooLarge     more than a documented limit (413)
 │   ├── UnsupportedMediaType  Content-Type of the request (415)
-│   └── CorruptInstance     bytes that are not the data set they claim to be (400; in a store: a reason of that instance)
+│   └── CorruptInstance     the bytes are not a valid data set (400; in a store: the reason of that instance)
 ├── ResourceError           ask for something else
 │   ├── NotFound            (404)
 │   ├── Gone                known to have been deleted (410)
@@ -17,21 +17,21 @@ GantryError
 └── RetryLater              the same request may succeed later
     ├── Unavailable         a part of the suite, or a store, does not answer (503)
     ├── Overloaded          a queue is full (503)
-    └── OutOfResources      no room left, failure reason A700 (503)
+    └── OutOfResources      the disk is full, failure reason A700 (503)
 
-A message names the thing, what was found and what was expected. It never holds patient attributes or pixel data.
-To add an error: a class here, one row in the gateway's `problems.py` and one in `gantry_runtime/rpc_errors.py`.
+A message names the object, the actual and the expected value. It never contains patient attributes or pixel data.
+To add an error: a class here, one row in the gateway's `problems.py` and one in `gantry_runtime/rpc/rpc_errors.py`.
 
 Source: PS3.18 §8.5.
 """
 
 
 class GantryError(Exception):
-    """An error with a sentence that a caller may read.
+    """An error with a message for the client.
 
     Args:
-        message: what was found and what was expected.
-        warning: text of a Warning header that PS3.18 wants with this error, without "299 <service>: ".
+        message: the actual and the expected value.
+        warning: text of the Warning header that PS3.18 requires with this error, without "299 <service>: ".
     """
 
     def __init__(self, message: str, *, warning: str = "") -> None:
@@ -53,19 +53,19 @@ class NotAcceptable(RequestError):
 
 
 class PayloadTooLarge(RequestError):
-    """The request, or its answer, passes a documented limit."""
+    """The request, or its response, exceeds a documented limit."""
 
 
 class UnsupportedMediaType(RequestError):
-    """The Content-Type of the request is not one that this resource takes."""
+    """This resource does not accept the Content-Type of the request."""
 
 
 class CorruptInstance(RequestError):
-    """Bytes that are not the data set they claim to be."""
+    """The bytes are not a valid data set."""
 
 
 class ResourceError(GantryError):
-    """Something else must be asked for."""
+    """The client must request something else."""
 
 
 class NotFound(ResourceError):
@@ -77,7 +77,7 @@ class Gone(ResourceError):
 
 
 class Conflict(ResourceError):
-    """The current state of the resource forbids it."""
+    """The current state of the resource does not allow the request."""
 
 
 class Forbidden(ResourceError):
@@ -89,7 +89,7 @@ class MethodNotAllowed(ResourceError):
 
 
 class Unsupported(ResourceError):
-    """This server does not offer it."""
+    """This server does not support the request."""
 
 
 class RetryLater(GantryError):
@@ -105,7 +105,7 @@ class RetryLater(GantryError):
 
 
 class Unavailable(RetryLater):
-    """A part of the suite, or one of its stores, does not answer."""
+    """A service, or one of its stores, does not respond."""
 
 
 class Overloaded(RetryLater):
@@ -113,4 +113,4 @@ class Overloaded(RetryLater):
 
 
 class OutOfResources(RetryLater):
-    """There is no room left (failure reason A700)."""
+    """The disk is full (failure reason A700)."""

@@ -1,6 +1,6 @@
 """Failure and warning reasons of Store. To add one, add a row.
 
-Source: PS3.18 §10.5.3, Annex I (Tables I.2-2 and I.2-3); PS3.4 §GG.4, PS3.7 Annex C for the codes without own text there.
+Source: PS3.18 §10.5.3, Annex I (Tables I.2-2 and I.2-3); PS3.4 §GG.4, PS3.7 Annex C for codes that PS3.18 does not describe.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class Reason:
     Attributes:
         code: as written into the attribute (US).
         name: for logs and metrics.
-        sentence: for people.
-        source: where the standard has it; Table I.2-2 allows others where they are documented.
+        sentence: text for the user.
+        source: section of the standard; Table I.2-2 allows other codes if they are documented.
     """
 
     code: int

@@ -4,11 +4,11 @@ One row per attribute of PS3.4 Table CC.2.5-3; `>` stands for one level of nesti
 The columns of create and set hold the type for the requester / for the server:
 
     1   must be there with a value            NA   must not be there
-    2   must be there, may be empty           -    the server's own: a value that is sent is not used
+    2   must be there, may be empty           -    set by the server: a value in the request is ignored
     3   may be there                          C    conditional, not checked
 
-`final` says what a final state needs: R a value for both, P a value for COMPLETED, p to be there for COMPLETED (may be empty),
-X a value for CANCELED (which the server fills in), RC conditional, O nothing.
+`final` is the requirement of a final state: R a value for both, P a value for COMPLETED, p present for COMPLETED (may be empty),
+X a value for CANCELED (filled in by the server), RC conditional, O nothing.
 `match`: U unique key, R required, O optional, - none. `returned`: type of the return key of a search.
 """
 
@@ -165,7 +165,7 @@ BY_PATH: dict[tuple[str, ...], Attribute] = {row.path: row for row in ATTRIBUTES
 
 
 def is_matched(path: tuple[str, ...]) -> bool:
-    """Say whether a search matches an attribute: as the nearest row above it or its own says; yes where no row does.
+    """Return whether a search matches an attribute: by its own row or the nearest row above it; True if there is no such row.
 
     Args:
         path: tags from the root.
@@ -177,20 +177,20 @@ def is_matched(path: tuple[str, ...]) -> bool:
 
 
 UNMATCHED = {row.tag for row in ATTRIBUTES if len(row.path) == 1} - {row.path[0] for row in ATTRIBUTES if row.match != "-"}
-"""Tags at the root that no search looks at, nor at anything inside them."""
+"""Root tags that searches ignore, with everything inside them."""
 
 BULK_GROUPS = ("50", "54", "60", "7FE0")
-"""How the groups of curves, waveforms, overlays and pixel data begin: none of them is an attribute of a workitem."""
+"""First digits of the groups of curves, waveforms, overlays and pixel data: none is an attribute of a workitem."""
 
 
 def is_supported(tag: str, element: Mapping[str, object]) -> bool:
-    """Say whether a workitem of ours can have an attribute: it is no bulk data, and its value is at hand."""
+    """Return whether a workitem can have an attribute: it is not bulkdata, and its value is inline."""
     is_bulk = tag.startswith(BULK_GROUPS) and tag[3] not in "13579BDF"
     return not is_bulk and "BulkDataURI" not in element
 
 
 def is_valid_ae_title(text: str) -> bool:
-    """Say whether a text can name a subscriber: 1 to 16 printable ASCII characters, no backslash, not only blanks (PS3.5 §6.2)."""
+    """Return whether a text is a valid AE title: 1 to 16 printable ASCII characters, no backslash, not only blanks (PS3.5 §6.2)."""
     return 0 < len(text) <= 16 and bool(text.strip()) and all(" " <= c <= "~" and c != "\\" for c in text)
 
 
@@ -215,7 +215,7 @@ def vr_of(tag: str) -> str:
 
 
 def name_of(tag: str) -> str:
-    """Return how a message names an attribute: Procedure Step State (0074,1000)."""
+    """Return an attribute's name for messages: Procedure Step State (0074,1000)."""
     row = attribute(int(tag, 16))
     name = "" if row is None else f"{row.name} "
     return f"{name}({tag[:4]},{tag[4:]})"

@@ -1,4 +1,4 @@
-"""Heads of JPEG, JPEG-LS and JPEG 2000 bit streams: size, precision, and what decides how a bit stream is decoded.
+"""Read the headers of JPEG, JPEG-LS and JPEG 2000 bit streams: size, precision, and the properties that decoding depends on.
 
 Only headers are read, a few bytes at a time; no sample is decoded. Both the store (`still.py`) and the renderer read heads here.
 
@@ -15,7 +15,7 @@ from gantry_standard.dicom.limits import ScanFailure
 
 
 class Source(Protocol):
-    """Bytes that can be read anywhere."""
+    """Bytes with random access."""
 
     @property
     def length(self) -> int:
@@ -44,7 +44,7 @@ class BytesSource:
 
 
 def corrupt(message: str) -> ScanFailure:
-    """Return the failure of a bit stream that cannot be read."""
+    """Return the failure for an unreadable bit stream."""
     return ScanFailure(message, reasons.CANNOT_UNDERSTAND)
 
 
@@ -66,13 +66,13 @@ class JpegHead:
 
     Attributes:
         frame_marker: second byte of the start of frame marker.
-        rows: 0 where a later marker (DNL) says it.
+        rows: 0 if a later marker (DNL) contains them.
         precision: bits of a sample.
         component_ids: one byte for each component.
         sampling_factors: one byte for each component, horizontal and vertical.
         adobe_transform: of the Adobe segment (0: none, 1: YCbCr), -1 without such a segment.
         has_jfif: there is a JFIF segment, so three components are YCbCr.
-        scan: segment of the first scan header; empty where it cannot be read.
+        scan: segment of the first scan header; empty if it is unreadable.
     """
 
     frame_marker: int
@@ -88,7 +88,7 @@ class JpegHead:
 
     @property
     def scan_parameter(self) -> int:
-        """The first scan's Ss (the predictor of lossless JPEG) or, for JPEG-LS, NEAR; 0 where there is no scan header."""
+        """The first scan's Ss (the predictor of lossless JPEG) or, for JPEG-LS, NEAR; 0 if there is no scan header."""
         at = 1 + 2 * self.scan[0] if self.scan else 0
         return self.scan[at] if 0 < at < len(self.scan) else 0
 
@@ -104,7 +104,7 @@ class JpegHead:
 
     @property
     def names_color_space(self) -> bool:
-        """Whether a segment or the component ids tell RGB from YCbCr; where neither does, decoders take three components for YCbCr."""
+        """Whether a segment or the component ids distinguish RGB from YCbCr; if not, decoders assume YCbCr for three components."""
         return self.has_jfif or self.adobe_transform >= 0 or self.component_ids == b"RGB"
 
 
@@ -112,7 +112,7 @@ def read_jpeg_head(source: Source) -> JpegHead:
     """Read the head of a JPEG or JPEG-LS bit stream.
 
     Raises:
-        ScanFailure: there is no frame header that can be read.
+        ScanFailure: there is no readable frame header.
     """
     frame_marker, frame, adobe, has_jfif, scan = 0, b"", -1, False, b""
     try:
@@ -126,7 +126,7 @@ def read_jpeg_head(source: Source) -> JpegHead:
             elif marker == _START_OF_SCAN:
                 scan = segment
     except ScanFailure:
-        # A decoder may still read what follows the frame header
+        # A decoder may still be able to read the rest
         if not frame_marker:
             raise
     if not frame_marker:
@@ -142,7 +142,7 @@ def _jpeg_segments(source: Source) -> Iterator[tuple[int, bytes]]:
     """Yield marker and first bytes of each segment, up to the first scan header.
 
     Raises:
-        ScanFailure: there is no marker where one must be.
+        ScanFailure: a marker is missing.
     """
     if source.read(0, 2) != b"\xff\xd8":
         raise corrupt("the bit stream does not begin with the SOI marker of JPEG")
@@ -184,7 +184,7 @@ class Jpeg2000Head:
         is_part_2, is_part_15: the code stream needs a decoder of ISO/IEC 15444-2, of 15444-15 (HTJ2K).
         progression: order of the packets, as in COD.
         has_component_transform: the first three components were transformed together (RCT or ICT).
-        enumerated_color_space: of the JP2 file; 0 where there is none.
+        enumerated_color_space: of the JP2 file; 0 if there is none.
     """
 
     offset: int
@@ -206,7 +206,7 @@ def read_jpeg_2000_head(source: Source) -> Jpeg2000Head:
     """Read the head of a JPEG 2000 or HTJ2K code stream, with or without the boxes of a JP2 file.
 
     Raises:
-        ScanFailure: there is no main header that can be read.
+        ScanFailure: there is no readable main header.
     """
     try:
         return _read_jpeg_2000_head(source)
@@ -255,7 +255,7 @@ def _coding_style(source: Source, position: int) -> tuple[bool, bytes]:
 
 
 def _code_stream(source: Source) -> tuple[int, int, int]:
-    """Return offset and length of a JPEG 2000 code stream, and the enumerated colour space of its file (0: none is told)."""
+    """Return offset and length of a JPEG 2000 code stream, and the enumerated colour space of its file (0: none)."""
     if source.read(0, 12) != _JP2_SIGNATURE:
         return 0, source.length, 0
     color_space = 0

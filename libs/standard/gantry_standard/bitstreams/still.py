@@ -1,4 +1,4 @@
-"""What a compressed bit stream says about its image, and the transfer syntaxes that it may be put into.
+"""Read the image description of a compressed bit stream, and the transfer syntaxes that fit it.
 
     picture = read_still(source, "image/jpeg")
     uid = choose_transfer_syntax(picture, "image/jpeg", named)
@@ -33,15 +33,15 @@ _MOST_PRECISION = 64
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the headers of a bit stream say.
+    """The image description in the headers of a bit stream.
 
     Attributes:
-        transfer_syntax_uids: that the bit stream may be put into unchanged, the most fitting first.
-        rows, columns: 0 where the bit stream does not tell (RLE).
+        transfer_syntax_uids: those that allow the unchanged bit stream, the best first.
+        rows, columns: 0 if the bit stream does not contain them (RLE).
         precision: bits of a sample.
-        photometric_interpretation: "" where it cannot be told.
-        number_of_frames: 0 where the bit stream does not tell; 1 for a still image.
-        offset, length: of the bytes that belong into a frame; a JP2 file is more than its codestream.
+        photometric_interpretation: "" if it is unknown.
+        number_of_frames: 0 if unknown; 1 for a still image.
+        offset, length: the bytes of the frame; a JP2 file contains more than its codestream.
     """
 
     transfer_syntax_uids: tuple[str, ...]
@@ -67,16 +67,16 @@ def syntaxes(*suffixes: str) -> tuple[str, ...]:
 
 
 def not_supported(message: str) -> ScanFailure:
-    """Return the failure of a bit stream that no transfer syntax takes."""
+    """Return the failure for a bit stream that fits no transfer syntax."""
     return ScanFailure(message, reasons.TRANSFER_SYNTAX_NOT_SUPPORTED)
 
 
 def choose_transfer_syntax(picture: Picture, media_type: str, named: str) -> str:
-    """Return the transfer syntax of a bit stream: the one that was named, if it agrees with the bits, else what the bits are.
+    """Return the transfer syntax of a bit stream: the named one if it fits, else that of the bit stream.
 
     Args:
-        media_type: of the part; among several syntaxes that fit, one of its own is taken.
-        named: by the transfer-syntax parameter; "" where there is none.
+        media_type: of the part; of several fitting syntaxes, one of this type is chosen.
+        named: value of the transfer-syntax parameter; "" if there is none.
     """
     fitting = picture.transfer_syntax_uids
     if named in fitting:
@@ -91,7 +91,7 @@ def read_still(source: Source, media_type: str) -> Picture:
         media_type: one of STILL_MEDIA_TYPES.
 
     Raises:
-        ScanFailure: they cannot be read, or no transfer syntax takes such a bit stream.
+        ScanFailure: they are invalid, or no transfer syntax fits.
     """
     try:
         picture = _READERS[media_type](source)
@@ -226,7 +226,7 @@ def _read_jpeg_xl(source: Source) -> Picture:
     bits = _Bits(data[2:])
     rows, columns = _jpeg_xl_size(bits)
     precision, samples, is_xyb = _jpeg_xl_metadata(bits)
-    # Whether the frames themselves lose something shows only when they are decoded: the lossless syntax must be named.
+    # Only decoding shows whether the frames are lossy, so the client must name the lossless syntax.
     also_lossless = () if is_xyb else syntaxes("4.110")
     uids = syntaxes("4.111", "4.112") if is_recompressed else (*syntaxes("4.112"), *also_lossless)
     photometric = "MONOCHROME2" if samples == 1 else "XYB" if is_xyb else "YBR_FULL_422" if is_recompressed else "RGB"
@@ -296,5 +296,5 @@ STILL_MEDIA_TYPES = frozenset(_READERS)
 
 
 def agree(first: Picture, other: Picture) -> bool:
-    """Say whether two bit streams can be frames of one multi-frame image."""
+    """Return whether two bit streams can be frames of one multi-frame image."""
     return replace(other, offset=first.offset, length=first.length, transfer_syntax_uids=first.transfer_syntax_uids) == first

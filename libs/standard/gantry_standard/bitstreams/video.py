@@ -1,4 +1,4 @@
-"""What the sequence headers of a video say about its frames, and the transfer syntaxes that it may be put into.
+"""Read the frame description in the sequence headers of a video, and the transfer syntaxes that fit it.
 
 MPEG-2: elementary, program or transport stream. MPEG-4 AVC and HEVC: MP4 file, transport stream, or byte stream with start codes.
 
@@ -14,7 +14,7 @@ from gantry_standard.bitstreams.heads import Source, boxes, corrupt
 from gantry_standard.bitstreams.still import Picture, not_supported, syntaxes
 
 _LOOKED_THROUGH_BYTES = 4 << 20
-"""Sequence headers come first; further than this nobody looks for them."""
+"""Sequence headers are searched in this many first bytes."""
 
 _TS_PACKET = 188
 _MPEG_2_SEQUENCE, _MPEG_2_EXTENSION = b"\0\0\1\xb3", b"\0\0\1\xb5"
@@ -37,10 +37,10 @@ def read_video(source: Source, media_type: str) -> Picture:
         media_type: one of VIDEO_MEDIA_TYPES.
 
     Returns:
-        A picture whose number of frames is 0 unless the stream's container counts them.
+        A picture; its number of frames is 0 unless the container has it.
 
     Raises:
-        ScanFailure: they cannot be read, or no transfer syntax takes such a video.
+        ScanFailure: they are invalid, or no transfer syntax fits.
     """
     try:
         return _READERS[media_type](source)
@@ -95,7 +95,7 @@ def _read_mpeg_2(source: Source) -> Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Track:
-    """What an MP4 file says of its video track: samples, kind of sample entry, content of avcC or hvcC."""
+    """The video track of an MP4 file: number of samples, kind of sample entry, content of avcC or hvcC."""
 
     samples: int
     kind: bytes
@@ -115,7 +115,7 @@ _SAMPLE_ENTRY_BYTES = 78  # VisualSampleEntry, ISO/IEC 14496-12 §12.1.3.2
 
 
 def _video_track(source: Source) -> _Track | None:
-    """Return the first video track of an MP4 file; None where it is no MP4 file or has none."""
+    """Return the first video track of an MP4 file; None if it is not an MP4 file or has none."""
     if source.read(4, 4) != b"ftyp":
         return None
     for begin, end in _children(source, 0, source.length, b"moov", b"trak", b"mdia", b"minf", b"stbl"):
@@ -156,7 +156,7 @@ class _Bits:
 
 
 def _find_unit(data: bytes, is_wanted: Callable[[int], bool]) -> bytes:
-    """Return the first NAL unit of a kind in a byte stream; b"" where there is none."""
+    """Return the first NAL unit of a kind in a byte stream; b"" if there is none."""
     at = data.find(b"\0\0\1")
     while at >= 0 and at + 3 < len(data):
         following = data.find(b"\0\0\1", at + 3)

@@ -1,7 +1,7 @@
 """Specific Character Set: from encoded text to Unicode.
 
 ISO 2022 escapes are decoded here too: code elements G0 and G1 change with an escape sequence and fall back to those of the
-first value at each delimiter. Unknown terms are read as ISO 8859-1, as most archives do.
+first value at each delimiter. Unknown defined terms are read as ISO 8859-1, as most archives do.
 
 Source: PS3.3 §C.12.1.1.2 (Tables C.12-2 to C.12-5); PS3.5 §6.1.2.
 """
@@ -124,7 +124,7 @@ def _key(term: str) -> str:
 
 @lru_cache(maxsize=256)
 def character_set(value: bytes) -> CharacterSet:
-    """Return how text is decoded under a value of Specific Character Set (0008,0005), several terms separated by backslash."""
+    """Return the character set of a value of Specific Character Set (0008,0005), several terms separated by backslash."""
     terms = [_key(term) for term in value.decode("latin-1").strip(" \0").split("\\")]
     initial = _CODECS.get(terms[0] if terms[0] != "58" else "ISOIR58", "latin-1")
     if initial.startswith("iso2022") or (initial in ("gb2312", "euc_kr") and len(terms) == 1):

@@ -1,7 +1,7 @@
 """A DICOMDIR: the directory of a file-set of one patient and study, written from DICOM JSON.
 
-Records are encoded as they are added and hold zeros where offsets go; `pieces` fills them in. To add a type of directory record, or a key
-of one: a row in RECORD_KEYS; to say which SOP classes it is for: a row in RECORD_TYPES.
+Records are encoded when they are added, with zeros for offsets; `pieces` fills the offsets in. To add a type of directory record, or a
+key of one: a row in RECORD_KEYS. To assign SOP classes to it: a row in RECORD_TYPES.
 
 Source: PS3.3 Annex F (Tables F.3-1 to F.5-…); PS3.10 §8 for File IDs.
 """
@@ -25,7 +25,7 @@ UTF_8 = "ISO_IR 192"
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 
 # SOP class, or the root of several that ends with a dot, below 1.2.840.10008.5.1.4.1.1 -> record type; the longest that fits counts
-# (Table F.4-1). What has pixel data and no row is an IMAGE.
+# (Table F.4-1). An instance with pixel data and without a row is an IMAGE.
 RECORD_TYPES = {
     "4.2": "SPECTROSCOPY",
     "9.": "WAVEFORM",
@@ -93,17 +93,17 @@ RECORD_KEYS: dict[str, tuple[str, ...]] = {
 # Keys that are left out where an instance does not have them (type 1C and 3); the others are then empty, but for the ordinals.
 _CONDITIONAL = frozenset({"0040A030", "0040A043"})
 _ORDINALS = frozenset({"00200011", "00200013"})
-"""Series Number and Instance Number, which a record must have: where the instance has none it is the place among its siblings."""
+"""Series Number and Instance Number are mandatory in a record; if they are missing, the position among the siblings is used."""
 
 TAGS = frozenset(tag for keys in RECORD_KEYS.values() for tag in keys)
-"""All attributes that are taken from instances."""
+"""All attributes that are read from instances."""
 
 _OFFSETS_AT = 16
 _LOWER_AT = 38
 
 
 def record_type(sop_class_uid: str, has_pixel_data: bool) -> str:
-    """Return the type of the directory record of an instance (Table F.4-1); PRIVATE where nothing is known of its SOP class."""
+    """Return the type of the directory record of an instance (Table F.4-1); PRIVATE for an unknown SOP class."""
     below = sop_class_uid.removeprefix(_STORAGE) if sop_class_uid.startswith(_STORAGE) else ""
     fitting = [name for name in RECORD_TYPES if below == name or (name.endswith(".") and below.startswith(name))]
     if fitting:
@@ -112,7 +112,7 @@ def record_type(sop_class_uid: str, has_pixel_data: bool) -> str:
 
 
 def picked(data_set: Object) -> Object:
-    """Return the attributes of an instance that a directory may need."""
+    """Return the attributes of an instance that a directory uses."""
     return {tag: element for tag, element in data_set.items() if tag in TAGS}
 
 
@@ -191,7 +191,7 @@ class Directory:
             yield bytes(piece)
 
     def _offsets(self, begin: int) -> tuple["array[int]", "array[int]"]:
-        """Return per record the offset of the next one of its parent, and of its own first one; 0 for none."""
+        """Return for each record the offsets of its next sibling and of its first child; 0 for none."""
         following, lower = array("I", bytes(4 * len(self._records))), array("I", bytes(4 * len(self._records)))
         latest = [-1, -1, -1, -1]
         at = begin
@@ -205,7 +205,7 @@ class Directory:
         return following, lower
 
     def _head(self, first: int, last: int) -> bytes:
-        """Return what comes before the records; of the same length whatever the offsets."""
+        """Return the bytes before the records; their length does not depend on the offsets."""
         elements = (
             encode_element(0x00041130, b"CS", b""),
             encode_element(0x00041200, b"UL", struct.pack("<I", first)),
@@ -225,14 +225,14 @@ def encode_json_element(tag: str, element: Object) -> bytes:
         return encode_element_header(int(tag, 16), b"SQ", len(items)) + items
     row = VALUE_REPRESENTATIONS[vr]
     if row.kind is Kind.NUMBER:
-        # What is no number of its VR in the instance is not there in its directory record.
+        # An invalid number in the instance is left out of its directory record.
         numbers = [value for value in values if isinstance(value, int) and 0 <= value < 1 << (8 * row.word - row.format.islower())]
         return encode_element(int(tag, 16), vr, struct.pack(f"<{len(numbers)}{row.format}", *numbers))
     return encode_element(int(tag, 16), vr, "\\".join(texts(values)).encode("utf-8"))
 
 
 def texts(values: Iterable[Any]) -> Iterator[str]:
-    """Yield values of DICOM JSON as text; of names the groups joined by "="."""
+    """Yield values of DICOM JSON as text; component groups of names joined by "="."""
     for value in values:
         if isinstance(value, dict):
             groups = (value.get(name, "") for name in ("Alphabetic", "Ideographic", "Phonetic"))

@@ -1,6 +1,6 @@
-"""The data dictionary: which VR an attribute has where the bytes do not say so.
+"""The data dictionary: the VR of an attribute if the bytes do not contain it.
 
-Source: PS3.6 §6 and the private dictionaries, both as pydicom carries them; PS3.5 §A.1 for the choices of Implicit VR.
+Source: PS3.6 §6 and the private dictionaries, both from pydicom; PS3.5 §A.1 for the choices of Implicit VR.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from gantry_standard.dicom.pydicom_tables import ATTRIBUTES, PRIVATE_ATTRIBUTES,
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS
 
 US_OR_SS = b"xs"
-"""Stands for the VR of an attribute that Pixel Representation (0028,0103) decides; never leaves the scan."""
+"""Placeholder for US or SS, by Pixel Representation (0028,0103); internal to the scan."""
 US_OR_OW = b"xw"
-"""Stands for LUT Data, which is US for one entry and OW otherwise; never leaves the scan."""
+"""Placeholder for LUT Data: US for one entry, else OW; internal to the scan."""
 
 _CHOICES = {
     "OB or OW": b"OW",  # PS3.5 §A.1: Implicit VR means OW
@@ -64,7 +64,7 @@ def standard_vr(tag: int) -> bytes | None:
 
 @lru_cache(maxsize=4096)
 def private_vr(private_creator: str, tag: int) -> bytes | None:
-    """Return the VR of a private attribute (block number in bits 8 to 15 does not matter), None where it is unknown."""
+    """Return the VR of a private attribute (the block number in bits 8 to 15 is ignored); None if it is unknown."""
     rows = PRIVATE_ATTRIBUTES.get(private_creator)
     if rows is None:
         return None
@@ -74,10 +74,10 @@ def private_vr(private_creator: str, tag: int) -> bytes | None:
 
 
 def implicit_vr(tag: int, value_of: Callable[[int], bytes | None]) -> bytes:
-    """Return the VR of an attribute in Implicit VR; UN where nothing is known of it.
+    """Return the VR of an attribute in Implicit VR; UN if it is unknown.
 
     Args:
-        value_of: value of another attribute of the same data set, as far as it has been read, little endian.
+        value_of: returns the value of another attribute of the data set that has been read, little endian.
     """
     vr = standard_vr(tag)
     if vr is None:

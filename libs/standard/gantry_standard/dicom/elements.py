@@ -1,8 +1,8 @@
-"""Data elements out of a stream of bytes that comes in pieces of any size.
+"""Read data elements from a stream of chunks of any size.
 
-The reader keeps short values and leaves places of long ones (`Bulk`, `Fragments`), which it skips without ever holding them.
-It reads Explicit VR in both byte orders and Implicit VR, nested and mixed as PS3.5 allows, and what common writers get wrong:
-Implicit VR inside an Explicit VR data set, unknown VRs, delimiters where lengths are defined, zeros after the last element.
+The reader stores short values. Of long values it stores the offsets (`Bulk`, `Fragments`) and skips the bytes. It reads Explicit VR in
+both byte orders and Implicit VR, nested and mixed as PS3.5 allows. It tolerates common faults: Implicit VR inside an Explicit VR data
+set, unknown VRs, delimiters although lengths are defined, zeros after the last element.
 
 Source: PS3.5 §7 and Annex A.
 """
@@ -26,7 +26,7 @@ DOUBLE_FLOAT_PIXEL_DATA = 0x7FE00009
 PIXEL_TAGS = frozenset((PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_FLOAT_PIXEL_DATA))
 
 FRAGMENT_HEAD_BYTES = 16
-"""First bytes of each fragment that are looked at for the start of a codestream."""
+"""Number of first bytes of each fragment that are checked for the start of a codestream."""
 
 _BITS_ALLOCATED = 0x00280100
 _ITEM = 0xFFFEE000
@@ -34,7 +34,7 @@ _ITEM_DELIMITER = 0xFFFEE00D
 _SEQUENCE_DELIMITER = 0xFFFEE0DD
 _NO_END = 1 << 63
 _EMPTY_HEADER = bytes(8)
-# A longer number of a VR with 16-bit length (possible in Implicit VR) leaves as UN, and in DICOM JSON as bulk.
+# A longer number of a VR with 16-bit length (possible in Implicit VR) is sent as UN, and in DICOM JSON as bulkdata.
 _LONGEST_SHORT_VALUE = 0xFFFE
 # A value labelled UN of a known attribute is read as that attribute, if its VR could have held it (PS3.5 §6.2.2 Note 2).
 _LONGEST_RELABELLED_VALUE = 0xFFFE
@@ -113,7 +113,7 @@ _LONG = {False: struct.Struct("<I").unpack_from, True: struct.Struct(">I").unpac
 # Explicit VR: word size where the length has 16 bits, 0 where it has 32.
 _SHORT = {name: 0 if row.is_long else row.word for name, row in VALUE_REPRESENTATIONS.items()}
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
-# Implicit VR: what needs no second thought.
+# Implicit VR: elements whose VR needs no further rule.
 _IMPLICIT_SHORT = frozenset(
     [name for name, row in VALUE_REPRESENTATIONS.items() if row.kind not in (Kind.BINARY, Kind.SEQUENCE, Kind.NUMBER)]
 ) | {
@@ -138,10 +138,10 @@ def swap_words(value: bytes | memoryview, word: int) -> bytes:
 
 
 class Rendition:
-    """Bytes that the scan makes, counted on their way out.
+    """Bytes that the scan writes, with a count.
 
     Args:
-        write: takes each piece in order.
+        write: called with the chunks in order.
     """
 
     def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
@@ -157,7 +157,7 @@ class Rendition:
 
 @dataclass(slots=True)
 class _Container:
-    """What is open around the current place: a data set, a sequence (`items`) or encapsulated pixel data (`fragments`)."""
+    """An open structure at the current offset: a data set, a sequence (`items`) or encapsulated pixel data (`fragments`)."""
 
     elements: Elements
     end: int
@@ -169,17 +169,17 @@ class _Container:
 class ElementReader:
     """Reads elements from a stream.
 
-    `read` is given unread bytes and tells how many it took; the rest is to be given again with what follows, `need` bytes at
-    least. While `skip` is not 0, so many bytes go to `skipped` instead. `at` is the offset of the next byte in its stream.
-    `count`: elements, items and fragments that were read, also those that a later one of the same tag has replaced.
+    `read` takes unread bytes and returns how many it has used. Pass the rest again with the following bytes, at least `need` in total.
+    While `skip` is not 0, pass that many bytes to `skipped` instead. `at` is the offset of the next byte in its stream.
+    `count`: elements, items and fragments that were read, including those replaced by a later one of the same tag.
     `is_padding`: only zeros may follow. `is_mixed`: Implicit VR was met in Explicit VR (some writers change inside a sequence).
 
     Args:
-        at: offset of the first byte; all places count like this.
-        origin: stream of the places.
+        at: offset of the first byte; all offsets are relative to the same start.
+        origin: stream of the offsets.
         may_be_encapsulated: the transfer syntax allows Pixel Data of undefined length.
-        is_start: tells the first bytes of a codestream.
-        rendition: where bulk in big endian goes with its bytes swapped.
+        is_start: returns whether bytes are the start of a codestream.
+        rendition: receives big endian bulkdata with its bytes swapped.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class ElementReader:
             self._swap_word = 0
 
     def finish(self, rest: bytes) -> None:
-        """Check that the stream ended with a whole data set; `rest` is what `read` did not take."""
+        """Check that the stream ended with a complete data set; `rest` is what `read` has not used."""
         if self.skip:
             raise self._cut_off(f"{self.skip} bytes before the end of a value")
         while self._outer and self.at == self._current.end:
@@ -272,7 +272,7 @@ class ElementReader:
             raise self._cut_off("inside an element")
 
     def _read_explicit(self, data: bytes, position: int, current: _Container) -> int:
-        """Read elements of Explicit VR until something else comes; the hot path of the whole scan."""
+        """Read consecutive elements of Explicit VR; the hot path of the scan."""
         start, end, at = position, len(data), self.at
         container_end, elements = current.end, current.elements
         unpack, is_big_endian, count = _HEADERS[current.encoding], current.encoding.is_big_endian, 0
@@ -314,7 +314,7 @@ class ElementReader:
         return self._read_value(data, position, position + 12, current, tag, vr, length)
 
     def _read_unusual(self, data: bytes, position: int, current: _Container, tag: int, vr: bytes) -> int:
-        """Read what does not have a known VR where Explicit VR should be."""
+        """Read an element without a known VR in Explicit VR."""
         if tag >> 16 == 0xFFFE:
             return self._read_delimiter(position, tag)
         if not self._outer and data[position : position + 8] == _EMPTY_HEADER:
@@ -332,7 +332,7 @@ class ElementReader:
         return self._read_value(data, position, position + 8, current, tag, self._implicit_vr(tag, current), length)
 
     def _read_implicit(self, data: bytes, position: int, current: _Container) -> int:
-        """Read elements of Implicit VR until something else comes."""
+        """Read consecutive elements of Implicit VR."""
         start, end, at = position, len(data), self.at
         container_end, elements, count = current.end, current.elements, 0
         unpack = _HEADERS[IMPLICIT_LITTLE]
@@ -377,7 +377,7 @@ class ElementReader:
         return implicit_vr(tag, value_of)
 
     def _read_delimiter(self, position: int, tag: int) -> int:
-        """Read a delimiter where an element might be; some writers add them although the length is defined."""
+        """Read a delimiter in place of an element; some writers add them although the length is defined."""
         if tag == _ITEM:
             raise self._corrupt("an item begins outside a sequence", self.at + position)
         is_open = self._outer and self._current.end == _NO_END
@@ -401,7 +401,7 @@ class ElementReader:
             if length and value_at + 4 > len(data):
                 self._count -= 1
                 return self._starve(value_at + 4 - header_at, header_at)
-            # Where the dictionary says SQ, not the file, the bytes must agree.
+            # If SQ comes from the dictionary and not from the file, the bytes must agree.
             is_guess = is_unknown or (tag >> 16 & 1 and not current.encoding.is_explicit)
             if not length or not is_guess or data[value_at : value_at + 4] == _ITEM_TAG:
                 self._enter_sequence(tag, at, at + length, IMPLICIT_LITTLE if is_unknown else current.encoding)
@@ -479,7 +479,7 @@ class ElementReader:
 
     @staticmethod
     def _swapped_word(tag: int, vr: bytes, current: _Container) -> int:
-        """Return what a change of byte order swaps; samples of 32 and 64 bits in OW are swapped as a whole, as all writers do."""
+        """Return the word size for byte swapping; samples of 32 and 64 bits in OW are swapped as a whole, as all writers do."""
         allocated = current.elements.get(_BITS_ALLOCATED)
         if tag == PIXEL_DATA and vr == b"OW" and allocated is not None and allocated[1] in (b"\x20\0", b"\x40\0"):
             return 4 if allocated[1] == b"\x20\0" else 8
@@ -488,7 +488,7 @@ class ElementReader:
     def _pass_over(self, data: bytes, value_at: int, length: int) -> int:
         available = min(length, len(data) - value_at)
         self.skip = length - available
-        self._value_bytes -= available  # what passes is not kept
+        self._value_bytes -= available  # skipped bytes are not stored
         return value_at + available
 
     def _read_item(self, data: bytes, position: int, current: _Container, items: "list[Elements]") -> int:

@@ -1,4 +1,4 @@
-"""What comes before a data set: preamble, prefix and File Meta Information, as far as a file has them.
+"""Read the file header: preamble, prefix and File Meta Information, as far as a file has them.
 
 Source: PS3.10 §7.1.
 """
@@ -23,11 +23,11 @@ _TRANSFER_SYNTAX_UID = 0x0010
 
 @dataclass(slots=True)
 class FileHead:
-    """Reads the head of a file that comes in pieces.
+    """Reads the header of a file from chunks.
 
     Attributes:
-        data: the head, and what follows it of the last piece.
-        length: of the head, once `read` has said True.
+        data: the header, and the rest of the last chunk.
+        length: of the header, after `read` has returned True.
     """
 
     limit_bytes: int
@@ -41,27 +41,27 @@ class FileHead:
 
     @property
     def has_zero_preamble(self) -> bool:
-        """Say whether the file begins with 128 zero bytes and DICM."""
+        """Return whether the file begins with 128 zero bytes and DICM."""
         return self.data[:132] == PREAMBLE + PREFIX
 
     @property
     def has_preamble(self) -> bool:
-        """Say whether the file begins with 128 bytes and DICM."""
+        """Return whether the file begins with 128 bytes and DICM."""
         return self.data[128:132] == PREFIX
 
     @property
     def transfer_syntax_uid(self) -> str:
-        """Return (0002,0010), "" where it is absent."""
+        """Return (0002,0010); "" if it is absent."""
         return self._uid(_TRANSFER_SYNTAX_UID)
 
     def agrees(self, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bool:
-        """Say whether the head may leave as it is before a data set of these UIDs, whatever is in its preamble."""
+        """Return whether the header, apart from its preamble, is correct for a data set of these UIDs."""
         named = (self._uid(_MEDIA_STORAGE_SOP_CLASS_UID), self._uid(_MEDIA_STORAGE_SOP_INSTANCE_UID), self.transfer_syntax_uid)
         is_whole = self.has_preamble and self.is_explicit and self.has_right_length
         return is_whole and named == (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
 
     def read(self, *, is_last: bool) -> bool:
-        """Go on reading `data`; say whether the head is whole, and the bytes after it enough to see how they are encoded."""
+        """Continue reading `data`. Return whether the header is complete and enough bytes follow to recognise the encoding."""
         if not self._is_begun:
             if len(self.data) < 132 and not is_last:
                 return False
@@ -112,14 +112,14 @@ class FileHead:
 
 
 def find_encoding(first_bytes: bytes, syntax: TransferSyntax | None) -> Encoding | None:
-    """Return how a data set is encoded: as its transfer syntax says, unless its first element shows plainly that it is not.
+    """Return the encoding of a data set: that of its transfer syntax, unless its first element contradicts it clearly.
 
     Args:
-        first_bytes: 8 bytes, or fewer where the data set is shorter.
-        syntax: None where the file does not say.
+        first_bytes: 8 bytes, or fewer if the data set is shorter.
+        syntax: None if the file has none.
 
     Returns:
-        None where the bytes look like no data set.
+        None if the bytes are not a data set.
     """
     encoding = _recognise(first_bytes)
     if syntax is None:

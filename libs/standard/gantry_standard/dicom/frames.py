@@ -1,8 +1,8 @@
-"""Frames: where each one lies in Pixel Data.
+"""Locate frames in Pixel Data.
 
-Encapsulated Pixel Data says in up to three places which fragments make a frame: the Extended Offset Table, the Basic Offset
+Encapsulated Pixel Data has up to three sources that tell which fragments form a frame: the Extended Offset Table, the Basic Offset
 Table, and the fragments themselves, whose first bytes show where a codestream begins. A table that contradicts the
-fragments is not believed.
+fragments is ignored.
 
 Source: PS3.5 §8.2, §A.4 and Annex D; PS3.3 §C.7.6.3; PS3.18 §10.4.1.1.6.
 """
@@ -23,11 +23,11 @@ _ITEM_HEADER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class FragmentTable:
-    """Fragments of encapsulated Pixel Data and what is said about them.
+    """The fragments and offset tables of encapsulated Pixel Data.
 
     Attributes:
         offsets, lengths: bytes, item headers left out.
-        starts: per fragment 1 where its first bytes are those of a codestream, else 0.
+        starts: for each fragment 1 if it starts a codestream, else 0.
         basic_offset_table: value of the first item.
         extended_offset_table: value of (7FE0,0001).
     """
@@ -41,10 +41,10 @@ class FragmentTable:
 
 
 def is_codestream_start(codestream: Codestream, head: bytes) -> bool:
-    """Say whether the first bytes of a fragment begin a codestream.
+    """Return whether the first bytes of a fragment start a codestream.
 
     Args:
-        head: at least 12 bytes where the fragment has them.
+        head: at least 12 bytes if the fragment has them.
     """
     if codestream is Codestream.JPEG:
         return head[:3] == b"\xff\xd8\xff"
@@ -63,11 +63,11 @@ def locate_native_frames(span: Span, pixel: PixelDescription, number_of_frames: 
 
     Args:
         span: value of the pixel element.
-        number_of_frames: (0028,0008); 1 where it is absent.
+        number_of_frames: (0028,0008); pass 1 if it is absent.
 
     Returns:
-        As many whole frames as there are bytes for, at most `number_of_frames`; None where there is not one, or where Image Pixel
-        Description does not say how large one is.
+        The complete frames, at most `number_of_frames`; None if there is no complete frame, or if Image Pixel Description does not give the
+        size of a frame.
     """
     bits = _BITS_BY_TAG.get(pixel.tag, pixel.bits_allocated)
     pixels = pixel.rows * pixel.columns
@@ -75,7 +75,7 @@ def locate_native_frames(span: Span, pixel: PixelDescription, number_of_frames: 
     if frame_bits == 0:
         return None
     per_two_pixels = _SAMPLES_PER_TWO_PIXELS.get(pixel.photometric_interpretation)
-    # Some writers say 422 and write every sample; the length tells.
+    # Some writers name 422 but write every sample; the length shows it.
     if per_two_pixels and pixel.samples_per_pixel == 3 and span.length * 8 < frame_bits * number_of_frames:
         frame_bits = pixels * per_two_pixels * bits // 2
     whole_frames = min(number_of_frames, span.length * 8 // frame_bits)
@@ -85,14 +85,14 @@ def locate_native_frames(span: Span, pixel: PixelDescription, number_of_frames: 
 def locate_encapsulated_frames(fragments: FragmentTable, number_of_frames: int, *, is_video: bool = False) -> FrameTable | None:
     """Find the fragments of each frame.
 
-    A video is one bit stream: one entry with all fragments, whatever Number of Frames says. With fewer fragments than frames the
+    A video is one bit stream: one entry with all fragments, whatever Number of Frames is. If there are fewer fragments than frames, the
     table ends at the last fragment.
 
     Args:
-        number_of_frames: (0028,0008); 1 where it is absent.
+        number_of_frames: (0028,0008); pass 1 if it is absent.
 
     Returns:
-        None without fragments, or where nothing tells which fragments make a frame.
+        None if there are no fragments, or if it is unknown which fragments form a frame.
     """
     count = len(fragments.offsets)
     if not count:
@@ -127,7 +127,7 @@ def _first_fragments(fragments: FragmentTable, count: int, number_of_frames: int
         return (0,)
     if count == number_of_frames:
         return range(count)
-    # Number of Frames is wrong. Every fragment a codestream, or a table that fits, is as good as it gets.
+    # Number of Frames is wrong. Accept one codestream per fragment, or a consistent table.
     if len(starts) == count or count < number_of_frames:
         return range(count)
     tables = candidates[:2]
@@ -135,12 +135,12 @@ def _first_fragments(fragments: FragmentTable, count: int, number_of_frames: int
 
 
 def _agrees(first_fragments: Sequence[int], starts: list[int], number_of_frames: int) -> bool:
-    """Say whether frames begin where codestreams do; if those do not show (`starts` of another number), nothing contradicts."""
+    """Return whether frames begin at codestreams; True if the starts are unknown (`starts` has another length)."""
     return len(starts) != number_of_frames or list(first_fragments) == starts
 
 
 def _from_table(fragments: FragmentTable, table: bytes, size: int) -> Sequence[int] | None:
-    """Return the first fragment of each entry of an offset table; None if an entry points at no fragment, or backwards."""
+    """Return the first fragment of each entry of an offset table; None if an entry does not point at a fragment, or points backwards."""
     if not table or len(table) % size:
         return None
     origin = fragments.offsets[0] - _ITEM_HEADER_BYTES

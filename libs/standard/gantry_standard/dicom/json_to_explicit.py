@@ -1,8 +1,8 @@
-"""From the DICOM JSON Model to a data set in Explicit VR Little Endian, element by element.
+"""Encode DICOM JSON as a data set in Explicit VR Little Endian, element by element.
 
-What comes out is a stream: bytes, and in their midst a `BulkReference` where a value is to be fetched from elsewhere. Padding is put back;
-text becomes UTF-8. Read more tolerantly than written: tags in either case, numbers or strings, both base64 alphabets, a VR that is
-missing and in the dictionary, an empty `Value`. A value that cannot be encoded is a ScanFailure that names the element, never its value.
+The result is a stream of bytes, with a `BulkReference` in place of each value that is stored elsewhere. Padding is added, and text
+becomes UTF-8. Tolerated in the input: tags in upper or lower case, numbers or strings, both base64 alphabets, a missing VR that the
+dictionary has, an empty `Value`. A value that cannot be encoded is a ScanFailure, which names the element but not its value.
 
 Source: PS3.18 Annex F; PS3.5 §6.2 and §7.1.2.
 """
@@ -33,27 +33,27 @@ from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, K
 from gantry_standard.dicom.values import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET
 
 JsonDataSet = Mapping[str, Any]
-"""A DICOM JSON object, as a JSON parser gives it."""
+"""A parsed DICOM JSON object."""
 
 UTF_8 = "ISO_IR 192"
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
-_FIRST_TAG = 0x00030000  # groups 0000 and 0002 are no part of a data set
+_FIRST_TAG = 0x00030000  # groups 0000 and 0002 are not part of a data set
 _LONGEST_DECIMAL_STRING = 16
 _COMPONENT_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-# A backslash cannot be part of one value of these: it is the delimiter (PS3.5 §6.2). In what is sent it divides values.
+# In values of these VRs a backslash is the delimiter (PS3.5 §6.2), so one in a JSON value separates values.
 _SINGLE_VALUED = frozenset((b"LT", b"ST", b"UT", b"UR"))
 _VALUE_KEYS = ("Value", "InlineBinary", "BulkDataURI")
 
 
 @dataclass(frozen=True, slots=True)
 class BulkReference:
-    """An element whose value lies elsewhere.
+    """An element whose value is stored elsewhere.
 
     Attributes:
-        uri: BulkDataURI as it stands in the object.
-        is_root: an element of the data set itself, not of an item of a sequence.
+        uri: BulkDataURI, unchanged.
+        is_root: the element is in the data set itself, not in an item of a sequence.
     """
 
     tag: int
@@ -66,10 +66,10 @@ Piece = bytes | BulkReference
 
 
 def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
-    """Parse what a client sends as DICOM JSON: an array of objects, or a single object.
+    """Parse a DICOM JSON document: an array of objects, or a single object.
 
     Raises:
-        ScanFailure: it is something else.
+        ScanFailure: it is neither.
     """
     try:
         model = orjson.loads(document)
@@ -82,12 +82,12 @@ def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
 
 
 def serialise(data_set: JsonDataSet) -> bytes:
-    """Return a DICOM JSON object as text, UTF-8."""
+    """Return a DICOM JSON object as UTF-8."""
     return orjson.dumps(data_set)
 
 
 def is_ascii(value: Any) -> bool:
-    """Say whether all text of a JSON value is ASCII."""
+    """Return whether all text of a JSON value is ASCII."""
     if isinstance(value, str):
         return value.isascii()
     if isinstance(value, Mapping):
@@ -98,10 +98,10 @@ def is_ascii(value: Any) -> bool:
 def encode_data_set(data_set: JsonDataSet, most_depth: int) -> Iterator[Piece]:
     """Encode a data set, in the order of its tags; group lengths and groups below 0003 are left out.
 
-    Where text is not ASCII, Specific Character Set becomes ISO_IR 192, also that of items that have their own.
+    If text is not ASCII, Specific Character Set becomes ISO_IR 192, also in items that have one.
 
     Args:
-        most_depth: sequences within sequences.
+        most_depth: maximum depth of nested sequences.
 
     Raises:
         ScanFailure: while iterating; an element cannot be encoded.
@@ -202,7 +202,7 @@ def _value(tag: int, vr: bytes, key: str, element: JsonDataSet) -> bytes:
 
 
 def _inline_binary(tag: int, text: Any) -> bytes:
-    # Some writers take the alphabet for URLs, leave the padding away or break lines.
+    # Some writers use the URL-safe alphabet, omit the padding, or break lines.
     plain = "".join(_text(tag, text).split()).translate({0x2D: "+", 0x5F: "/"}).rstrip("=")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
@@ -274,7 +274,7 @@ def _integer_string(value: Any) -> str:
 
 
 def _decimal_string(value: Any) -> str:
-    """Return a number in at most 16 characters, as exactly as they allow (PS3.5 Table 6.2-1)."""
+    """Return a number in at most 16 characters, as exactly as possible (PS3.5 Table 6.2-1)."""
     if isinstance(value, str):
         return value
     number = _float(value)

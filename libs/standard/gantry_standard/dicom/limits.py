@@ -1,4 +1,4 @@
-"""What one instance may ask of the scan, and the failure of a scan."""
+"""The limits of a scan, and its failure."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ from gantry_standard import errors
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what is kept in memory, and on what an instance may unfold to.
+    """Limits for memory and for the size of an inflated instance.
 
     Attributes:
         elements: data elements, items and fragments together.
-        depth: sequences within sequences.
-        value_bytes: values that are not bulk, in total.
-        inline_bytes: largest value of OB OD OF OL OV OW UN in DICOM JSON; above it becomes a BulkDataURI.
+        depth: nested sequences.
+        value_bytes: values that are not bulkdata, in total.
+        inline_bytes: largest inline value of OB OD OF OL OV OW UN in DICOM JSON; a larger one becomes a BulkDataURI.
         head_bytes: preamble, prefix and group 2.
         inflated_bytes: of a deflated data set, inflated.
         inflation_ratio: inflated bytes per deflated byte, once 64 MiB are inflated (Deflate reaches 1032).
@@ -29,11 +29,11 @@ class Limits:
 
 
 class ScanFailure(errors.CorruptInstance):
-    """An instance that cannot be stored, as data for the response of the Store transaction.
+    """An instance cannot be stored. The attributes are data for the store response.
 
     Attributes:
         reason: Failure Reason (0008,1197), a row of `reasons.FAILURE_REASONS`.
-        study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: as far as the scan came to know them, else "".
+        study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: as far as the scan has read them, else "".
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ScanFailure(errors.CorruptInstance):
 
 
 class BrokenStructure(ScanFailure):
-    """Bytes that contradict themselves; not ones that are cut off, too many, or no data set at all.
+    """The bytes are inconsistent, but not truncated, too many, or something other than a data set.
 
-    Another reader may know what is meant.
+    A more tolerant reader may be able to read them.
     """

@@ -1,11 +1,11 @@
 """The Native DICOM Model: data sets as XML, to and from the DICOM JSON Model.
 
-Both are trees of the same shape (PS3.18 Table F.3.1-1), so XML is never more than another spelling of what the rest of the code
-handles: a document is read into a DICOM JSON object, and an object is written as a document.
+Both are trees of the same shape (PS3.18 Table F.3.1-1). A document is read into a DICOM JSON object, and an object is written as a
+document; no other module knows XML.
 
-Decisions where the text is silent: documents without the namespace are read; attribute names in any case; a document type
-declaration is refused, and with it every entity; characters that XML 1.0 cannot carry are left out; private elements without a creator
-keep their tag, block number included.
+Decisions that the standard leaves open: documents without the namespace are accepted, and attribute names in upper or lower case. A
+document type declaration, and so every entity, is refused. Characters that XML 1.0 does not allow are left out. Private elements without
+a creator keep their tag, block number included.
 
 Source: PS3.19 §A.1; PS3.18 §F.3.1; PS3.5 §7.8.1 for private blocks.
 """
@@ -34,7 +34,7 @@ Object = dict[str, Any]
 ENCODINGS = frozenset(
     {"utf-8", "utf-16", "us-ascii", "tis-620", "windows-1252", "iso-8859-15", *(f"iso-8859-{part}" for part in range(1, 10))}
 )
-"""Encodings of documents that are read: what Expat knows, and single-byte sets of PS3.18 Table D-1."""
+"""Supported encodings of documents: those of Expat, and single-byte sets of PS3.18 Table D-1."""
 
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
@@ -57,7 +57,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,6}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _SPACE = re.compile(r"[ \t\r\n]+")
-# Spellings of what is not finite: xs:double, Python, JavaScript -> those that DICOM JSON uses here.
+# Spellings of numbers that are not finite: xs:double, Python, JavaScript -> the DICOM JSON of this program.
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity", "-inf": "-Infinity", "-infinity": "-Infinity"}
 
 _LARGEST_INTEGER = 2**53 - 1
@@ -72,7 +72,7 @@ _FIRST_BLOCK, _LAST_BLOCK = 0x10, 0xFF
 
 
 class _Wrong(ValueError):
-    """What is wrong with the document, without its place."""
+    """The error in the document, without its position."""
 
 
 def to_json_model(document: bytes, limits: Limits | None = None) -> Object:
@@ -83,12 +83,12 @@ def to_json_model(document: bytes, limits: Limits | None = None) -> Object:
         limits: `elements` bounds attributes, items and values together, `depth` sequences within sequences, `value_bytes` characters.
 
     Returns:
-        A DICOM JSON object, tags ascending. IS and DS are strings as spelled; FL and FD that are not finite "NaN", "Infinity" or
-        "-Infinity"; integers beyond 2^53-1 strings. BulkDataURI is as spelled. Text is not trimmed. Group lengths are left out.
+        A DICOM JSON object, tags ascending. IS and DS are unchanged strings; FL and FD that are not finite are "NaN", "Infinity" or
+        "-Infinity"; integers beyond 2^53-1 are strings. BulkDataURI is unchanged. Text is not trimmed. Group lengths are left out.
         Private elements have the block of their creator element if the document has one, else the first free one.
 
     Raises:
-        ScanFailure: it is no such document, or passes a limit. The message names tags, never values.
+        ScanFailure: the document is invalid, or exceeds a limit. The message names tags, never values.
 
     Source: PS3.19 §A.1, PS3.18 Table F.3.1-1.
     """
@@ -97,14 +97,14 @@ def to_json_model(document: bytes, limits: Limits | None = None) -> Object:
 
 @dataclass(slots=True)
 class _DataSet:
-    """The root or an item, as far as it has been read; private elements wait for their blocks."""
+    """The root or an item while it is read; private elements wait for their blocks."""
 
     outer: "_DataSet | None" = None
     elements: dict[int, Object] = field(default_factory=dict)
     private: dict[tuple[str, int], Object] = field(default_factory=dict)
 
     def value_of(self, tag: int) -> Any:
-        """Return the first value of an attribute, None where there is none."""
+        """Return the first value of an attribute; None if there is none."""
         values = self.elements.get(tag, {}).get("Value")
         return values[0] if values else None
 
@@ -118,7 +118,7 @@ class _DataSet:
         return {f"{tag:08X}": self.elements[tag] for tag in sorted(self.elements)}
 
     def _block(self, group: int, creator: str) -> int:
-        """Return the block that a creator has, or give it the first free one (PS3.5 §7.8.1)."""
+        """Return the block of a creator, or assign the first free one (PS3.5 §7.8.1)."""
         taken = set()
         for tag in self.elements:
             if tag >> 16 == group:
@@ -136,7 +136,7 @@ class _DataSet:
 
 @dataclass(slots=True)
 class _Attribute:
-    """A DicomAttribute, as far as it has been read.
+    """A DicomAttribute while it is read.
 
     `kind` is the name of its children, "" before the first; `content` their values by number, number 1 where they have none.
     """
@@ -150,7 +150,7 @@ class _Attribute:
 
 
 class _Reader:
-    """Follows the events of Expat. `_path` holds the names of the open elements, "" first."""
+    """Handles the events of Expat. `_path` holds the names of the open elements, "" first."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -187,7 +187,7 @@ class _Reader:
         return self._model
 
     def _decide_vrs(self) -> None:
-        """Give the elements without vr theirs, which can depend on others of their data set."""
+        """Set the VR of elements without one; it can depend on other elements of the data set."""
         try:
             for attribute, element in self._undecided:
                 attribute.vr = _decided_vr(attribute)
@@ -310,7 +310,7 @@ class _Reader:
 
 
 class _TooMuch(ValueError):
-    """The limit that a document passes."""
+    """The limit that a document exceeds."""
 
 
 def _attribute(data_set: _DataSet, attributes: dict[str, str]) -> _Attribute:
@@ -363,7 +363,7 @@ def _decided_vr(attribute: _Attribute) -> str:
 
 
 def _is_signed(data_set: _DataSet | None) -> bool:
-    """Say whether Pixel Representation is 1 in a data set or, where it is absent, in the one around it."""
+    """Return whether Pixel Representation is 1 in a data set or, if absent there, in the enclosing one."""
     while data_set is not None:
         if _PIXEL_REPRESENTATION in data_set.elements:
             return bool(data_set.value_of(_PIXEL_REPRESENTATION) == 1)
@@ -371,7 +371,7 @@ def _is_signed(data_set: _DataSet | None) -> bool:
     return False
 
 
-# Kind of VR -> name of the element that holds its values; bulkdata is judged with the instance.
+# Kind of VR -> name of the element with its values; bulkdata is checked with the instance.
 _CONTENT_OF = {Kind.BINARY: "InlineBinary", Kind.SEQUENCE: "Item"}
 
 
@@ -443,7 +443,7 @@ def _attribute_tag(text: str) -> str:
     return text.upper()
 
 
-# VR -> reader of one value that is not empty, stripped; other VRs are text as it stands.
+# VR -> reader of one value that is not empty, stripped; other VRs are unchanged text.
 _READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("SL", "SS", "UL", "US"), _integer),
     **dict.fromkeys(("SV", "UV"), _long_integer),
@@ -456,7 +456,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 _BEGIN = f'<?xml version="1.0" encoding="UTF-8"?><{_ROOT} xmlns="{NAMESPACE}" xml:space="preserve">'
 _END = f"</{_ROOT}>"
 
-# A reader turns CR LF into LF, and any white space of an attribute into spaces, unless they are references.
+# XML readers turn CR LF into LF, and white space in attributes into spaces, unless they are references.
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 _NO_XML = "".join(map(chr, (*range(0x20), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)))
 _ESCAPES = str.maketrans({**dict.fromkeys(_NO_XML), **_REFERENCES})
@@ -467,11 +467,11 @@ def write(model: Object) -> bytes:
     """Write a DICOM JSON object as a document in UTF-8.
 
     Args:
-        model: numbers may be strings; they are written as they are spelled.
+        model: numbers may be strings; they are written unchanged.
 
     Returns:
         Attributes in ascending order of their tags. Private creator elements are attributes of their elements. Group lengths are left
-        out, and the characters that XML 1.0 cannot carry.
+        out, and characters that XML 1.0 does not allow.
 
     Source: PS3.19 §A.1, PS3.18 Table F.3.1-1.
     """
@@ -482,16 +482,16 @@ def write(model: Object) -> bytes:
 
 
 def write_encoded(dicom_json: bytes) -> Iterator[bytes]:
-    """Write an encoded DICOM JSON object as a document, in pieces.
+    """Write an encoded DICOM JSON object as a document, in chunks.
 
-    Neither the object nor the document is ever whole as Python values: top-level attributes are read one by one, and
-    sequences among them item by item, so that a thread which does it lets others run in between.
+    The object and the document never exist as a whole in Python. Top-level attributes are read one by one, and sequences item by item.
+    So a thread that does this lets other threads run in between.
 
     Args:
-        dicom_json: as Gantry keeps it, tags ascending. Numbers keep their digits (1.50 stays 1.50).
+        dicom_json: as Gantry stores it, tags ascending. Numbers keep their digits (1.50 stays 1.50).
 
     Yields:
-        What `write` returns, together.
+        The chunks of what `write` returns.
     """
     text = dicom_json.decode()
     private: Object = {}
@@ -522,7 +522,7 @@ def first_values(dicom_json: bytes, keys: Collection[str]) -> dict[str, str]:
     """Return the first values of top-level attributes of an encoded DICOM JSON object, without those that have none.
 
     Args:
-        dicom_json: as Gantry keeps it, tags ascending; it is read no further than the last of `keys`.
+        dicom_json: as Gantry keeps it, tags ascending; it is read up to the last of `keys` only.
         keys: of attributes whose values are strings.
     """
     text = dicom_json.decode()
@@ -544,7 +544,7 @@ _END_OF_SEQUENCE = re.compile(r"\s*\]\s*\}")
 
 
 def _sequence_pieces(text: str, key: str, position: int) -> Generator[bytes, None, int]:
-    """Yield a sequence item by item, and return where its value object ends.
+    """Yield a sequence item by item, and return the end of its value object.
 
     Args:
         position: of the first item.
@@ -594,7 +594,7 @@ def _write_data_set(data_set: Object, out: list[str]) -> None:
 
 
 def _private(data_set: Object, key: str) -> list[tuple[str, str, str]]:
-    """Return how a private element is written: not at all if it is a creator element or a group length."""
+    """Return the XML of a private element; nothing for a creator element or a group length."""
     if key[4:6] == "00":
         return [(key, "", key)] if "0000" < key[4:] < "0010" else []
     creators = data_set.get(f"{key[:4]}00{key[4:6]}", {}).get("Value")

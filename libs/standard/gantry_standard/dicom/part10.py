@@ -1,4 +1,4 @@
-"""Part 10 files and Explicit VR Little Endian elements, as we write them.
+"""Write PS3.10 files and Explicit VR Little Endian elements.
 
 Source: PS3.10 §7.1 (Table 7.1-1); PS3.5 §7.1.2.
 """
@@ -44,7 +44,7 @@ def encode_element_header(tag: int, vr: bytes, length: int) -> bytes:
 
 
 def encode_element(tag: int, vr: bytes, value: bytes) -> bytes:
-    """Encode an element in Explicit VR Little Endian; an odd value is padded as its VR wants (PS3.5 §6.2)."""
+    """Encode an element in Explicit VR Little Endian; an odd value is padded by the rule of its VR (PS3.5 §6.2)."""
     if len(value) & 1:
         value += VALUE_REPRESENTATIONS[vr].padding
     return encode_element_header(tag, vr, len(value)) + value
@@ -65,7 +65,7 @@ def encode_item(value: bytes) -> bytes:
 
 
 def encode_file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Encode what comes before a data set: 128 zero bytes, DICM and File Meta Information of this implementation.
+    """Encode the file header: 128 zero bytes, DICM and File Meta Information of this implementation.
 
     Source: PS3.10 Table 7.1-1.
     """

@@ -1,18 +1,18 @@
-"""The streaming scan of one instance: everything that is to be known of it, while its bytes pass once.
+"""The streaming scan: collects all facts about an instance in one pass over its bytes.
 
     scanner = Scanner(write_rendition)
     for chunk in chunks:
         scanner.feed(chunk)
     scanned = scanner.finish()
 
-Memory does not depend on the size of the instance: long values are skipped, short ones are kept within `Limits`.
+Memory does not depend on the size of the instance: long values are skipped, short ones are stored within `Limits`.
 
     scan.py       the stream: head, digests, inflating, windows           file_head.py  preamble and group 2
     elements.py   elements out of the stream                              values.py     elements to DICOM JSON
-    frames.py     where each frame lies                                   wire.py       what leaves as stored
+    frames.py     location of each frame                                  wire_form.py  the served form
 
-Where bytes can be read in two ways the scan refuses instead of guessing. Who has the whole file may then look whether another
-reader accounts for every byte of it (blob's `fallback.py`), and scan what that one makes of it.
+If bytes are ambiguous, the scan refuses them instead of guessing. Blob then tries another reader on the whole file (`second_reader.py`)
+and scans its result if that accounts for every byte.
 
 Source: PS3.10 §7; PS3.5 §7 and Annex A; PS3.18 §8.7.3 and Annex F.
 """
@@ -57,7 +57,7 @@ from gantry_standard.dicom.wire_form import ExplicitEncoder, Wire
 __all__ = ["Limits", "ScanFailure", "Scanner"]
 
 _HEAD_BYTES = 1024
-# Some writers deflate with a gzip library and leave its checksum and length at the end.
+# Some writers deflate with a gzip library and append its checksum and length.
 _GZIP_TRAILER_BYTES = 8
 _WINDOW_BYTES = 64 << 10
 _INFLATE_BYTES = 1 << 20
@@ -68,7 +68,7 @@ _NUMBER_OF_FRAMES = 0x00280008
 _EXTENDED_OFFSET_TABLE = 0x7FE00001
 _ORIGINAL_ATTRIBUTES_SEQUENCE = 0x04000561
 _FIRST_DATA_SET_TAG = 0x00030000
-# A deflated syntax to the one that its inflated data set has (PS3.5 Annex A.5, A.7, A.9).
+# A deflated syntax to that of its inflated data set (PS3.5 Annex A.5, A.7, A.9).
 _INFLATED = {
     "1.2.840.10008.1.2.1.99": EXPLICIT_VR_LITTLE_ENDIAN,
     "1.2.840.10008.1.2.4.95": "1.2.840.10008.1.2.4.94",
@@ -80,11 +80,11 @@ class Scanner:
     """Scans one instance.
 
     Args:
-        write_rendition: takes the bytes of the stream `Origin.RENDITION`, piece by piece; what it raises passes through.
-        limits: of what the instance may ask for.
-        amend: changes attributes of the whole data set in place, and returns the item that it added to its Original Attributes
-            Sequence; None where it changed nothing. UIDs, pixel data and what describes it must stay. The wire form and DICOM JSON
-            are those of the changed data set, the digest and the original are not.
+        write_rendition: called with the bytes of the stream `Origin.RENDITION`, in chunks; its exceptions are not caught.
+        limits: of memory and sizes.
+        amend: changes attributes of the data set in place, and returns the item that it added to the Original Attributes Sequence; None
+            if it changed nothing. It must not change UIDs, pixel data or the attributes that describe pixel data. The served form and
+            DICOM JSON are those of the changed data set; the digest and the original are not.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Scanner:
         """Take the next bytes of the instance, in chunks of any size.
 
         Raises:
-            ScanFailure: the bytes cannot be understood; nothing more may be fed.
+            ScanFailure: the bytes cannot be read; `feed` must not be called again.
         """
         view = memoryview(chunk)
         self._length += len(view)
@@ -129,7 +129,7 @@ class Scanner:
         """Conclude the scan at the end of the instance.
 
         Raises:
-            ScanFailure: the instance is truncated, or a UID that it must have is missing or wrong.
+            ScanFailure: the instance is truncated, or a mandatory UID is missing or invalid.
         """
         try:
             reader = self._reader
@@ -282,7 +282,7 @@ class Scanner:
         return study, series, sop_class, sop_instance
 
     def _transfer_syntax_uid(self) -> str:
-        """Return the transfer syntax as sent; where the file does not say, what the bytes are."""
+        """Return the transfer syntax as sent; if the file has none, that of the bytes."""
         if self._syntax is not None:
             return self._syntax.uid
         by_encoding = {EXPLICIT_LITTLE: EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_BIG: EXPLICIT_VR_BIG_ENDIAN}
@@ -304,7 +304,7 @@ class Scanner:
     def _write_wire(
         self, wire: Wire, reader: ElementReader, sop_class_uid: str, sop_instance_uid: str, wire_syntax: str, *, is_amended: bool
     ) -> tuple[Span | None, Span | None]:
-        """Lay out the wire form; return the spans of the pixel element's header, if it lies apart, and of the pixel element."""
+        """Lay out the served form; return the spans of the pixel element's header, if it is separate, and of the pixel element."""
         head = self._head
 
         def write_meta() -> None:
@@ -331,7 +331,7 @@ class Scanner:
         return None, _whole_element(reader.root)
 
     def _pixel_data(self, root: Elements) -> tuple[PixelDescription, FrameTable | None, bool]:
-        """Describe pixel data; the last item says whether all frames that the data set speaks of are there."""
+        """Describe pixel data; the last item is whether all frames of Number of Frames exist."""
         tag = _pixel_tag(root)
         pixel = _describe(root, tag)
         if tag is None:
@@ -340,7 +340,7 @@ class Scanner:
         number_of_frames, is_right = _number_of_frames(root)
         if isinstance(value, Bulk):
             if self._syntax is not None and self._syntax.is_encapsulated and self._syntax.uid in TRANSFER_SYNTAXES:
-                return pixel, None, False  # native bytes under the name of a compressed syntax
+                return pixel, None, False  # native bytes, but a compressed transfer syntax
             span = Span(value.origin, value.offset, value.length)
             frames = locate_native_frames(span, pixel, number_of_frames)
             return pixel, frames, is_right and frames is not None and _is_filled(frames, number_of_frames, value.length)
@@ -363,10 +363,10 @@ class Scanner:
 
 
 def _count_kept(elements: Elements) -> int:
-    """Count elements, items and fragments that are in DICOM JSON; group lengths, which nobody needs, count as if they were."""
+    """Count elements, items and fragments in DICOM JSON, plus group lengths."""
     count = len(elements)
     if count and min(elements) < _FIRST_DATA_SET_TAG:
-        # Group 2 and below do not belong into a data set.
+        # Groups up to 2 are not part of a data set.
         elements = {tag: element for tag, element in elements.items() if tag >= _FIRST_DATA_SET_TAG or not tag & 0xFFFF}
         count = len(elements)
     for _, value, _ in elements.values():
@@ -378,7 +378,7 @@ def _count_kept(elements: Elements) -> int:
 
 
 def _warnings(*, is_coerced: bool, is_all_kept: bool, is_complete: bool) -> tuple[int, ...]:
-    """Return Warning Reasons, that which matters most first: the response has room for one."""
+    """Return Warning Reasons, the most important first: the response has room for one."""
     told = (
         (is_coerced, reasons.COERCION),
         (not is_complete, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING),
@@ -388,7 +388,7 @@ def _warnings(*, is_coerced: bool, is_all_kept: bool, is_complete: bool) -> tupl
 
 
 def _told(root: Elements, item: Elements) -> Elements:
-    """Return a data set of the item that coercion added, alone, in the character set of its instance."""
+    """Return a data set with only the item that coercion added, in the character set of its instance."""
     told: Elements = {_ORIGINAL_ATTRIBUTES_SEQUENCE: (b"SQ", [item], 0)}
     if (charset := root.get(SPECIFIC_CHARACTER_SET)) is not None:
         told[SPECIFIC_CHARACTER_SET] = charset
@@ -396,7 +396,7 @@ def _told(root: Elements, item: Elements) -> Elements:
 
 
 def _is_filled(frames: FrameTable, number_of_frames: int, length: int) -> bool:
-    """Say whether native pixel data is as long as its attributes say, but for one byte that makes it even."""
+    """Return whether native pixel data has the length that its attributes imply, apart from one padding byte."""
     assert isinstance(frames.encoding, NativeFrames)
     needed = (frames.encoding.frame_bits * number_of_frames + 7) // 8
     return frames.number_of_frames == number_of_frames and needed <= length <= needed + (needed & 1)
@@ -418,7 +418,7 @@ def _unsigned_of(root: Elements, tag: int) -> int:
 
 
 def _number_of_frames(root: Elements) -> tuple[int, bool]:
-    """Return Number of Frames, 1 where it is absent or wrong, and whether it is right."""
+    """Return Number of Frames (1 if it is absent or invalid) and whether it is valid."""
     text = _text_of(root, _NUMBER_OF_FRAMES)
     is_number = re.fullmatch(r"\+?[0-9]{1,10}", text) is not None and int(text) > 0
     return int(text) if is_number else 1, is_number or not text

@@ -1,9 +1,9 @@
-"""What a scan finds out about one instance: facts, places, and how it leaves on the wire.
+"""The result of a scan: facts, locations, and the served form of one instance.
 
-Places are spans of one of two byte streams: ORIGINAL, the file as it was sent, or RENDITION, bytes that the scan made because
-the original may not leave as stored (Implicit VR, Big Endian, Deflated, no preamble, a preamble that is not zeros).
+A span belongs to one of two byte streams: ORIGINAL, the file as it was sent, or RENDITION, bytes that the scan wrote because the
+original may not be sent as stored (Implicit VR, Big Endian, Deflated, no preamble, a preamble that is not zeros).
 
-Source: PS3.5, PS3.10; PS3.18 §8.7.3 for what may leave.
+Source: PS3.5, PS3.10; PS3.18 §8.7.3 for what may be sent.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Origin(Enum):
-    """Which byte stream a span is of."""
+    """The byte stream of a span."""
 
     ORIGINAL = 0
     RENDITION = 1
@@ -32,7 +32,7 @@ class NativeFrames:
 
     Attributes:
         span: all frames together.
-        frame_bits: bits of one frame; no multiple of 8 only for 1-bit pixels.
+        frame_bits: bits of one frame; a multiple of 8 except for 1-bit pixels.
     """
 
     span: Span
@@ -57,7 +57,7 @@ class EncapsulatedFrames:
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
-    """Where each frame lies; frame index 0 is frame number 1."""
+    """The location of each frame; frame index 0 is frame number 1."""
 
     number_of_frames: int
     encoding: NativeFrames | EncapsulatedFrames
@@ -80,7 +80,7 @@ class BulkElement:
 
 @dataclass(frozen=True, slots=True)
 class PixelDescription:
-    """Image Pixel Description (PS3.3 C.7.6.3); 0 or "" where an attribute is absent.
+    """Image Pixel Description (PS3.3 C.7.6.3); 0 or "" if an attribute is absent.
 
     `tag` is 7FE00010, 7FE00008 or 7FE00009, `vr` that of the pixel element.
     """
@@ -100,20 +100,20 @@ class PixelDescription:
 
 @dataclass(frozen=True, slots=True)
 class ScannedInstance:
-    """One instance, scanned to its end.
+    """A completely scanned instance.
 
     Attributes:
         transfer_syntax_uid: of the file as sent.
-        head_length: bytes before the data set (preamble, DICM, group 2); 0 where there are none.
-        head_digest, dataset_digest: SHA-256 of what comes before the data set, and of the data set as encoded.
-        dicom_json: one DICOM JSON object, UTF-8; a byte 0x00 stands where the base URL of BulkDataURIs goes.
+        head_length: bytes before the data set (preamble, DICM, group 2); 0 if there are none.
+        head_digest, dataset_digest: SHA-256 of the bytes before the data set, and of the data set as encoded.
+        dicom_json: one DICOM JSON object, UTF-8; a byte 0x00 marks the position of the base URL in BulkDataURIs.
         wire_transfer_syntax_uid: of `wire`, `frames` and `bulk`.
-        wire: the PS3.10 file as it leaves, in order; preamble of zeros.
-        pixel_element: the whole pixel element of the wire form, header and delimiter included; None without pixel data.
-        pixel_element_header: where the header could not be put next to the value (Implicit VR: header in RENDITION, value in ORIGINAL);
-            `pixel_element` is then the value alone, and the header comes directly before it in `wire`. Else None.
+        wire: the served form, a PS3.10 file, in order; its preamble is zeros.
+        pixel_element: the whole pixel element of the served form, header and delimiter included; None without pixel data.
+        pixel_element_header: of a header that is not next to its value (Implicit VR: header in RENDITION, value in ORIGINAL). Then
+            `pixel_element` is the value alone, and the header directly precedes it in `wire`. Else None.
         warning_reasons: (0008,1196), such as 0xB007.
-        original_attributes: DICOM JSON object whose (0400,0561) has the one item that coercion added; b"" where nothing was coerced.
+        original_attributes: DICOM JSON object whose (0400,0561) has the one item that coercion added; b"" if nothing was coerced.
     """
 
     study_instance_uid: str

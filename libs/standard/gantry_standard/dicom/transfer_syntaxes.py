@@ -1,4 +1,4 @@
-"""Transfer syntaxes: one row per UID, how its bytes are read and how its pixel data travels. To add one, add a row.
+"""Transfer syntaxes: one row per UID, with its encoding and its media type. To add one, add a row.
 
 Source: PS3.5 §10 and Annex A, PS3.6 Table A-1; PS3.18 Tables 8.7.3-2 to 8.7.3-5 for the media types.
 """
@@ -14,7 +14,7 @@ RLE_LOSSLESS = "1.2.840.10008.1.2.5"
 
 
 class Codestream(Enum):
-    """What the first bytes of a frame look like, where that tells a frame's start from its continuation."""
+    """How the first bytes of a frame can be recognised, if they can."""
 
     NONE = 0
     JPEG = 1
@@ -31,10 +31,10 @@ class TransferSyntax:
     """One transfer syntax.
 
     Attributes:
-        media_type: of its bulkdata (PS3.18 §8.7.3), in lower case; application/octet-stream for native pixel data, "" where PS3.18
+        media_type: of its bulkdata (PS3.18 §8.7.3), in lower case; application/octet-stream for native pixel data, "" if PS3.18
             names none.
-        is_default_of_media_type: what the media type means where no transfer-syntax parameter is given.
-        is_lossy: may lose information. The reversible and the irreversible form share a UID in some rows; then it is True.
+        is_default_of_media_type: the meaning of the media type without a transfer-syntax parameter.
+        is_lossy: may lose information. True if the reversible and the irreversible form share a UID.
         is_supported: False for syntaxes that are not data sets in a file.
     """
 
@@ -148,12 +148,12 @@ TRANSFER_SYNTAXES: dict[str, TransferSyntax] = {
         _not_a_file("7.1", "SMPTE ST 2110-20 Uncompressed Progressive Active Video"),
         _not_a_file("7.2", "SMPTE ST 2110-20 Uncompressed Interlaced Active Video"),
         _not_a_file("7.3", "SMPTE ST 2110-30 PCM Digital Audio"),
-        # Implicit VR with pixels in big endian: a private syntax of GE that is known and not worth guessing about.
+        # Implicit VR with pixels in big endian: a private syntax of GE, not supported.
         TransferSyntax("1.2.840.113619.5.2", "GE Private Implicit VR Big Endian", media_type="", is_supported=False),
     )
 }
 
 
 def transfer_syntax(uid: str) -> TransferSyntax:
-    """Return the row of a transfer syntax; an unknown one is taken as Explicit VR Little Endian that may be encapsulated."""
+    """Return the row of a transfer syntax; an unknown one is treated as Explicit VR Little Endian that may be encapsulated."""
     return TRANSFER_SYNTAXES.get(uid) or TransferSyntax(uid, "unknown", is_encapsulated=True, is_lossy=True, media_type="")

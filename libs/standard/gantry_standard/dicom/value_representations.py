@@ -1,4 +1,4 @@
-"""Value Representations: one row per VR, what a reader and a writer must know of each.
+"""Value Representations: one row per VR, for readers and writers.
 
 Source: PS3.5 §6.2 (Table 6.2-1) and §7.1.2; PS3.18 Table F.2.3-1 for what may be a BulkDataURI.
 """
@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """How a value field is read."""
+    """Kinds of value fields."""
 
     ASCII = 1
     """Strings of the default repertoire, multi-valued."""
@@ -31,9 +31,9 @@ class ValueRepresentation:
         name: two letters, as encoded.
         is_long: the length field in Explicit VR has 32 bits.
         word: bytes that a change of byte order swaps together.
-        format: `struct` letter of one number, "" where values are none.
+        format: `struct` letter of one number, "" if values are not numbers.
         may_be_bulk: PS3.18 Table F.2.3-1 allows a BulkDataURI.
-        padding: byte that makes a length even.
+        padding: byte that is appended to make a length even.
     """
 
     name: bytes

@@ -1,6 +1,6 @@
-"""From elements to the DICOM JSON Model.
+"""Encode elements as DICOM JSON.
 
-Source: PS3.18 Annex F; where the text leaves a choice: numbers for IS and DS that a double holds exactly, strings for integers
+Source: PS3.18 Annex F. Choices that it leaves open: numbers for IS and DS that a double holds exactly, strings for integers
 beyond 2^53-1, a BulkDataURI for FL and FD with a value that is not finite.
 """
 
@@ -23,12 +23,12 @@ from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, K
 SPECIFIC_CHARACTER_SET = 0x00080005
 PIXEL_REPRESENTATION = 0x00280103
 BASE_URL = b"\x00"
-"""Stands where the base URL of a BulkDataURI goes; orjson escapes it everywhere else."""
+"""Marks the position of the base URL in a BulkDataURI; orjson escapes this byte everywhere else."""
 
 _LARGEST_INTEGER = 2**53 - 1
 _PADDING = " \0"
 _UTF_8 = orjson.dumps(["ISO_IR 192"])
-# Decimal strings that are JSON numbers as they stand and that a double gives back digit by digit: at most 15 digits.
+# Decimal strings that are valid JSON numbers and that a double preserves digit by digit: at most 15 digits.
 _DECIMAL = rb"(?=[^\\]{1,16}(?:\\|$))-?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{1,14})?(?:[eE][-+]?[0-9]{1,2})?"
 _PLAIN_DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*")
 _INTEGER = rb"-?(?:0|[1-9][0-9]{0,14})"
@@ -37,7 +37,7 @@ _ANY_INTEGER = re.compile(r"[+-]?[0-9]{1,32}")
 _ANY_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 Encoder = Callable[[bytes, CharacterSet], bytes]
-"""From a value field that is not empty to a JSON array; b"" when nothing but padding is in it."""
+"""Encodes a non-empty value field as a JSON array; b"" if it contains only padding."""
 
 
 def _array(values: list[str]) -> bytes:
@@ -172,10 +172,10 @@ def encode_values(vr: bytes, value: bytes, charset: CharacterSet = DEFAULT_CHARA
 
     Args:
         vr: not SQ and not one whose values are bytes or words without further structure.
-        value: little endian, not empty; of numbers a whole count.
+        value: little endian, not empty; numbers are complete.
 
     Returns:
-        b"" when nothing but padding is in it.
+        b"" if it contains only padding.
     """
     return _ENCODERS[vr](value, charset)
 
@@ -187,7 +187,7 @@ def _key(tag: int) -> bytes:
 _KEYS = {tag: _key(tag) for tag in STANDARD_VRS}
 
 REMEMBERED_VALUE_BYTES = 64
-"""Elements up to this are remembered: most of an instance is what was in the one before, of the same series or patient."""
+"""Elements up to this size are cached: most are equal in consecutive instances of a series or patient."""
 
 REMEMBERED_ELEMENTS = 16384
 """About 7 MB at most."""
@@ -195,13 +195,13 @@ REMEMBERED_ELEMENTS = 16384
 
 @lru_cache(REMEMBERED_ELEMENTS)
 def _short_element(tag: int, vr: bytes, value: bytes) -> bytes | None:
-    """Encode an element whose JSON depends on nothing else; None where it might: on the character set, or where its value lies.
+    """Encode an element whose JSON depends on nothing else. None if it may depend on the character set or on the location of the value.
 
-    All character sets read ASCII without escape sequences alike.
+    ASCII without escape sequences is the same in all character sets.
 
     Args:
-        vr: US or SS where it is one of them.
-        value: any bytes, not more than REMEMBERED_VALUE_BYTES.
+        vr: US or SS, already resolved.
+        value: at most REMEMBERED_VALUE_BYTES.
     """
     head = (_KEYS.get(tag) or _key(tag)) + vr
     if not value:
@@ -223,12 +223,12 @@ def _short_element(tag: int, vr: bytes, value: bytes) -> bytes | None:
 
 @dataclass(slots=True)
 class DicomJson:
-    """Writes DICOM JSON objects, and notes where the values lie that it leaves out.
+    """Writes DICOM JSON objects, and records the locations of values that it leaves out.
 
     Attributes:
         uri_prefix: BulkDataURI up to the path of the element, JSON-escaped, without quotes.
-        place_of: where a value can be read that DICOM JSON cannot hold (FL, FD not finite; numbers of broken length): from VR, value
-            and its offset to a span.
+        place_of: returns the span of a value that DICOM JSON cannot represent (FL, FD not finite; numbers of wrong length), from VR, value
+            and offset.
         bulk: the values left out, in the order of their tags.
     """
 
@@ -286,7 +286,7 @@ class DicomJson:
             return b'","Value":' + values + b"}" if values else b'"}'
         if len(value) % size == 0:
             values = encoder(value, charset)
-            if b"n" not in values:  # orjson writes null for what is not finite
+            if b"n" not in values:  # orjson writes null for numbers that are not finite
                 return b'","Value":' + values + b"}"
         return self._left_out(tag, vr, self.place_of(vr, value, offset), path)
 
@@ -304,7 +304,7 @@ class DicomJson:
 
 
 def _inherit(elements: Elements, charset: CharacterSet, us_or_ss: bytes) -> tuple[CharacterSet, bytes]:
-    """Return the character set and the reading of "US or SS" that hold in a data set, its own or the outer one's."""
+    """Return the character set and the VR for "US or SS" of a data set: its own or those of the enclosing one."""
     own_charset = elements.get(SPECIFIC_CHARACTER_SET)
     if own_charset is not None and isinstance(own_charset[1], bytes):
         charset = character_set(own_charset[1])
@@ -312,7 +312,7 @@ def _inherit(elements: Elements, charset: CharacterSet, us_or_ss: bytes) -> tupl
 
 
 def us_or_ss_of(elements: Elements, outer: bytes) -> bytes:
-    """Return US or SS for what Pixel Representation (0028,0103) decides; the outer data set's where it is absent."""
+    """Return US or SS by Pixel Representation (0028,0103); that of the enclosing data set if it is absent."""
     own = elements.get(PIXEL_REPRESENTATION)
     if own is None or not isinstance(own[1], bytes) or len(own[1]) < 2:
         return outer

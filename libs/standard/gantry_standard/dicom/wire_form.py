@@ -1,7 +1,7 @@
-"""The PS3.10 file as it leaves: what may be sent as stored stays where it is, the rest is written anew.
+"""The served form: the PS3.10 file that clients receive. Bytes that may be sent unchanged are referenced, the others are rewritten.
 
-PS3.18 forbids Implicit VR and Explicit VR Big Endian on the wire. Such a data set is encoded again in
-Explicit VR Little Endian around its long values, of which those in little endian stay where they are in the original.
+PS3.18 forbids Implicit VR and Explicit VR Big Endian in responses. Such a data set is encoded again in Explicit VR Little Endian. Its
+long values are referenced in the original if they are little endian.
 
 Source: PS3.18 §8.7.3.2; PS3.5 §7.
 """
@@ -25,7 +25,7 @@ _EXPLICIT_HEADER_BYTES = 12
 
 
 class Wire:
-    """Collects the spans of the wire form; what is written goes to the rendition."""
+    """Collects the spans of the served form; new bytes are written to the rendition."""
 
     def __init__(self, rendition: Rendition) -> None:
         self._rendition = rendition
@@ -33,23 +33,23 @@ class Wire:
         self._spans: list[Span] = []
 
     def write(self, piece: bytes) -> None:
-        """Append bytes that are not in either stream yet."""
+        """Append new bytes."""
         self._pending += piece
         if len(self._pending) > _FLUSH_BYTES:
             self._flush()
 
     def refer(self, origin: Origin, offset: int, length: int) -> None:
-        """Append bytes that are in a stream already."""
+        """Append existing bytes of a stream."""
         self._flush()
         self._append(Span(origin, offset, length))
 
     def begin_span(self) -> int:
-        """Make what follows begin at the offset in the rendition that is returned."""
+        """Start a new span in the rendition, and return its offset."""
         self._flush()
         return self._rendition.length
 
     def finish(self) -> tuple[Span, ...]:
-        """Return the spans in order, neighbours joined."""
+        """Return the spans in order, adjacent ones merged."""
         self._flush()
         return tuple(self._spans)
 
@@ -75,11 +75,11 @@ class ExplicitEncoder:
     """Encodes elements in Explicit VR Little Endian.
 
     Args:
-        is_swapped: bulk of the rendition was changed from big endian, its header and padding written before and after it.
+        is_swapped: bulkdata in the rendition was swapped from big endian, between its header and padding.
 
     Attributes:
-        pixel_header: header of the pixel element of the data set in the rendition, where the value did not move.
-        pixel_element: header, value and delimiter where they are together, else the value.
+        pixel_header: header of the pixel element in the rendition, if the value stays in the original.
+        pixel_element: header, value and delimiter if they are adjacent, else the value.
     """
 
     def __init__(self, wire: Wire, *, is_swapped: bool) -> None:
@@ -122,7 +122,7 @@ class ExplicitEncoder:
             write(SEQUENCE_DELIMITER)
 
     def _bulk(self, tag: int, vr: bytes, bulk: Bulk, *, is_pixel_element: bool) -> None:
-        # Padding would be in a third place; an odd pixel element is kept odd.
+        # Padding would need a third span; an odd pixel element stays odd.
         is_swapped = self._is_swapped and bulk.origin is Origin.RENDITION
         padding = 0 if is_pixel_element and not is_swapped else bulk.length & 1
         if is_swapped:
@@ -142,7 +142,7 @@ class ExplicitEncoder:
     def _fragments(self, tag: int, vr: bytes, fragments: Fragments, *, is_pixel_element: bool) -> None:
         if fragments.offset - fragments.header_offset == _EXPLICIT_HEADER_BYTES:
             element, header = Span(fragments.origin, fragments.header_offset, fragments.end - fragments.header_offset), None
-        else:  # encapsulated pixel data after an implicit header: no syntax allows it, some writers do it
+        else:  # encapsulated pixel data after an implicit header: no transfer syntax allows it, but some writers write it
             element = Span(fragments.origin, fragments.offset, fragments.end - fragments.offset)
             header = self._apart(encode_element_header(tag, vr, UNDEFINED_LENGTH))
         self._wire.refer(element.origin, element.offset, element.length)
@@ -150,7 +150,7 @@ class ExplicitEncoder:
             self.pixel_header, self.pixel_element = header, element
 
     def _apart(self, header: bytes) -> Span:
-        """Write the header of a value that does not move; return where it is."""
+        """Write the header of a value that stays in the original; return its span."""
         at = self._wire.begin_span()
         self._wire.write(header)
         return Span(Origin.RENDITION, at, len(header))

@@ -1,4 +1,4 @@
-"""Media types: what each resource may be represented as, and which transfer syntaxes belong to which bulkdata media type.
+"""Media types: the representations of each resource, and the transfer syntaxes of each bulkdata media type.
 
 The transfer syntaxes of a bulkdata media type are those of TRANSFER_SYNTAXES. To add a representation of a resource: an offer in OFFERS.
 
@@ -23,7 +23,7 @@ DICOM_JSON = "application/dicom+json"
 DICOM_XML = "application/dicom+xml"
 OCTET_STREAM = "application/octet-stream"
 ZIP = "application/zip"
-"""An extension: the files of a study or series in one archive, with a DICOMDIR."""
+"""Extension: the files of a study or series in one archive, with a DICOMDIR."""
 
 # Table 8.7.3-3 to 8.7.3-5, and application/octet-stream for native pixel data; the order in which they are offered.
 _BULKDATA_MEDIA_TYPES = (
@@ -52,7 +52,7 @@ BULKDATA: dict[str, tuple[str, ...]] = {media_type: _transfer_syntaxes(media_typ
 
 _MEDIA_TYPE_OF = {uid: media_type for media_type, uids in BULKDATA.items() for uid in uids}
 
-# Names that older peers send (§8.7.3.3.2 notes).
+# Names that older clients send (§8.7.3.3.2 notes).
 ALIASES = {"image/x-dicom-rle": "image/dicom-rle", "image/x-jls": "image/jls"}
 
 # Rendered media types of a single frame, the default first (Table 8.7.4-1).
@@ -69,19 +69,19 @@ LOSSY = frozenset({"image/jpeg"})
 
 
 def bulkdata_media_type(transfer_syntax_uid: str) -> str:
-    """Return the media type of bulkdata in a transfer syntax: application/octet-stream where no table names one."""
+    """Return the media type of bulkdata in a transfer syntax; application/octet-stream if no table names one."""
     return _MEDIA_TYPE_OF.get(transfer_syntax_uid, OCTET_STREAM)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One representation that a resource has.
+    """One representation of a resource.
 
     Attributes:
         media_type: of the payload, or of the parts.
         multipart: multipart/related of it; else a single part.
-        parameters: media type parameters that tell this representation from another of the same type.
-        by_name: only a range that names the media type covers it, no wildcard: a legacy form, or an extension.
+        parameters: media type parameters that distinguish representations of the same type.
+        by_name: only a range that names the media type covers it, not a wildcard: an obsolete form, or an extension.
     """
 
     media_type: str
@@ -91,7 +91,7 @@ class Offer:
 
 
 class Resource(Enum):
-    """Resources as negotiation sees them: what decides is how many items the answer has, not what the path is called."""
+    """Resources for negotiation. They differ by the number of items in the response, not by their paths."""
 
     INSTANCES = "instances of a study or series"
     INSTANCE = "an instance"
@@ -145,10 +145,10 @@ OFFERS: dict[Resource, tuple[Offer, ...]] = {
 # A single-part range for these is answered with one part per frame.
 SINGLE_MEANS_MULTIPART = frozenset({Resource.RENDERED_INSTANCE_FRAMES})
 
-# Resources without a default media type: for */* whatever costs least is taken (§8.7.7).
+# Resources without a default media type: */* selects the cheapest representation (§8.7.7).
 NO_DEFAULT = frozenset({Resource.COMPRESSED_BULKDATA, Resource.BULKDATA_ITEMS})
 
-# application/json is what tools send that do not know application/dicom+json.
+# Tools that do not know application/dicom+json send application/json.
 JSON_NAMES = frozenset({DICOM_JSON, "application/json"})
 JSON_RESOURCES = frozenset({Resource.METADATA, Resource.SEARCH, Resource.STORE, Resource.WORKITEM})
 

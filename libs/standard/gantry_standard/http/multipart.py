@@ -1,7 +1,7 @@
-"""Read multipart/related as a stream: bytes are pushed in, events come out.
+"""Read multipart/related as a stream: takes bytes, returns events.
 
-The reader joins nothing: the data of a part leaves as views of the chunks that came in. What it holds back between two
-chunks is at most the beginning of a delimiter, or one part's headers.
+The reader does not join chunks: the data of a part is returned as views of the input chunks. Between two chunks it buffers at most
+the beginning of a delimiter, or the headers of one part.
 
 Source: PS3.18 §8.6.1.2; RFC 2046 §5.1.
 """
@@ -25,19 +25,19 @@ class PartBegin:
 
 @dataclass(frozen=True, slots=True)
 class PartData:
-    """Bytes of the part that has begun; the view stays valid as long as it is held."""
+    """Bytes of the current part; the view stays valid as long as it is referenced."""
 
     data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class PartEnd:
-    """The part is whole."""
+    """The part is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The final boundary was seen; what follows is ignored."""
+    """The final boundary was read; bytes after it are ignored."""
 
 
 Event = PartBegin | PartData | PartEnd | End
@@ -45,7 +45,7 @@ Event = PartBegin | PartData | PartEnd | End
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader takes.
+    """Limits of a reader.
 
     Attributes:
         part_header_bytes: of one part; more is BadRequest.
@@ -73,13 +73,13 @@ class Reader:
         boundary: value of the boundary parameter, without quotes.
 
     Raises:
-        errors.BadRequest: the boundary is none.
+        errors.BadRequest: the boundary is invalid.
     """
 
     def __init__(self, boundary: str, limits: Limits | None = None) -> None:
         if not _BOUNDARY.fullmatch(boundary):
             raise errors.BadRequest("the boundary of a multipart payload has 1 to 70 characters of RFC 2046 §5.1.1; this one has not")
-        # Every delimiter begins after a line break. The line feed is the fixed part of it, a carriage return before it goes with it.
+        # Every delimiter begins after a line break: a line feed, and the carriage return before it if there is one.
         self._delimiter = b"\n--" + boundary.encode("ascii")
         self._limits = limits or Limits()
         self._state = _State.PREAMBLE
@@ -90,10 +90,10 @@ class Reader:
         self._not_data = 1
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Take the next bytes and return what they complete.
+        """Take the next bytes and return the events that they complete.
 
         Raises:
-            errors.BadRequest: part headers cannot be read, or are too long.
+            errors.BadRequest: part headers are invalid or too long.
             errors.PayloadTooLarge: there are too many parts.
         """
         events: list[Event] = []
@@ -108,7 +108,7 @@ class Reader:
         return events
 
     def close(self) -> None:
-        """Say that no more bytes come.
+        """End the input.
 
         Raises:
             errors.BadRequest: the final boundary is missing.
@@ -119,7 +119,7 @@ class Reader:
             raise errors.BadRequest(f"the payload ends within part {self._parts}: the final boundary is missing")
 
     def _read_headers(self, data: bytes, begin: int, events: list[Event]) -> int:
-        """Read the headers of a part; `begin` is the line feed that ends the delimiter's line. Return where to go on, or -1."""
+        """Read the headers of a part; `begin` is the line feed that ends the delimiter's line. Return the next offset, or -1."""
         most = begin + self._limits.part_header_bytes
         with_cr, alone = data.find(b"\n\r\n", begin, most + 3), data.find(b"\n\n", begin, most + 2)
         if with_cr < 0 and alone < 0:
@@ -139,7 +139,7 @@ class Reader:
         return end + (2 if end == with_cr else 1)
 
     def _read_data(self, data: bytes, begin: int, events: list[Event]) -> int:
-        """Pass data on up to the next delimiter. Return where to go on, or -1."""
+        """Return data up to the next delimiter as events. Return the next offset, or -1."""
         first = begin + self._not_data
         search = begin
         while (delimiter_at := data.find(self._delimiter, search)) >= 0:
@@ -224,13 +224,13 @@ _PARAMETER = re.compile(r';\s*(?:([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^";]
 def parse_content_type(text: str) -> tuple[str, dict[str, str]]:
     """Split a Content-Type into media type and parameters.
 
-    Values may be quoted or not, also those that ought to be (`type=application/dicom`).
+    Quotes are optional, also where the RFC requires them (`type=application/dicom`).
 
     Returns:
-        The media type and the parameter names in lower case, values as they are without quotes; the first of a repeated one.
+        Media type and parameter names in lower case; values unchanged, without quotes. Of a repeated parameter the first counts.
 
     Raises:
-        errors.BadRequest: it is no media type with parameters.
+        errors.BadRequest: it is not a media type with parameters.
 
     Source: RFC 9110 §8.3.1; PS3.18 §8.7.1.
     """

@@ -1,9 +1,9 @@
-"""Content negotiation: from an Accept header and an accept parameter to representations in order of preference.
+"""Content negotiation: turns an Accept header and an accept parameter into representations in order of preference.
 
-The candidates of a request are (media type, one or several parts, transfer syntax). `negotiate` orders them; `plans` says for an
-instance stored in a certain transfer syntax what each one means. Whoever answers takes the first that can be produced.
+A candidate is a media type, single or multipart, and a transfer syntax. `negotiate` orders the candidates. `plans` tells what each one
+means for an instance that is stored in a certain transfer syntax. A handler sends the first that can be produced.
 
-Source: PS3.18 §8.7.5 to §8.7.8; `application/json` and repeated transfer-syntax parameters are what clients send beyond it.
+Source: PS3.18 §8.7.5 to §8.7.8; in addition `application/json` and repeated transfer-syntax parameters, which clients send.
 """
 
 import re
@@ -36,10 +36,10 @@ from gantry_standard.http.media_types import (
 )
 
 STORED = "*"
-"""Value of transfer-syntax that means any: we answer what is stored."""
+"""Value of transfer-syntax that means any: the stored one is sent."""
 
 MOST_RANGES = 64
-"""Media ranges of one header that are looked at; the rest is ignored."""
+"""Maximum number of media ranges of one header; the rest is ignored."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
@@ -51,10 +51,10 @@ class Range:
     """One media range of an Accept header or an accept parameter.
 
     Attributes:
-        media_type: of the payload or, where `multipart`, of its parts; lower case, aliases resolved; may be */* or type/*.
+        media_type: of the payload or, if `multipart`, of its parts; lower case, aliases resolved; may be */* or type/*.
         multipart: True for multipart/related, False for a single part, None for a range that covers both (`*/*`).
-        transfer_syntaxes: as asked for, `*` alone where it stands among them; empty where nothing is said.
-        parameters: those that no rule of negotiation reads.
+        transfer_syntaxes: as requested; `*` alone if it is among them; empty if there is no parameter.
+        parameters: those without a negotiation rule.
     """
 
     media_type: str
@@ -69,7 +69,7 @@ class Range:
         return self.media_type.endswith("/*")
 
     def covers(self, offer: Offer, known_parameters: frozenset[str]) -> bool:
-        """Say whether a representation is within this range, whatever its transfer syntax."""
+        """Return whether a representation is within this range, ignoring its transfer syntax."""
         if self.multipart is not None and self.multipart is not offer.multipart:
             return False
         if not _type_covers(self.media_type, offer.media_type) or (offer.by_name and self.has_wildcard):
@@ -77,7 +77,7 @@ class Range:
         return all(pair in offer.parameters for pair in self.parameters if pair[0] in known_parameters)
 
     def specificity(self, known_parameters: frozenset[str]) -> int:
-        """Return how narrow it is: type/subtype;parameters > type/subtype > type/* > */* (§8.7.8.1)."""
+        """Return how specific it is: type/subtype;parameters > type/subtype > type/* > */* (§8.7.8.1)."""
         narrow = 2 if self.has_wildcard else 3
         if self.media_type == "*/*":
             narrow = 0 if self.multipart is None else 1
@@ -86,7 +86,7 @@ class Range:
         return narrow * 100 + asked * 10 + syntax
 
     def says(self, transfer_syntax: str) -> bool:
-        """Say whether a representation in this transfer syntax ("" for the default) is within it."""
+        """Return whether it allows this transfer syntax ("" for the default)."""
         asked = self.transfer_syntaxes
         return not asked or transfer_syntax in asked or (STORED in asked and transfer_syntax != "")
 
@@ -96,8 +96,8 @@ class Choice:
     """A representation that the client accepts.
 
     Attributes:
-        transfer_syntax: a UID; `*` for any; "" where nothing is said.
-        preference: 0 for the best; among equal numbers the choice is ours.
+        transfer_syntax: a UID; `*` for any; "" if there is no parameter.
+        preference: 0 for the best; among equal numbers the server chooses.
     """
 
     media_type: str
@@ -111,7 +111,7 @@ class Plan:
     """What a choice means for one stored transfer syntax.
 
     Attributes:
-        transfer_syntax_uid: what the payload will be in.
+        transfer_syntax_uid: of the payload.
         as_stored: no transcoding is needed.
     """
 
@@ -150,7 +150,7 @@ def _unquote(value: str) -> str:
 
 
 def _parameters(pieces: Iterable[str]) -> list[tuple[str, str]]:
-    """Return name, value pairs; what is no parameter is left out."""
+    """Return name, value pairs; invalid parameters are left out."""
     pairs = []
     for piece in pieces:
         name, equals, value = piece.partition("=")
@@ -160,7 +160,7 @@ def _parameters(pieces: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _media_type(text: str) -> str:
-    """Return a media type or range in lower case, or "" for what is none."""
+    """Return a media type or range in lower case, or "" if it is invalid."""
     main, slash, sub = text.strip().lower().partition("/")
     if not slash or not _TOKEN.fullmatch(main) or not _TOKEN.fullmatch(sub) or (main == "*" and sub != "*"):
         return ""
@@ -195,7 +195,7 @@ def _parse_range(text: str) -> Range | None:
 
 @lru_cache(1024)
 def parse(text: str) -> tuple[Range, ...]:
-    """Read a list of media ranges. Entries that are none are ignored (§8.7.5).
+    """Read a list of media ranges. Invalid entries are ignored (§8.7.5).
 
     Source: RFC 7231 §5.3.2; a trailing or doubled separator is tolerated.
     """
@@ -226,12 +226,12 @@ def _covers_range(wide: Range, narrow: Range) -> bool:
 
 
 def _known_parameters(offers: tuple[Offer, ...]) -> frozenset[str]:
-    """Return the names of parameters that some offer has; others are unsupported, so ignored."""
+    """Return the parameter names of all offers; other parameters are ignored as unsupported."""
     return frozenset(name for offer in offers for name, _ in offer.parameters)
 
 
 def quality_of(offer: Offer, ranges: Iterable[Range], known_parameters: frozenset[str], transfer_syntax: str = "") -> float:
-    """Return the q of the most specific range that matches a representation; 0 where none does (§8.7.8.1)."""
+    """Return the q of the most specific range that matches a representation; 0 if none does (§8.7.8.1)."""
     best, quality = -1, 0.0
     for media_range in ranges:
         specificity = media_range.specificity(known_parameters)
@@ -241,7 +241,7 @@ def quality_of(offer: Offer, ranges: Iterable[Range], known_parameters: frozense
 
 
 def _candidates(ranges: tuple[Range, ...], resource: Resource) -> list[tuple[float, int, Offer, str]]:
-    """Return (quality, tie, offer, transfer syntax): tie is 0 where the choice is ours, else the place among what */* covers."""
+    """Return (quality, tie, offer, transfer syntax): tie is 0 if the server chooses, else the rank in what */* covers."""
     offers = OFFERS[resource]
     known = _known_parameters(offers)
     weights: dict[tuple[Offer, str], tuple[float, int]] = {}
@@ -250,7 +250,7 @@ def _candidates(ranges: tuple[Range, ...], resource: Resource) -> list[tuple[flo
         for offer in offers:
             if not media_range.covers(offer, known):
                 continue
-            # What */* selects is the default of the resource, then the rest in our order (§8.7.7).
+            # */* selects the default of the resource, then the rest in the server's order (§8.7.7).
             place += 1 if media_range.media_type == "*/*" and resource not in NO_DEFAULT else 0
             for transfer_syntax in media_range.transfer_syntaxes or ("",):
                 quality = quality_of(offer, ranges, known, transfer_syntax)
@@ -271,7 +271,7 @@ def _ranked(ranges: tuple[Range, ...], resource: Resource, begin: int) -> list[C
 
 
 def _usable(ranges: tuple[Range, ...], resource: Resource) -> tuple[Range, ...]:
-    """Return the ranges that may be used for a resource, as that resource reads them."""
+    """Return the ranges that are valid for a resource, as it interprets them."""
     if resource in RENDERED_RESOURCES:
         # transfer-syntax is not permitted on a rendered media type: such a range is invalid (§8.7.4).
         ranges = tuple(r for r in ranges if not r.transfer_syntaxes)
@@ -284,16 +284,16 @@ def _usable(ranges: tuple[Range, ...], resource: Resource) -> tuple[Range, ...]:
 
 @lru_cache(4096)
 def negotiate(resource: Resource, accept: str, query_accept: str | None = None, strict: bool = False) -> tuple[Choice, ...]:
-    """Return what a client accepts of a resource, best first.
+    """Return the representations of a resource that a client accepts, best first.
 
     Args:
-        accept: the Accept header; "" where it is missing.
-        query_accept: the accept parameter, percent-decoded; None where it is missing. Its entries come before those of the header.
+        accept: the Accept header; "" if it is missing.
+        query_accept: the accept parameter, percent-decoded; None if it is missing. Its entries precede those of the header.
         strict: a missing Accept header is not acceptable (§8.7.5) instead of meaning */*, unless there is an accept parameter.
 
     Raises:
         errors.BadRequest: DICOM and rendered media types are mixed; a wildcard in the parameter.
-        errors.NotAcceptable: nothing that the resource has is accepted.
+        errors.NotAcceptable: no representation of the resource is accepted.
 
     Source: PS3.18 §8.7.8.1.
     """
@@ -315,9 +315,9 @@ def negotiate(resource: Resource, accept: str, query_accept: str | None = None, 
 
 @lru_cache(1024)
 def select(resource: Resource, accept: str, query_accept: str | None = None, strict: bool = False) -> Choice:
-    """Return the representation that a client wants of a resource that has each in one form only: metadata, search results and the like.
+    """Return the preferred representation of a resource without transfer syntaxes, such as metadata or search results.
 
-    Of several that it wants equally, ours first: DICOM JSON. `application/json` counts as application/dicom+json.
+    Of several with equal preference, DICOM JSON. `application/json` counts as application/dicom+json.
     Arguments and errors as `negotiate`.
     """
     choices = negotiate(resource, accept, query_accept, strict)
@@ -326,7 +326,7 @@ def select(resource: Resource, accept: str, query_accept: str | None = None, str
 
 
 def _targets(choice: Choice, stored: str, may_stay: bool) -> tuple[str, ...]:
-    """Return the transfer syntaxes that a choice leads to, best first (§8.7.8.2); none where the media type cannot be in it."""
+    """Return the transfer syntaxes of a choice, best first (§8.7.8.2); none if the media type does not allow them."""
     asked, media_type = choice.transfer_syntax, choice.media_type
     if media_type == ZIP:
         return (stored,) if asked in ("", STORED, stored) else ()
@@ -341,7 +341,7 @@ def _targets(choice: Choice, stored: str, may_stay: bool) -> tuple[str, ...]:
         return (stored,) if stored in known else known[:1]
     if asked:
         return (asked,) if asked in known else ()
-    # The default of the media type; what is lossy already stays what it is (§8.7.3.4), it would only grow.
+    # The default of the media type. A lossy frame is sent as stored (§8.7.3.4): transcoding would only enlarge it.
     if stored in known:
         return (stored,) if stored == known[0] or may_stay else (known[0], stored)
     return known[:1]
@@ -349,12 +349,12 @@ def _targets(choice: Choice, stored: str, may_stay: bool) -> tuple[str, ...]:
 
 @lru_cache(4096)
 def plans(choices: tuple[Choice, ...], stored_transfer_syntax_uid: str, may_stay: bool = False) -> tuple[Plan, ...]:
-    """Return what the choices mean for an instance, best first; between equally wanted ones, those that need no transcoding.
+    """Return the plans of the choices for an instance, best first. Among equal preferences, plans without transcoding come first.
 
     Args:
-        stored_transfer_syntax_uid: what the bytes can leave in without transcoding.
-        may_stay: where the client names no transfer syntax the stored one may be sent instead of the default, if that cannot be made:
-            pixel data that is lossy already, or too long for Explicit VR Little Endian (§8.7.3.4).
+        stored_transfer_syntax_uid: in which the bytes can be sent without transcoding.
+        may_stay: if the client names no transfer syntax, the stored one may be sent when the default cannot be produced: pixel data that is
+            lossy, or too long for Explicit VR Little Endian (§8.7.3.4).
     """
     made: list[tuple[int, int, Plan]] = []
     for choice in choices:
@@ -367,7 +367,7 @@ def plans(choices: tuple[Choice, ...], stored_transfer_syntax_uid: str, may_stay
 
 
 def available(resource: Resource, stored_transfer_syntax_uid: str = "") -> str:
-    """Return a sentence that lists what a resource can be had as, for a 406.
+    """Return a sentence that lists the available representations, for a 406.
 
     Args:
         stored_transfer_syntax_uid: adds the representation that needs no transcoding.

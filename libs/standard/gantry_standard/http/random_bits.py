@@ -1,7 +1,7 @@
-"""Random numbers for names that nobody may guess, taken from the system many at a time: one by one they cost 10 µs each
-and give the interpreter lock away. For every thread.
+"""Unguessable random numbers for names. They are read from the system in blocks: a single read costs 10 µs and releases the interpreter
+lock. Thread-safe.
 
-For processes that do not fork after their first use.
+A process must not fork after the first use.
 """
 
 import os
@@ -11,7 +11,7 @@ POOL_BYTES = 4096
 
 
 class _Pool:
-    """Random bytes that were not given to anybody yet."""
+    """Unused random bytes."""
 
     def __init__(self) -> None:
         self._digits = ""

@@ -14,10 +14,10 @@ from gantry_standard.http.media_types import ICC_CAPABLE
 WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")
 ICC_PROFILES = ("no", "yes", "srgb", "adobergb", "rommrgb")
 SUPPORTED_ANNOTATIONS: frozenset[str] = frozenset()
-"""Annotation keywords that are burnt in; the others are answered with a Warning."""
+"""Supported annotation keywords; for others the response has a Warning."""
 
 LARGEST_VIEWPORT = 8192
-"""Most columns or rows of a rendered image that may be asked for."""
+"""Maximum number of columns or rows of a rendered image."""
 
 _DECIMAL = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[Ee][+-]?\d+)?")
 _KEYWORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -51,12 +51,12 @@ class Viewport:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a request says about its rendering.
+    """The rendering parameters of a request.
 
     Attributes:
-        quality: 1 to 100; 0 where nothing is said.
+        quality: 1 to 100; 0 if not given.
         unsupported_annotations: keywords that are ignored with a Warning.
-        icc_profile: "" where nothing is said.
+        icc_profile: "" if not given.
     """
 
     quality: int = 0
@@ -66,7 +66,7 @@ class Rendering:
     icc_profile: str = ""
 
     def check_media_type(self, media_type: str) -> None:
-        """Check that an ICC profile can be embedded where one is asked for (§8.3.5.1.5).
+        """Check that the media type can embed the requested ICC profile (§8.3.5.1.5).
 
         Raises:
             errors.BadRequest: it cannot.
@@ -124,7 +124,7 @@ def parse_viewport(text: str, size_only: bool = False) -> Viewport:
     """Return the viewport of `vw,vh[,[sx],[sy],[sw],[sh]]` (§8.3.5.1.3).
 
     Args:
-        size_only: the target takes `vw,vh` alone: presentation states and thumbnails.
+        size_only: only `vw,vh` is allowed: presentation states and thumbnails.
 
     Raises:
         errors.BadRequest: it is ill-formed, or larger than `LARGEST_VIEWPORT`.
@@ -151,7 +151,7 @@ def parse_annotation(text: str) -> tuple[str, ...]:
     """Return the keywords of an annotation list (§8.3.5.1.1).
 
     Raises:
-        errors.BadRequest: it is empty, or a value is no keyword.
+        errors.BadRequest: it is empty, or a value is not a keyword.
     """
     keywords = tuple(piece.strip() for piece in text.split(","))
     for keyword in keywords:
@@ -164,7 +164,7 @@ def parse_icc_profile(text: str) -> str:
     """Return the keyword of an iccprofile parameter (§8.3.5.1.5).
 
     Raises:
-        errors.BadRequest: it is none.
+        errors.BadRequest: it is not a keyword.
     """
     if text not in ICC_PROFILES:
         raise errors.BadRequest(f"parameter iccprofile: found {text!r}, expected {', '.join(ICC_PROFILES)}")
@@ -175,7 +175,7 @@ def parse_rendering(parameter: Callable[[str], str | None]) -> Rendering:
     """Read all rendering parameters of a request.
 
     Args:
-        parameter: returns the value of a parameter, None where it does not stand in the query.
+        parameter: returns the value of a parameter, None if it is not in the query.
 
     Raises:
         errors.BadRequest: one of them is wrong.

@@ -1,4 +1,4 @@
-"""The Store Instances Response Module, and the status that goes with it.
+"""The Store Instances Response Module, and its HTTP status.
 
 Source: PS3.18 §10.5.3, Annex I.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StoreResult:
-    """What became of one part of a store request.
+    """The result of one part of a store request.
 
     Attributes:
-        study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: "" where the part did not tell.
+        study_instance_uid, series_instance_uid, sop_class_uid, sop_instance_uid: "" if the part does not contain it.
         failure_reason: (0008,1197); 0: stored.
-        warning_reasons: (0008,1196) of a stored instance; the first is told, the attribute has one value.
+        warning_reasons: (0008,1196) of a stored instance; the first is sent, because the attribute has one value.
         original_attributes: items of the Original Attributes Sequence (0400,0561) that the store added, as DICOM JSON objects.
     """
 
@@ -29,12 +29,12 @@ class StoreResult:
 
     @property
     def is_stored(self) -> bool:
-        """Say whether the instance can be retrieved."""
+        """Return whether the instance can be retrieved."""
         return self.failure_reason == 0
 
 
 def status(results: Sequence[StoreResult]) -> int:
-    """Return 200 where all are stored without warning, 409 where none is stored, else 202.
+    """Return 200 if all are stored without warning, 409 if none is stored, else 202.
 
     Source: PS3.18 Table 10.5.3-1.
     """
@@ -44,7 +44,7 @@ def status(results: Sequence[StoreResult]) -> int:
 
 
 def stored_studies(results: Sequence[StoreResult]) -> list[str]:
-    """Return the Study Instance UIDs of what is stored, each once, in order."""
+    """Return the Study Instance UIDs of the stored instances, each once, in order."""
     return list(dict.fromkeys(result.study_instance_uid for result in results if result.is_stored))
 
 
@@ -55,7 +55,7 @@ def module(
 
     Args:
         results: in part order.
-        study_url: Retrieve URL of a study by its UID; used where everything stored is of one study.
+        study_url: Retrieve URL of a study by its UID; used if all stored instances belong to one study.
         instance_url: Retrieve URL of a stored instance.
     """
     studies = stored_studies(results)
@@ -70,7 +70,7 @@ def module(
 
 
 def _is_identified(result: StoreResult) -> bool:
-    """Say whether an item of the Failed SOP Sequence can be made: both UIDs are of type 1 there."""
+    """Return whether the Failed SOP Sequence can have an item: it requires both UIDs (type 1)."""
     return bool(result.sop_class_uid and result.sop_instance_uid)
 
 

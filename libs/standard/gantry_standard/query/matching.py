@@ -1,4 +1,4 @@
-"""Matching: what a search asks for, normalised so that a store needs five operations.
+"""Matching: normalises search parameters, so that a store needs five operations only.
 
 Both index stores, the Studies search and the Worklist search use these. The gateway calls `parse_query` or `parse_workitem_query`;
 the stores match `MatchKey`s against the terms of `gantry_standard.query.terms`.
@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Operation(Enum):
-    """What a store must be able to do with a key."""
+    """The operations that a store must support."""
 
     EQUAL = 1
     """Any of `values`."""
@@ -64,12 +64,12 @@ class Operation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MatchKey:
-    """One matching key with values in the form in which they are indexed.
+    """One matching key, with values in indexed form.
 
     Attributes:
-        path: tags from the root, 8 upper-case hex digits each. Keys under one sequence must meet in the same item.
+        path: tags from the root, 8 upper-case hex digits each. Keys under one sequence must match in the same item.
             A date and its time taken together are one tag, such as "00080020+00080030".
-        private_creator: of the last tag, when it is private.
+        private_creator: of the last tag, if it is private.
         level: of the attribute; None: that of the request.
     """
 
@@ -83,7 +83,7 @@ class MatchKey:
 
     @property
     def term_path(self) -> str:
-        """The path of the terms that it is compared with."""
+        """The path of the terms to compare with."""
         return ".".join((*self.path[:-1], terms.term_component(self.path[-1], self.private_creator)))
 
 
@@ -95,8 +95,8 @@ class Query:
         study_instance_uid, series_instance_uid: from the path of the resource; "" where the path names none.
         include_fields: attribute paths as tags joined by "."; a private one is followed by ":" and its private creator.
         include_levels: levels above `level` whose default attributes are returned too.
-        limit: at most so many; the server's maximum is applied already. 0: nothing is wanted.
-        visible_studies: everything else does not exist for who asks; None: everything is visible.
+        limit: maximum number of results, with the server's maximum applied. 0: no results are wanted.
+        visible_studies: the studies that the caller may see; None: all.
     """
 
     level: Level
@@ -115,7 +115,7 @@ class Query:
 MAXIMUM_OFFSET = 100_000
 FUZZY_WARNING = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 WILDCARDS = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"])
-"""VRs with * and ?; LT, ST and UT are indexed of workitems only."""
+"""VRs that allow * and ?; LT, ST and UT are indexed for workitems only."""
 EMPTY_VALUES = frozenset(["AE", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"])
 MULTIPLE_VALUES = frozenset(["AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"])
 SPECIFIC_CHARACTER_SET = tag_of("SpecificCharacterSet")
@@ -124,13 +124,13 @@ UID = re.compile(r"[0-9.]{1,64}")
 INTEGER = re.compile(r"[0-9]{1,18}")
 
 Place = Callable[[tuple[str, ...]], tuple[bool, Level | None, str]]
-"""Of a path: whether it is matched at the resource, its level, and why not."""
+"""Returns for a path whether it is matched at the resource, its level, and the reason if it is not."""
 
 
 def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
     """Return the keys in groups that must match together.
 
-    Keys whose paths begin with the same sequence form one group: those with the same parent path must meet in the same item of that
+    Keys whose paths begin with the same sequence form one group: those with the same parent path must match in the same item of that
     path, the others in the same item of the outermost sequence. Any other key is a group of its own.
     """
     groups: dict[object, list[MatchKey]] = {}
@@ -141,7 +141,7 @@ def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
 
 @dataclass(slots=True)
 class _Parameters:
-    """Parameters of a search, sorted by what they are."""
+    """The parameters of a search, grouped by kind."""
 
     attributes: dict[tuple[str, ...], str] = field(default_factory=dict)
     creators: dict[str, str] = field(default_factory=dict)
@@ -174,9 +174,9 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
     """Return a search of studies, series or instances, and the texts of its Warning headers (without "299 <service>: ").
 
     Args:
-        study_uid, series_uid: of the path of the resource; "" where it names none.
+        study_uid, series_uid: from the path of the resource; "" if there is none.
         parameters: names and values, percent-decoded, in order. Unknown names are ignored.
-        maximum: most results that the server gives at once.
+        maximum: the server's maximum number of results.
 
     Raises:
         errors.BadRequest: a value, a path or a combination is wrong.
@@ -210,10 +210,10 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
 
 
 def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
-    """Return a search of workitems, as `parse_query` does; its level is INSTANCE, its keys have none, and LT, ST and UT are matched.
+    """Return a search of workitems, as `parse_query` does; its level is INSTANCE, its keys have no level, and LT, ST and UT are matched.
 
     Raises:
-        errors.BadRequest: as in `parse_query`; also where Transaction UID is a key, which never leaves the server.
+        errors.BadRequest: as in `parse_query`; also if Transaction UID is a key, because the server never returns it.
 
     Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
     """
@@ -244,7 +244,7 @@ class Filter:
     """The filter of a filtered worklist subscription.
 
     Attributes:
-        text: normalised: the same for everybody who means the same keys; `read_filter` reads it.
+        text: normalised, so equal keys give equal texts; `read_filter` reads it.
         keys: what must match.
     """
 
@@ -253,24 +253,24 @@ class Filter:
 
 
 def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
-    """Return the filter that the query of a Subscribe request gives.
+    """Return the filter in the query of a Subscribe request.
 
     The standard's form is `filter=attribute=value,attribute=value` with "=" and "," of the value percent-encoded; older clients send
-    each pair as a parameter of its own. A piece without "=" goes on with the value before it, as a list of UIDs does. The flags
-    emptyvaluematching and multiplevaluematching may stand in either place; other parameters are ignored.
+    each pair as a parameter of its own. An entry without "=" continues the value before it, as in a list of UIDs. The flags
+    emptyvaluematching and multiplevaluematching may be in either form; other parameters are ignored.
 
     Args:
         parameters: of the query, percent-decoded once, in order.
 
     Raises:
-        errors.BadRequest: there is no filter, or a key that cannot be matched: it would let through what the subscriber does not want.
+        errors.BadRequest: there is no filter, or a key cannot be matched; ignoring it would report unwanted workitems.
 
     Source: PS3.18 §11.10.1.2; PS3.4 §CC.2.3.3.
     """
     pairs: list[list[str]] = []
     for name, value in parameters:
         if name != "filter":
-            # What looks like a keyword and is none would let through more than was meant.
+            # Ignoring an unknown keyword would report unwanted workitems.
             if name in FLAGS or _path(name) or name[:1].isupper():
                 pairs.append([name, value])
             continue
@@ -310,7 +310,7 @@ def read_filter(text: str) -> Filter:
 
 
 def by_path(index_terms: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
-    """Return the terms of one data set as `matches` looks at them."""
+    """Return the terms of one data set by path, as `matches` needs them."""
     sorted_terms: dict[str, list[terms.Term]] = defaultdict(list)
     for term in index_terms:
         sorted_terms[term.path].append(term)
@@ -318,7 +318,7 @@ def by_path(index_terms: Iterable[terms.Term]) -> dict[str, list[terms.Term]]:
 
 
 def matches(keys: Sequence[MatchKey], terms_by_path: Mapping[str, list[terms.Term]]) -> bool:
-    """Say whether a data set matches all keys, as the stores of the index do it.
+    """Return whether a data set matches all keys, by the rules of the index stores.
 
     Args:
         terms_by_path: its terms, by `by_path`.
@@ -336,7 +336,7 @@ def _group_matches(group: Sequence[MatchKey], terms_by_path: Mapping[str, list[t
         for is_match in _comparisons(key):
             items = {term.item if is_same_path else term.root for term in terms_by_path.get(key.term_path, ()) if is_match(term.value)}
             if len(key.path) == 1:
-                # Attributes at the root stand in no item: each value may be matched by another.
+                # Root attributes are not in an item: each key may match another value.
                 items = {0} if items else set()
             common = items if common is None else common & items
             if not common:
@@ -422,7 +422,7 @@ def _add_include_fields(parameters: _Parameters, value: str) -> None:
 
 
 def _path(name: str) -> tuple[str, ...]:
-    """Return a path as tags; () when the name is no attribute at all."""
+    """Return a path as tags; () if the name is not an attribute."""
     names = name.split(".")
     tags = tuple(resolve(part) for part in names)
     if not tags[0]:
@@ -453,21 +453,21 @@ def _keys(parameters: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], 
         keys.append(MatchKey(key.path, key.operation, key.values, key.low, key.high, creator, level=level))
     combined = tuple(_with_combined(keys))
     for key in combined:
-        # Only now: together with its date a time range may end on a later day, at an earlier hour.
+        # Only here: combined with its date, a time range may end on a later day at an earlier hour.
         if key.operation is Operation.RANGE and key.low and key.high and key.low > key.high:
             raise errors.BadRequest(f"{keyword_of(key.path[-1][:8])}: the range ends before it begins")
     return combined, tuple(included)
 
 
 def _with_creator(path: str, creators: dict[str, str]) -> str:
-    """Return a path, with the private creator of its last tag where the search names it (PS3.18 §8.3.4.1)."""
+    """Return a path, and the private creator of its last tag if the search names it (PS3.18 §8.3.4.1)."""
     tag = path[-8:]
     creator = creators.get(f"{tag[:4]}00{tag[4:6]}", "") if is_private(tag) else ""
     return f"{path}:{creator}" if creator else path
 
 
 def _key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameters) -> MatchKey | None:
-    """Return the key of one attribute; None when it matches everything (universal matching)."""
+    """Return the key of one attribute; None for universal matching."""
     vr = vr_of(path[-1])
     name = keyword_of(path[-1])
     if value == "":

@@ -1,4 +1,4 @@
-"""Which attributes are searched and returned at which level.
+"""The attributes that are searched and returned at each level.
 
 To make an attribute searchable at study or series level, or to return it, add a row. VR and VM come from pydicom's dictionary.
 An attribute that has no row is an attribute of the instance.
@@ -15,7 +15,7 @@ from gantry_standard.query.levels import Level
 
 
 class Entity(Enum):
-    """Information entities; attributes of the patient are kept with the study."""
+    """Information entities; patient attributes are stored with the study."""
 
     PATIENT = 0
     STUDY = 1
@@ -29,14 +29,14 @@ class Entity(Enum):
 
 
 class Returned(Enum):
-    """When an attribute is in an answer."""
+    """When an attribute is in a result."""
 
     REQUIRED = 1
-    """Always; with only `vr` where it has no value."""
+    """Always; with only `vr` if it has no value."""
     KNOWN = 2
-    """When it has a value."""
+    """If it has a value."""
     OPTIONAL = 3
-    """When it is a matching key, or asked for by includefield."""
+    """If it is a matching key, or in includefield."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ COMPUTED = frozenset(
         "AvailableTransferSyntaxUID",
     )
 )
-"""Tags whose values index makes; those in data sets are not looked at."""
+"""Tags whose values index computes; those in data sets are ignored."""
 
 DATE_TIME_PAIRS: dict[str, str] = {
     tag_of(date): tag_of(time)
@@ -153,14 +153,14 @@ DATE_TIME_PAIRS: dict[str, str] = {
         ("PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime"),
     )
 }
-"""Date and time that make one range together (PS3.18 §8.3.4.1.1)."""
+"""Pairs of date and time that form one range (PS3.18 §8.3.4.1.1)."""
 
 
 TAG = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 def resolve(name: str) -> str:
-    """Return the tag of a tag or keyword, as 8 upper-case hex digits; "" when it is neither."""
+    """Return the tag of a tag or keyword, as 8 upper-case hex digits; "" if it is neither."""
     if TAG.fullmatch(name):
         return name.upper()
     return tag_of(name) if name in KEYWORDS else ""
@@ -177,7 +177,7 @@ def is_private_creator(tag: str) -> bool:
 
 
 def vr_of(tag: str) -> str:
-    """Return the first VR that the dictionary gives; "UN" for what it does not have."""
+    """Return the first VR in the dictionary; "UN" for unknown tags."""
     if is_private_creator(tag):
         return "LO"
     row = attribute(int(tag, 16))
@@ -191,6 +191,6 @@ def is_multi_valued(tag: str) -> bool:
 
 
 def keyword_of(tag: str) -> str:
-    """Return the keyword, or the tag where it has none."""
+    """Return the keyword, or the tag if there is none."""
     row = attribute(int(tag, 16))
     return tag if row is None else row.keyword or tag

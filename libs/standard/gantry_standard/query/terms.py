@@ -1,10 +1,10 @@
-"""Terms: what of a data set can be matched, in the form in which it is compared.
+"""Index terms: the searchable values of a data set, normalised for comparison.
 
-A term is a path, a value and the item it stands in. Values are normalised per VR so that equality is string equality and a range is a
+A term is a path, a value and the item that contains it. Values are normalised per VR so that equality is string equality and a range is a
 range of strings: PN folded (no case, no accents), numbers as canonical decimals, DA, TM and DT padded, DT in UTC.
 
-Not indexed: OB OD OF OL OV OW UN, and but for workitems LT ST UT. Values are cut at 1,024 characters; of the Per-Frame Functional
-Groups distinct values are kept without the identity of their items; a data set has at most 20,000 terms.
+Not indexed: OB OD OF OL OV OW UN, and LT ST UT except for workitems. Values are cut at 1,024 characters. Per-Frame Functional Groups
+keep distinct values without item identity. A data set has at most 20,000 terms.
 
 Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 """
@@ -23,7 +23,7 @@ from gantry_standard.query.query_attributes import COMPUTED, DATE_TIME_PAIRS, is
 
 NOT_INDEXED = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN", "LT", "ST", "UT"])
 TEXTS = frozenset(["LT", "ST", "UT"])
-"""Of these, VRs of long text; workitems have them indexed."""
+"""The VRs of long text among them; they are indexed for workitems."""
 NUMBERS = frozenset(["DS", "IS", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"])
 MAXIMUM_CHARACTERS = 1024
 MAXIMUM_TERMS = 20_000
@@ -34,9 +34,9 @@ PER_FRAME_FUNCTIONAL_GROUPS = "52009230"
 ODD = frozenset("13579BDFbdf")
 """Last digits of private groups: `query_attributes.is_private` for every tag of a data set, as a look-up."""
 CACHED_CHARACTERS = 64
-"""Longer values are not worth remembering."""
+"""Longer values are not cached."""
 EXACT_DIGITS = 28
-"""Digits that Decimal keeps."""
+"""Digits of the Decimal context."""
 
 
 class Term(NamedTuple):
@@ -44,8 +44,8 @@ class Term(NamedTuple):
 
     Attributes:
         path: tags from the root joined by "."; private tags as `term_component` gives them.
-        item: number of the item that holds it, unique in the data set; 0: the root, or no identity.
-        root: number of the item of the outermost sequence in which it stands; 0 as above.
+        item: number of the item that contains it, unique in the data set; 0: the root, or no item identity.
+        root: number of the enclosing item of the outermost sequence; 0 as above.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Term(NamedTuple):
 
 
 _TERM: Callable[[tuple[str, str, int, int]], Term] = partial(tuple.__new__, Term)
-"""Term without the Python function that gives its fields their defaults: there are some 75 of them in an instance."""
+"""Creates a Term without the Python function that sets field defaults: an instance has some 75 terms."""
 
 
 @dataclass(slots=True)
@@ -67,12 +67,12 @@ class Terms:
 
 
 def term_component(tag: str, private_creator: str = "") -> str:
-    """Return how a tag stands in a path: private ones by creator, whatever their block (PS3.5 §7.8.1)."""
+    """Return the path component of a tag; private tags by creator, independent of their block (PS3.5 §7.8.1)."""
     return f"{tag[:4]}xx{tag[6:]}:{private_creator}" if private_creator else tag
 
 
 def combined(date_tag: str) -> str:
-    """Return the path of a date and its time taken together."""
+    """Return the path of a combined date and time."""
     return f"{date_tag}+{DATE_TIME_PAIRS[date_tag]}"
 
 
@@ -88,7 +88,7 @@ def number(text: str) -> str:
     """Return a number as its canonical decimal.
 
     Raises:
-        ValueError: it is no number, or its exponent is beyond 400.
+        ValueError: it is not a number, or its exponent is beyond 400.
     """
     if text.isdigit() and text.isascii() and text[0] != "0" and len(text) <= EXACT_DIGITS:
         return text
@@ -108,7 +108,7 @@ DATE_TIME = re.compile(r"(\d{4})(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(\.
 
 
 def date(text: str) -> str:
-    """Return a DA as YYYYMMDD. Raises ValueError when it is none."""
+    """Return a DA as YYYYMMDD. Raises ValueError if it is invalid."""
     match = DATE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a date YYYYMMDD")
@@ -117,7 +117,7 @@ def date(text: str) -> str:
 
 
 def time(text: str, *, latest: bool = False) -> str:
-    """Return a TM as HHMMSS.FFFFFF, missing parts at their least (or `latest`: greatest) value. Raises ValueError."""
+    """Return a TM as HHMMSS.FFFFFF, missing parts as their lowest (`latest`: highest) value. Raises ValueError."""
     match = TIME.fullmatch(text.strip())
     if match is None or int(match[1]) > 23 or int(match[2] or 0) > 59 or int(match[3] or 0) > 60:
         raise ValueError(f"{text!r} is not a time HHMMSS.FFFFFF")
@@ -158,15 +158,15 @@ def _offset(text: str | None) -> timezone:
 
 
 def cut(value: str) -> str:
-    """Return a value in the length in which it is indexed."""
+    """Return a value, cut to the indexed length."""
     return value if len(value) <= MAXIMUM_CHARACTERS else value[:MAXIMUM_CHARACTERS] + CUT
 
 
 def normalise(vr: str, text: str) -> str:
-    """Return one value of a VR as it is compared.
+    """Return one value of a VR, normalised for comparison.
 
     Raises:
-        ValueError: it is no value of that VR.
+        ValueError: the value is invalid for the VR.
     """
     if vr in NUMBERS:
         return number(text)
@@ -185,12 +185,12 @@ def normalise(vr: str, text: str) -> str:
 
 @lru_cache(16_384)
 def _remembered(vr: str, text: str) -> str:
-    """`normalise` for short values: most are the same in every instance of a series."""
+    """`normalise` for short values, cached: most are equal in every instance of a series."""
     return normalise(vr, text)
 
 
 class _Known(NamedTuple):
-    """What an attribute at the root came to: its terms, of items numbered after `before`, and how many items it has."""
+    """Cached result of a root attribute: its terms, with items numbered after `before`, and its number of items."""
 
     element: Mapping[str, Any]
     terms: list[Term]
@@ -199,7 +199,7 @@ class _Known(NamedTuple):
 
 
 Memory = dict[str, _Known]
-"""What `derive` found in a data set, by path. Of the next one of the same series most is the same and need not be derived again."""
+"""Cached results of `derive` for one data set, by path. Most are equal in the next data set of the same series."""
 
 
 def derive(
@@ -208,10 +208,10 @@ def derive(
     """Return the terms of a data set in the DICOM JSON model.
 
     Args:
-        leave_out: tags at the root that are indexed elsewhere.
+        leave_out: root tags that are indexed elsewhere.
         with_texts: LT, ST and UT too, as for workitems: issuers are named in UT.
-        memory: of data sets before, derived with the same `leave_out` and `with_texts`; it takes over what this one has. It holds on to
-            elements of `dataset`, which must not be changed.
+        memory: cache of earlier data sets, derived with the same `leave_out` and `with_texts`; it is updated. It references elements of
+            `dataset`, which must not be changed afterwards.
     """
     deriving = _Deriving(NOT_INDEXED - TEXTS if with_texts else NOT_INDEXED)
     if memory is None:
@@ -222,7 +222,7 @@ def derive(
 
 
 class _Deriving:
-    """Gathers the terms of one data set; `seen` are those of per-frame functional groups while it is inside them."""
+    """Collects the terms of one data set; `seen` has those of per-frame functional groups while it is inside them."""
 
     def __init__(self, not_indexed: frozenset[str]) -> None:
         self.found = Terms()
@@ -231,7 +231,7 @@ class _Deriving:
         self._seen: set[tuple[str, str]] | None = None
 
     def remembering(self, dataset: Mapping[str, Any], leave_out: frozenset[str], memory: Memory) -> None:
-        """Add the terms of a data set at the root, those of elements that are as they were from `memory`."""
+        """Add the terms of a data set; those of unchanged elements come from `memory`."""
         derived = self.found.terms
         for tag, element in dataset.items():
             if tag in leave_out or not element.get("Value"):
@@ -249,12 +249,12 @@ class _Deriving:
                 continue
             begin, before, left_out = len(derived), self._items, self.found.left_out.total()
             self._element(dataset, tag, element, path, "", 0, 0, 0)
-            # A date taken together with its time depends on two elements; what was left out is to be counted each time.
+            # Not cached: a combined date and time depends on two elements, and left-out values are counted each time.
             if tag not in DATE_TIME_PAIRS and self.found.left_out.total() == left_out:
                 memory[path] = _Known(element, derived[begin:], before, self._items - before)
 
     def dataset(self, dataset: Mapping[str, Any], prefix: str, item: int, root: int, leave_out: frozenset[str], depth: int) -> None:
-        """Add the terms of a data set or item, whose place is `prefix`, `item` and `root`."""
+        """Add the terms of a data set or item; `prefix`, `item` and `root` are its position."""
         for tag, element in dataset.items():
             values = element.get("Value")
             if not values or tag in leave_out:
@@ -265,7 +265,7 @@ class _Deriving:
     def _element(
         self, dataset: Mapping[str, Any], tag: str, element: Mapping[str, Any], path: str, prefix: str, item: int, root: int, depth: int
     ) -> None:
-        """Add the terms of one element of a data set, which has values."""
+        """Add the terms of one element that has values."""
         vr, values = element["vr"], element["Value"]
         if vr == "SQ":
             if depth < MAXIMUM_DEPTH:
@@ -302,12 +302,12 @@ class _Deriving:
             derived.append(_TERM((path, value, item, root)))
 
     def _values(self, vr: str, values: list[Any]) -> Iterable[str]:
-        """Return the distinct values of an attribute as they are compared."""
+        """Return the distinct values of an attribute, normalised for comparison."""
         flat = (text for value in values for text in (value.values() if isinstance(value, dict) else (value,)))
         return dict.fromkeys(normal for text in flat if (normal := self._normal(vr, text)))
 
     def _normal(self, vr: str, value: object) -> str:
-        """Return one value as it is compared, "" where there is none."""
+        """Return one value, normalised for comparison; "" if there is none."""
         if value is None:
             return ""
         text = str(value)
@@ -324,7 +324,7 @@ class _Deriving:
 
 
 def _private(dataset: Mapping[str, Any], tag: str) -> str:
-    """Return the component of a private tag; one without creator stands as it is."""
+    """Return the path component of a private tag; one without creator is unchanged."""
     creator = f"{tag[:4]}00{tag[4:6]}"
     return term_component(tag, _first(dataset[creator]) if is_private_creator(creator) and creator in dataset else "")
 
