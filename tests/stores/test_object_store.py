@@ -240,6 +240,22 @@ def test_only_keys_with_the_prefix_and_above_after_are_listed(store: ObjectStore
     assert keys(store, prefix, after) == [key for key in LISTED if key.startswith(prefix) and key > after]
 
 
+def test_of_a_large_folder_only_what_is_asked_for_is_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path, 0)
+    store.put("packs/2026/0000", b"")
+    for number in range(1, 3000):
+        (tmp_path / "packs" / "2026" / f"{number:04}").touch()
+    compared: list[str] = []
+
+    def recording(names: Iterator[str]) -> list[str]:
+        compared.extend(found := sorted(names))
+        return found
+
+    monkeypatch.setattr(directory_store, "sorted", recording, raising=False)
+    assert keys(store, "packs/", "packs/2026/2996") == ["packs/2026/2997", "packs/2026/2998", "packs/2026/2999"]
+    assert compared == ["packs/", "packs/2026/", "packs/2026/2997", "packs/2026/2998", "packs/2026/2999"]
+
+
 NO_KEYS = [
     "",
     "/a",

@@ -366,7 +366,8 @@ async def read_from(
 ) -> AsyncGenerator[list[Message], None]:
     """Read a stream in order from a cursor, for ever, without acknowledgements.
 
-    Each batch holds what has come since the one before (at most about `batch`), so that a slow consumer gets larger ones.
+    Each batch holds what has come since the one before, so that a slow consumer gets larger ones: at most `batch` messages and PULL_BYTES,
+    and as much again may be on its way.
     An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things; without `ticks`
     only where the server does not say itself that there is nothing new, so that the caller can look whether the stream is still there.
     After a loss of the server it goes on where it was.
@@ -414,28 +415,52 @@ async def read_from(
             await asyncio.sleep(0.1)
 
 
+PULL_BYTES = 16 << 20
+"""Bytes that one request to a pull consumer asks for at most, or one message where the server takes larger ones."""
+TIME_IS_OVER = "408"
+"""Status with which the server ends a request when nothing more came in time."""
+REQUEST_IS_FULL = ("Message Size Exceeds MaxBytes", "Batch Completed")
+"""Descriptions with which it ends one that has had its bytes or its messages."""
+
+
 class _Pulled:
     """What a pull consumer delivers: one request is open all the time, so that a message comes as soon as it is on the stream.
 
-    A `fetch` of nats-py asks twice for what is not there yet, and once more for each batch.
+    A request ends with its last message, or with a message of the server's own (`Status`) to the subject of the request. The next one is
+    made when that has arrived, so what is on its way is bounded. A `fetch` of nats-py asks twice for what is not there yet, and once more
+    for each batch.
+
+    Args:
+        inbox: subject to which all requests are answered, each at a subject of its own below it.
     """
 
     def __init__(self, client: Client, subject: str, inbox: str, batch: int, wait_s: float) -> None:
         self._client = client
         self._subject = subject
         self._inbox = inbox
-        self._request = json.dumps({"batch": batch, "expires": int(wait_s * 1e9)}).encode()
+        # Below `max_payload` a request could never be answered: the server counts subject, reply subject and headers as well.
+        most_bytes = max(PULL_BYTES, client.max_payload + (64 << 10))
+        self._request = json.dumps({"batch": batch, "max_bytes": most_bytes, "expires": int(wait_s * 1e9)}).encode()
         self._batch = batch
         self._wait_s = wait_s
         self.is_confirmed = False
         """Whether the server said of the last request that its time was over: stream and consumer are there, and nothing is new."""
         self._open = 0
+        """Messages that the open request may still bring; 0: none is open."""
+        self._requests = 0
+        self._reply = ""
+        """Subject of the open request. The end of an earlier one may arrive late."""
         self._delivered = 0
         self._waiting: list[Msg] = []
         self._arrived: asyncio.Future[None] | None = None
 
     async def arrive(self, message: Msg) -> None:
         """Take a message of the server."""
+        if message.headers and "Status" in message.headers:
+            if message.subject == self._reply:
+                self._open = 0
+        else:
+            self._open -= 1
         self._waiting.append(message)
         self._wake()
 
@@ -460,26 +485,30 @@ class _Pulled:
             nats.errors.Error: a message was lost on the way, or the server says that the consumer is no more.
         """
         self.is_confirmed = False
-        if self._open < self._batch // 2 + 1:
-            self._open = self._batch
-            await self._client.publish(self._subject, self._request, self._inbox)
-        if not self._waiting:
-            await self._wait()
-        if not self._waiting:
-            self._open = 0
-            return []
-        taken, self._waiting = self._waiting, []
-        return [message for message in taken if self._is_of_stream(message)]
+        while True:
+            if self._open <= 0:
+                self._open = self._batch
+                self._requests += 1
+                self._reply = f"{self._inbox}.{self._requests}"
+                await self._client.publish(self._subject, self._request, self._reply)
+            if not self._waiting:
+                await self._wait()
+            if not self._waiting:
+                self._open = 0
+                return []
+            taken, self._waiting = self._waiting, []
+            messages = [message for message in taken if self._is_of_stream(message)]
+            if messages or self.is_confirmed:
+                return messages
 
     def _is_of_stream(self, message: Msg) -> bool:
         """Return whether a message is one of the stream; else it is the server's word on the request."""
         if message.headers and (status := message.headers.get("Status")):
-            if status != "408":  # the request's time is over
-                raise nats.errors.Error(f"the consumer ended: {status} {message.headers.get('Description', '')}")
-            self._open = 0
-            self.is_confirmed = True
+            description = message.headers.get("Description", "")
+            if status != TIME_IS_OVER and description not in REQUEST_IS_FULL:
+                raise nats.errors.Error(f"the consumer ended: {status} {description}")
+            self.is_confirmed |= status == TIME_IS_OVER
             return False
-        self._open -= 1
         self._delivered += 1
         if _delivered(message)[1] != self._delivered:
             raise nats.errors.Error("a message was lost on the way")
@@ -492,7 +521,7 @@ async def _pulling(js: JetStreamContext, stream: str, consumer: str, batch: int,
     client = js._nc
     inbox = client.new_inbox()
     pulled = _Pulled(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", inbox, batch, wait_s)
-    subscription = await client.subscribe(inbox, cb=pulled.arrive)
+    subscription = await client.subscribe(f"{inbox}.*", cb=pulled.arrive)
     try:
         yield pulled
     finally:

@@ -33,7 +33,7 @@ COPY_SUFFIX = ".copy.pack"
 MAGIC = b"GNTPACK\x01"
 FOOTER = struct.Struct("<Q32s8s")
 TAIL_BYTES = 64 << 10
-DAY_S = 86_400
+HOUR_S = 3_600
 INLINE_JSON_BYTES = 64 << 10
 """DICOM JSON up to this rides in the trailer."""
 
@@ -68,12 +68,13 @@ def key_before(age_s: float) -> str:
 
 
 def _key_at(at: float) -> str:
-    return f"{PREFIX}{_day(int(at // DAY_S))}/{int(at * 1e6):014x}"
+    return f"{PREFIX}{_hour(int(at // HOUR_S))}/{int(at * 1e6):014x}"
 
 
 @lru_cache(8)
-def _day(number: int) -> str:
-    return time.strftime("%Y/%m/%d", time.gmtime(number * DAY_S))
+def _hour(number: int) -> str:
+    """Return the folder of an hour since 1970. A directory is read as a whole to list its latest keys, so it must not be a whole day's."""
+    return time.strftime("%Y/%m/%d/%H", time.gmtime(number * HOUR_S))
 
 
 class PackWriter:

@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -236,6 +236,25 @@ def write_all(descriptor: int, pieces: list[bytes | memoryview], size_bytes: int
             rest = rest[os.write(descriptor, rest) :]
 
 
+def _wanted(entries: Iterable[os.DirEntry[str]], base: str, prefix: str, after: str) -> Iterator[str]:
+    """Yield what may hold keys with a prefix and above `after`: keys, and directories with a "/", as which they sort.
+
+    Args:
+        base: of the keys in the directory: "" or what ends in "/".
+    """
+    for entry in entries:
+        key = base + entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            key += "/"
+            # Every key below begins with `key`: all are at or below `after` unless `key` is above it or begins it.
+            if (key.startswith(prefix) or prefix.startswith(key)) and (key > after or after.startswith(key)):
+                yield key
+        elif key > after and key.startswith(prefix):
+            yield key
+
+
 class DirectoryStore:
     """Objects in a directory.
 
@@ -317,24 +336,15 @@ class DirectoryStore:
     def _walk(self, directory: Path, base: str, prefix: str, after: str) -> Iterator[ObjectEntry]:
         try:
             with os.scandir(directory) as entries:
-                # A directory sorts with its "/", as its keys do.
-                names = sorted(
-                    base + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "")
-                    for entry in entries
-                    if not entry.name.startswith(".")
-                )
+                names = sorted(_wanted(entries, base, prefix, after))
         except FileNotFoundError:
             return
         except OSError as error:
             raise errors.Unavailable(f"objects cannot be listed: {error.strerror}") from error
         for name in names:
-            if not (name.startswith(prefix) or (name.endswith("/") and prefix.startswith(name))):
-                continue
             if name.endswith("/"):
-                # Every key below begins with `name`: all are at or below `after` unless `name` is above it or begins it.
-                if name > after or after.startswith(name):
-                    yield from self._walk(self.directory / name, name, prefix, after)
-            elif name > after:
+                yield from self._walk(self.directory / name, name, prefix, after)
+            else:
                 with suppress(FileNotFoundError):
                     yield ObjectEntry(name, os.stat(self.directory / name).st_size)
 

@@ -77,8 +77,23 @@ def test_keys_are_unique_and_sort_by_time() -> None:
     keys = [new_key() for _ in range(1000)]
     assert len(set(keys)) == 1000
     assert [key.rpartition("-")[0] for key in keys] == sorted(key.rpartition("-")[0] for key in keys)
-    assert re.fullmatch(r"packs/\d{4}/\d\d/\d\d/[0-9a-f]{14}-[0-9a-f]{16}\.pack", keys[0])
+    assert re.fullmatch(r"packs/\d{4}/\d\d/\d\d/\d\d/[0-9a-f]{14}-[0-9a-f]{16}\.pack", keys[0])
     assert pack.key_before(10) < keys[0] < pack.key_before(-10)
+
+
+def test_each_hour_has_a_folder_and_keys_of_later_hours_sort_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for at in (1795564799.5, 1795564800.0, 1795568399.0, 1795568400.0):
+        monkeypatch.setattr(pack.time, "time", lambda at=at: at)
+        keys.append(new_key())
+    assert [key.rpartition("/")[0] for key in keys] == [
+        "packs/2026/11/24/23",
+        "packs/2026/11/25/00",
+        "packs/2026/11/25/00",
+        "packs/2026/11/25/01",
+    ]
+    assert keys == sorted(keys)
+    assert [pack.time_of(key) for key in keys] == [1795564799.5, 1795564800.0, 1795568399.0, 1795568400.0]
 
 
 def test_a_pack_is_full_by_bytes_instances_or_trailer(store: DirectoryStore) -> None:

@@ -53,6 +53,32 @@ async def test_messages_come_in_order_from_the_cursor_on(js: JetStreamContext) -
     assert found[0].subject == "example.4"
 
 
+@pytest.mark.parametrize(
+    ("number", "size"), [(400, 100_000), (14, 3 << 20), (5, (8 << 20) - 1024)], ids=["small", "large", "as large as a message can be"]
+)
+async def test_what_is_read_at_once_is_bounded_in_bytes_and_nothing_is_left_out(js: JetStreamContext, number: int, size: int) -> None:
+    for at in range(number):
+        await streams.publish(js, f"example.{at}", at.to_bytes(2, "big") + bytes(size - 2))
+    seen: list[int] = []
+    async with aclosing(streams.read_from(js, STREAM, 0, wait_s=2)) as batches:
+        first = await anext(batches)
+        [consumer] = await js.consumers_info(STREAM.name)
+
+        async def asks_for_nothing_more() -> bool:
+            return (await js.consumer_info(STREAM.name, consumer.name)).num_waiting == 0
+
+        await until(asks_for_nothing_more)
+        delivered = (await js.consumer_info(STREAM.name, consumer.name)).delivered
+        assert delivered is not None
+        assert len(first) <= delivered.consumer_seq <= max(2 * streams.PULL_BYTES // size, 1)
+        seen += [int.from_bytes(message.data[:2], "big") for message in first]
+        while len(seen) < number:
+            batch = await anext(batches)
+            assert sum(len(message.data) for message in batch) <= 2 * streams.PULL_BYTES
+            seen += [int.from_bytes(message.data[:2], "big") for message in batch]
+    assert seen == list(range(number))
+
+
 async def test_subjects_filter(js: JetStreamContext) -> None:
     for number in range(6):
         await streams.publish(js, f"example.{'even' if number % 2 == 0 else 'odd'}.{number}", b"")
