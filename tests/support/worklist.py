@@ -224,12 +224,13 @@ class Worklist:
                 workflow=workflow_pb2_grpc.WorkflowServiceStub(open_channels[2]),
                 retrieval=make_retrieval(configured, index, renderer, StreamedReader(blob)),
             )
-            await stack.enter_async_context(notifications.running(gateway))
+            reports = await stack.enter_async_context(notifications.running(gateway))
             app = Application(gateway, Router(mounts(configured)))
             port = await stack.enter_async_context(server.serving(app, "127.0.0.1", 0, 0.2, GantryWebSocketProtocol))
             base = f"http://127.0.0.1:{port}/dicom-web"
             http = await stack.enter_async_context(httpx.AsyncClient(verify=False, timeout=20, base_url=base))
             yield Http(http, base, gateway)
+            assert not reports.done()
 
 
 @dataclass

@@ -12,8 +12,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -84,6 +84,18 @@ class Process:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    @contextmanager
+    def guarded(self, task: asyncio.Task[Any]) -> Iterator[None]:
+        """End the process with status 1 when a task ends while the context is open.
+
+        For a task whose owner ends it in order, after the tasks of `watch` have ended: requests that still run may need it.
+        """
+        task.add_done_callback(self._ended)
+        try:
+            yield
+        finally:
+            task.remove_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -62,7 +62,9 @@ async def open_gateway(process: Process, settings: GatewaySettings, access: Acce
     is_shared = settings.port_shared_by is not None
     if is_shared:
         await _ready(gateway)
-    await stack.enter_async_context(server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol, is_shared))
+    await stack.enter_async_context(
+        server.serving(app, settings.host, settings.port, settings.drain_s, GantryWebSocketProtocol, is_shared, process)
+    )
 
 
 async def _ready(gateway: Gateway) -> None:
@@ -82,17 +84,13 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
         async with AsyncExitStack() as stack:
             gateway.inbox = await stack.enter_async_context(streams.inbox(gateway.nats, f"reply.{uuid.uuid4().hex}"))
             await stack.enter_async_context(records.listening(gateway.retrieval.records, gateway.nats))
-            await stack.enter_async_context(notifications.running(gateway))
-            await asyncio.Event().wait()
-
-    async def guard(following: "asyncio.Task[None]") -> None:
-        # The process's tasks are cancelled first of all when it stops; running requests need this one to the end.
-        await asyncio.shield(following)
+            await (await stack.enter_async_context(notifications.running(gateway)))
 
     task = asyncio.create_task(follow(), name="follow NATS")
-    process.watch(guard(task), "guard NATS")
     try:
-        yield
+        # Ended here and not by the process, which ends its tasks first of all: running requests need this one to the end.
+        with process.guarded(task):
+            yield
     finally:
         await end_tasks([task])
 

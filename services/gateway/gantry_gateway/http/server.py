@@ -12,6 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from gantry_runtime.process import Process
+
 MOST_HEAD_BYTES = 256 << 10
 """Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
 
@@ -155,7 +157,13 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, host: str, port: int, drain_s: float, ws_protocol: type | None = None, is_shared: bool = False
+    app: ASGIApp,
+    host: str,
+    port: int,
+    drain_s: float,
+    ws_protocol: type | None = None,
+    is_shared: bool = False,
+    process: Process | None = None,
 ) -> AsyncIterator[int]:
     """Serve HTTP and WebSockets while the context is open.
 
@@ -164,6 +172,7 @@ async def serving(
         is_shared: other processes may listen on the same port; the kernel gives each connection to one of them.
         drain_s: seconds that running requests have to end when the context closes; no new ones are taken then.
         ws_protocol: uvicorn's, or a subclass; None refuses upgrades.
+        process: ends when the server ends by itself.
 
     Yields:
         The port.
@@ -199,8 +208,12 @@ async def serving(
         listener.close()
         await task
     try:
-        yield listener.getsockname()[1]
+        with process.guarded(task) if process is not None else contextlib.nullcontext():
+            yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         server.told_to_exit.set()
-        await task
+        await asyncio.wait([task])
+        if process is None:
+            # Where there is a process, it has the error already.
+            task.result()

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import orjson
@@ -27,7 +28,7 @@ from gantry_gateway.worklist.websocket_protocol import GantryWebSocketProtocol, 
 from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import REPORTS, Message
-from gantry_runtime.process import end_tasks
+from gantry_runtime.process import end_tasks, run_together
 from gantry_standard import errors
 from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_valid_ae_title
 
@@ -85,6 +86,16 @@ class Hub:
         """Sequence up to which reports are fanned out; -1 before the stream was found."""
         self.count = 0
 
+    async def run(self, fallback_ae_titles: Sequence[str]) -> None:
+        """Do what has to be done all the time. Ends only by an error: that of the first task that ends. Errors as `run_together`."""
+        await run_together(
+            {
+                "follow reports": self.follow(),
+                "note cursors": self.note(),
+                "begin fallback AE titles": self.begin_fallbacks(fallback_ae_titles),
+            }
+        )
+
     async def begin(self, ae_title: str) -> None:
         """Let the reports of an AE title count from now on, where they do not already: its cursor begins.
 
@@ -95,7 +106,7 @@ class Hub:
         await self._cursors.begin(ae_title, end)
 
     async def begin_fallbacks(self, ae_titles: Sequence[str]) -> None:
-        """Let the cursors of the fallback AE titles begin, as soon as there is a stream (PS3.4 CC.2.4.3)."""
+        """Let the cursors of the fallback AE titles begin, as soon as there is a stream (PS3.4 CC.2.4.3). Then wait for ever."""
         waiting = list(ae_titles)
         while waiting:
             try:
@@ -104,6 +115,7 @@ class Hub:
             except errors.Unavailable as error:
                 log.debug("no stream of reports yet", extra={"reason": error.message})
                 await asyncio.sleep(RETRY_S)
+        await asyncio.Event().wait()
 
     @asynccontextmanager
     async def connected(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
@@ -204,6 +216,10 @@ class Hub:
                 except errors.Unavailable as error:
                     log.debug("cursor not noted", extra={"reason": error.message})
                     break
+                except Exception:
+                    # The cursors of other AE titles must be noted all the same.
+                    log.exception("cursor not noted", extra={"ae_title": ae_title})
+                    continue
                 for connection in due:
                     connection.noted, connection.noted_s = connection.protocol.delivered, time.monotonic()
 
@@ -300,28 +316,35 @@ def _dropped(position: int) -> bytes:
 
 async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
     """Send reports until the peer goes. What it says is not listened to: event reports have no answer (§8.10.5)."""
-    sending = asyncio.create_task(hub.keep_up(connection))
+    sending = asyncio.create_task(hub.keep_up(connection), name="keep up")
+    sending.add_done_callback(partial(_cut, connection))
     try:
         while (await receive())["type"] != "websocket.disconnect":
             pass
     finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+        await end_tasks([sending])
+
+
+def _cut(connection: Connection, sending: "asyncio.Task[None]") -> None:
+    """Cut a connection whose sender failed: the peer would see an open connection on which nothing comes."""
+    if not sending.cancelled() and sending.exception() is not None:
+        log.error("notification connection failed", extra={"ae_title": connection.ae_title}, exc_info=sending.exception())
+        connection.protocol.transport.abort()
 
 
 @asynccontextmanager
-async def running(gateway: Gateway) -> AsyncIterator[Hub]:
-    """Fan reports out while the context is open. Opened once per gateway, by main.py."""
+async def running(gateway: Gateway) -> AsyncIterator["asyncio.Task[None]"]:
+    """Fan reports out while the context is open. Opened once per gateway, by main.py.
+
+    Yields:
+        A task that ends only when one of those that fan out does.
+    """
     hub = gateway.notifications = Hub(gateway)
-    tasks = [
-        asyncio.create_task(hub.follow(), name="follow reports"),
-        asyncio.create_task(hub.note(), name="note cursors"),
-        asyncio.create_task(hub.begin_fallbacks(gateway.settings.fallback_ae_titles), name="begin fallback AE titles"),
-    ]
+    task = asyncio.create_task(hub.run(gateway.settings.fallback_ae_titles), name="notifications")
     try:
-        yield hub
+        yield task
     finally:
-        await end_tasks(tasks)
+        await end_tasks([task])
         gateway.notifications = None
 
 

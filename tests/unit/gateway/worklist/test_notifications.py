@@ -10,7 +10,9 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gantry_gateway.worklist import websocket_protocol
+from gantry_gateway.worklist import notifications, websocket_protocol
+from gantry_runtime.events import streams
+from gantry_runtime.process import end_tasks
 from tests.support.nats_server import until
 from tests.support.worklist import GLOBAL, Http, Worklist, own_nats, state, uid, v, worklist
 
@@ -99,6 +101,38 @@ async def test_a_failure_while_catching_up_does_not_silence_an_open_connection(h
     async with connect(url) as socket:
         assert await summaries(socket, 1) == [(item, 1, "SCHEDULED")]
     assert list(failures) == []
+
+
+async def test_a_connection_whose_sender_dies_is_cut(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def keep_up(connection: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(http.gateway.notifications, "keep_up", keep_up)
+    async with connect(http.ws + "/subscribers/DIES") as socket:
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(socket.recv(), 10)
+    await until(lambda: "DIES" not in http.gateway.notifications._connections)
+
+
+async def test_a_cursor_that_cannot_be_read_does_not_keep_those_of_others_from_being_noted(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "NOTE_S", 0.05)
+    monkeypatch.setattr(notifications, "QUIET_S", 0.05)
+    bucket = await streams.open_bucket(http.gateway.nats.jetstream(), "subscribers")
+    hub = http.gateway.notifications
+    noting = asyncio.create_task(hub.note())
+    async with connect(http.ws + "/subscribers/BROKEN"), connect(http.ws + "/subscribers/WHOLE"):
+        await bucket.put(b"BROKEN".hex(), b"no record")
+        _, before = await bucket.get(b"WHOLE".hex())
+
+        async def is_noted_again() -> bool:
+            return (await bucket.get(b"WHOLE".hex()))[1] > before + 2
+
+        await until(is_noted_again)
+        assert not noting.done()
+        await bucket.put(b"BROKEN".hex(), b'{"cursor": 0, "connections": {}}')
+    await end_tasks([noting])
 
 
 async def test_what_a_pong_confirmed_is_not_sent_again_and_what_it_did_not_is_with_the_same_message_id(
