@@ -77,8 +77,12 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(suite: Suite) -> Iterator[World]:
-    """One gateway for both callers, so that they share its caches."""
-    with another_gateway(suite, module="tests.support.gateway_of_callers") as gateway:
+    """One gateway for both callers, so that they share its caches.
+
+    On one machine it maps the objects and speaks by Unix sockets; on the distributed set it speaks gRPC.
+    """
+    is_near = suite.settings["GANTRY_OBJECT_STORE"] == "directory"
+    with another_gateway(suite, module="tests.support.gateway_of_callers", is_near=is_near) as gateway:
         made = World(gateway, gateway.client, DicomWeb(gateway.url, gateway.origin))
         made.fill()
         yield made

@@ -204,12 +204,18 @@ class AnotherGateway:
 
     Args:
         module: that is run; another one than the gateway's own may give it another `Access`.
+        is_near: it is on the suite's machine after all: by Unix sockets, and with the directory of the objects where there is one.
     """
 
-    def __init__(self, suite: Suite, module: str = "gantry_gateway.main") -> None:
+    def __init__(self, suite: Suite, module: str = "gantry_gateway.main", is_near: bool = False) -> None:
         self._module = module
         ports, self.port = json.loads((suite.data / "run" / "ports.json").read_text()), free_port()
-        addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in ("blob", "index", "renderer", "workflow")}
+        others = ("blob", "index", "renderer", "workflow")
+        addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in others}
+        if is_near:
+            addresses = {f"GANTRY_{name.upper()}_ADDRESS": f"local:{suite.data / 'run' / name}.sock" for name in others}
+            if suite.settings.get("GANTRY_OBJECT_STORE") == "directory":
+                addresses["GANTRY_BLOB_DIRECTORY"] = str(suite.data / "objects")
         own = {"GANTRY_PORT": str(self.port), "GANTRY_NATS_URL": f"nats://127.0.0.1:{ports['nats']}"}
         self._environment = suite.environment() | addresses | own
         self._log = suite.directory / f"gateway-{self.port}.log"
@@ -257,9 +263,9 @@ class AnotherGateway:
 
 
 @contextmanager
-def another_gateway(suite: Suite, *prefix: str, module: str = "gantry_gateway.main") -> Iterator[AnotherGateway]:
+def another_gateway(suite: Suite, *prefix: str, module: str = "gantry_gateway.main", is_near: bool = False) -> Iterator[AnotherGateway]:
     """Run another gateway beside the suite's own; `prefix` is a command that runs the one that follows."""
-    gateway = AnotherGateway(suite, module)
+    gateway = AnotherGateway(suite, module, is_near)
     gateway.start(*prefix)
     try:
         gateway.wait_ready()

@@ -1,6 +1,7 @@
 """The pool: workers that die, jobs that take too long, requests that go away."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
@@ -12,7 +13,10 @@ import pytest
 from gantry_renderer.transactions.flights import Flights
 from gantry_renderer.workers import pool as pools
 from gantry_renderer.workers.pool import Admission, Pool
+from gantry_runtime import call_context
 from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.call_context import CallContext
+from gantry_runtime.callers import Caller
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
@@ -173,3 +177,13 @@ def test_cache_keeps_what_was_used_last_within_its_bytes() -> None:
     assert cache.used_bytes == 80
     cache.put("large", bytes(11))
     assert cache.get("large") is None
+
+
+async def test_a_job_that_fails_is_logged_by_its_worker_with_the_request_it_belongs_to(capfd: pytest.CaptureFixture[str]) -> None:
+    # Not the fixture: the worker writes to the standard error that the process had when it was started.
+    async with pools.opened(1, 30) as pool:
+        with call_context.entered(CallContext("r-9", caller=Caller("nobody"))), pytest.raises(RuntimeError):
+            await pool.run("transcode", NATIVE, bytes(8), "no description", NATIVE)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"job failed"' in line]
+    assert [(line["request_id"], line["service"], line["job"]) for line in lines] == [("r-9", "renderer", "transcode")]
+    assert "nobody" not in json.dumps(lines)
