@@ -8,9 +8,10 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from gantry.blob.v1.blob_pb2 import FrameTable, StoredInstance
+from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry_gateway.http.responses import Piece
 from gantry_runtime.blob_reader import BlobReader
+from gantry_runtime.frame_places import locate_frame
 from gantry_standard import errors
 
 AT_ONCE_BYTES = 8 << 20
@@ -69,40 +70,11 @@ def frame_content(stored: StoredInstance, frame_number: int) -> Content:
 
     Source: PS3.18 §8.7.3.3.1 note 2 for frames of 1-bit pixels: the first bit sent is bit 0 of the first byte.
     """
-    table, index = stored.layout.frames, frame_number - 1
-    if table.WhichOneof("encoding") == "encapsulated":
-        ranges = _fragments(table, index, stored.sop_instance_uid)
-        return Content(stored.location.object, ranges, sum(length for _, length in ranges))
-    offset, frame_bits = table.native.offset, table.native.frame_bits
-    if frame_bits % 8 == 0:
-        size = frame_bits >> 3
-        return Content(stored.location.object, ((offset + index * size, size),), size)
-    begin = index * frame_bits
-    first, end = begin >> 3, (begin + frame_bits + 7) >> 3
-    return Content(stored.location.object, ((offset + first, end - first),), (frame_bits + 7) >> 3, begin & 7, frame_bits)
-
-
-def frames_are_separate(stored: StoredInstance) -> bool:
-    """Say whether the frames can be told apart as stored; those of native pixel data can."""
-    table = stored.layout.frames
-    if table.WhichOneof("encoding") != "encapsulated":
-        return True
-    found = table.encapsulated
-    return bool(found.first_fragments) or len(found.fragment_offsets) == table.number_of_frames
-
-
-def _fragments(table: FrameTable, index: int, sop_instance_uid: str) -> tuple[tuple[int, int], ...]:
-    found = table.encapsulated
-    first_fragments, fragments = found.first_fragments, len(found.fragment_offsets)
-    if not first_fragments:
-        if fragments != table.number_of_frames:
-            raise errors.NotAcceptable(
-                f"instance {sop_instance_uid} holds {table.number_of_frames} frames in {fragments} fragments: none can be had by itself"
-            )
-        return ((found.fragment_offsets[index], found.fragment_lengths[index]),)
-    begin = first_fragments[index]
-    end = first_fragments[index + 1] if index + 1 < len(first_fragments) else fragments
-    return tuple((found.fragment_offsets[i], found.fragment_lengths[i]) for i in range(begin, end))
+    ranges, bit_offset, bits = locate_frame(stored, frame_number)
+    if bit_offset or bits & 7:
+        return Content(stored.location.object, ranges, (bits + 7) >> 3, bit_offset, bits)
+    length = ranges[0][1] if len(ranges) == 1 else sum(length for _, length in ranges)
+    return Content(stored.location.object, ranges, length)
 
 
 class Shifter:

@@ -23,12 +23,13 @@ from gantry_gateway.content.answer_records import KeptRecords
 from gantry_gateway.content.renditions import IMPOSSIBLE
 from gantry_gateway.content.retrieval import Limit, Target
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import AskAgain, Content, frame_content, frames_are_separate, read
+from gantry_gateway.content.stored_content import AskAgain, Content, frame_content, read
 from gantry_gateway.http import responses, urls
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
 from gantry_gateway.http.responses import Response
 from gantry_gateway.studies.frames import FrameSet, content_type_of, frame_events, whole_frames
+from gantry_runtime.frame_places import frames_are_separate
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.http import negotiation

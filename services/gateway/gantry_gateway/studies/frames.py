@@ -19,11 +19,12 @@ from gantry_gateway.content import retrieval
 from gantry_gateway.content.renditions import IMPOSSIBLE
 from gantry_gateway.content.retrieval import Limit
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import Content, frame_content, frames_are_separate
+from gantry_gateway.content.stored_content import Content, frame_content
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
 from gantry_gateway.http.responses import Piece, Response
+from gantry_runtime.frame_places import frames_are_separate
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
 from gantry_standard.http.media_types import Resource

@@ -5,7 +5,8 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from gantry_renderer.stored.frames import FramePlace
+from gantry_renderer.stored.frames import aligned
+from gantry_runtime.frame_places import FramePlace
 from gantry_standard import errors
 
 MOST_FILES = 64
@@ -46,7 +47,7 @@ class FrameFiles:
         pieces = [view[offset : offset + length] for offset, length in frame.place.ranges]
         if frame.is_native and frame.place.is_aligned and len(pieces) == 1:
             return pieces[0]
-        return frame.place.aligned(b"".join(pieces))
+        return aligned(frame.place, b"".join(pieces))
 
     def _view(self, path: str) -> memoryview:
         if (view := self._views.get(path)) is not None:

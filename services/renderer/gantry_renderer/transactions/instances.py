@@ -69,7 +69,7 @@ async def read_frame(reader: BlobReader, instance: Instance, frame_number: int) 
     """Return the bare bit stream of a frame, or its native values from bit 0 on."""
     place = frames.locate(instance.stored, frame_number)
     data = await read(reader, instance.object_key, place.ranges)
-    return data if place.is_aligned else await asyncio.to_thread(place.aligned, data)
+    return data if place.is_aligned else await asyncio.to_thread(frames.aligned, place, data)
 
 
 async def run_with_frame(reader: BlobReader, pool: Pool, job: str, instance: Instance, frame_number: int, *arguments: Any) -> Any:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gantry.renderer.v1 import renderer_pb2
-from gantry_renderer.stored.frames import FramePlace
 from gantry_renderer.stored.mapped import MOST_FILES, FrameFiles, StoredFrame
 from gantry_renderer.transactions.instances import Instance, read_frame, run_with_frame
 from gantry_renderer.workers import pool as pools
+from gantry_runtime.frame_places import FramePlace
 from gantry_standard import errors
 from tests.support import stored_instances
 from tests.support.images import file_of, image_dataset
