@@ -85,7 +85,7 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     (folder / "liver.json").write_text(json.dumps([LIVER]), encoding="utf-8")
     (folder / "series.xml").write_bytes(native_xml.write(SERIES))
     (folder / "image.json").write_text("{}", encoding="utf-8")
-    settings = {"GANTRY_WORKITEM_RULES": str(folder / "rules.toml"), "GANTRY_WORKITEM_RULES_QUIET_S": str(QUIET_S)}
+    settings = {"GANTRY_WORKITEM_RULES": str(folder / "rules.toml"), "GANTRY_STUDY_SETTLED_S": str(QUIET_S)}
     running = Suite(folder / "suite", one_machine() | settings)
     running.start()
     yield running
@@ -287,6 +287,12 @@ def test_wrong_rules_stop_the_start_with_all_problems_told(tmp_path: Path) -> No
     done = wrong_start(wrong)
     for told in ("rule 1: level", "missing.json", "match Modality", "match NoKeyword", "match PixelData", "{NoSuch}", "name 'a': 2 rules"):
         assert told in done, f"{told}\n{done}"
+
+
+def test_the_setting_that_index_took_over_is_refused_by_name(tmp_path: Path) -> None:
+    assert "set GANTRY_STUDY_SETTLED_S instead" in wrong_start(
+        Suite(tmp_path / "suite", one_machine() | {"GANTRY_WORKITEM_RULES_QUIET_S": "30"})
+    )
 
 
 def wrong_start(suite: Suite) -> str:

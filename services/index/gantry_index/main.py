@@ -58,7 +58,7 @@ async def opens(process: Process, settings: IndexSettings) -> None:
     client, connected = await process.stack.enter_async_context(streams.connecting(settings.nats_url, "gantry-index"))
     channel = await process.stack.enter_async_context(channels.channel(settings.blob_address))
     blob = BlobServiceStub(channel)
-    reader = Reader(store, blob, client, settings.on_duplicate)
+    reader = Reader(store, blob, client, settings.on_duplicate, settings.study_settled_s)
     following = Following(reader, blob, client)
     workitems = WorkitemReader(workitem_store, client)
     edge = IndexEdge(following, workitems, blob, client, settings.index_search_maximum, settings.index_current_timeout_s)
@@ -72,6 +72,7 @@ async def opens(process: Process, settings: IndexSettings) -> None:
     await process.stack.enter_async_context(telemetry.admin(settings.index_admin_listen, ready))
     process.watch(_after(connected, following.run()), "following")
     process.watch(_after(connected, workitems.run()), "workitems")
+    process.watch(_after(connected, reader.changes.run()), "changes")
     process.watch(_after(connected, reader.heartbeat()), "heartbeat")
 
 

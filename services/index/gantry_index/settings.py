@@ -24,9 +24,14 @@ class IndexSettings(ProcessSettings):
     )
     index_search_maximum: int = setting(10_000, "Most rows that index gives for one search, whatever limit is asked for.")
     index_current_timeout_s: float = setting(3.0, "Seconds that a worklist search with no-cache waits for the stream.")
+    study_settled_s: float = setting(
+        30.0, "Seconds without an upload of an instance after which a study has settled, and rules are tried on it; 0.1 to 86400."
+    )
     index_sqlite_readers: int = setting(4, "Threads that read SQLite at the same time.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         if not 1 <= self.index_search_maximum <= 10_000:
             raise ValueError(f"GANTRY_INDEX_SEARCH_MAXIMUM={self.index_search_maximum}: expected 1 to 10000")
+        if not 0.1 <= self.study_settled_s <= 86_400:
+            raise ValueError(f"GANTRY_STUDY_SETTLED_S={self.study_settled_s}: expected 0.1 to 86400")

@@ -36,7 +36,7 @@ class WorkflowSettings(ProcessSettings):
     workitem_rules_url: str = setting(
         "", "DICOMweb root at which the input of these workitems is retrieved, such as https://host/dicom-web; `gantry up` fills it in."
     )
-    workitem_rules_quiet_s: float = setting(30.0, "Seconds without a new instance after which a study has arrived; 0.1 to 86400.")
+    workitem_rules_quiet_s: str = setting("", "No longer used, and refused: `GANTRY_STUDY_SETTLED_S` took its place.")
 
     def __post_init__(self) -> None:
         """Check what belongs together.
@@ -44,12 +44,9 @@ class WorkflowSettings(ProcessSettings):
         Raises:
             ValueError: naming each setting that is wrong.
         """
+        if self.workitem_rules_quiet_s:
+            raise ValueError("GANTRY_WORKITEM_RULES_QUIET_S: index says now when a study has settled; set GANTRY_STUDY_SETTLED_S instead")
         if self.workitem_rules is None:
             return
-        problems = []
         if not self.workitem_rules_url.startswith(("http://", "https://")):
-            problems.append("GANTRY_WORKITEM_RULES: GANTRY_WORKITEM_RULES_URL is missing, or does not begin with http:// or https://")
-        if not 0.1 <= self.workitem_rules_quiet_s <= 86_400:
-            problems.append(f"GANTRY_WORKITEM_RULES_QUIET_S={self.workitem_rules_quiet_s}: expected 0.1 to 86400")
-        if problems:
-            raise ValueError("\n".join(problems))
+            raise ValueError("GANTRY_WORKITEM_RULES: GANTRY_WORKITEM_RULES_URL is missing, or does not begin with http:// or https://")

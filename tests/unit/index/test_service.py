@@ -1,4 +1,4 @@
-"""The whole service: real gRPC, real NATS, SQLite; blob is a servicer that keeps objects in a dict."""
+"""The whole service: real gRPC, real NATS, SQLite and here and there Elasticsearch; blob is a servicer that keeps objects in a dict."""
 
 import asyncio
 import time
@@ -23,6 +23,8 @@ from gantry_index.applying.reader import Reader
 from gantry_index.applying.workitems import WorkitemReader
 from gantry_index.edge import IndexEdge, named
 from gantry_index.service import Following
+from gantry_index.stores.elasticsearch.store import ElasticsearchStore
+from gantry_index.stores.port import IndexStore
 from gantry_index.stores.sqlite.store import SqliteStore
 from gantry_index.stores.sqlite.workitem_store import SqliteWorkitemStore
 from gantry_runtime.events import streams
@@ -63,6 +65,9 @@ class Suite:
     def __init__(self, directory: Path, nats: NatsServer) -> None:
         self.directory = directory
         self.nats = nats
+        self.elasticsearch = ("", "")
+        """URL and prefix; without them SQLite is used."""
+        self.settled_s = 30.0
         self.blob = RecordingBlob()
         self._packs = 0
 
@@ -75,10 +80,13 @@ class Suite:
         blob = BlobServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{port}")))
         self.client = await stack.enter_async_context(streams.connected(self.nats.url, "test"))
         self.js = self.client.jetstream()
-        store, workitem_store = SqliteStore(self.directory), SqliteWorkitemStore(self.directory)
+        url, prefix = self.elasticsearch
+        store: IndexStore = await ElasticsearchStore.opened(url, prefix) if url else SqliteStore(self.directory)
+        workitem_store = SqliteWorkitemStore(self.directory)
         stack.push_async_callback(store.close)
         stack.push_async_callback(workitem_store.close)
-        self.reader = Reader(store, blob, self.client)
+        self.store = store
+        self.reader = Reader(store, blob, self.client, settled_s=self.settled_s)
         following = Following(self.reader, blob, self.client)
         workitems = WorkitemReader(workitem_store, self.client)
         edge = IndexEdge(following, workitems, blob, self.client, 1000, 3)
@@ -86,7 +94,8 @@ class Suite:
             channels.serving(lambda server: add_IndexServiceServicer_to_server(edge, server), "127.0.0.1:0", 0)
         )
         self.index: Any = IndexServiceStub(await stack.enter_async_context(channels.channel(f"127.0.0.1:{index_port}")))
-        self._tasks = [asyncio.create_task(work) for work in (following.run(), workitems.run(), self.reader.heartbeat())]
+        works = (following.run(), workitems.run(), self.reader.heartbeat(), self.reader.changes.run())
+        self._tasks = [asyncio.create_task(work) for work in works]
         await until(self.is_ready)
 
     async def stop(self) -> None:

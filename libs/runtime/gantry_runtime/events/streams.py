@@ -57,7 +57,8 @@ class Stream:
 STORE = Stream("STORE", ("store.>",), "index", max_age_s=30 * DAY_S)
 WORKITEMS = Stream("WORKITEMS", ("workitem.>", "subscription.>"), "workflow")
 REPORTS = Stream("REPORTS", ("report.>",), "workflow", max_age_s=7 * DAY_S, max_messages=1_000_000)
-STREAMS = (STORE, WORKITEMS, REPORTS)
+CHANGES = Stream("CHANGES", ("change.>",), "index", max_age_s=30 * DAY_S)
+STREAMS = (STORE, WORKITEMS, REPORTS, CHANGES)
 
 SUBJECTS = {
     "InstancesStored": "store.{partition}.stored",
@@ -67,6 +68,8 @@ SUBJECTS = {
     "WorkitemState": "workitem.{uid}",
     "SubscriptionState": "subscription.{ae_hex}.{scope}",
     "EventReport": "report.{uid}",
+    "StudyChanged": "change.decided.{uid}",
+    "StudySettled": "change.settled.{uid}",
     "IndexLease": "index.lease",
     "RecordsChanged": "index.changed",
 }

@@ -14,6 +14,7 @@ from typing import Literal
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.events.v1 import events_pb2
 from gantry.events.v1.events_pb2 import (
+    Change,
     Decision,
     InstancesDeleted,
     InstancesRestored,
@@ -24,10 +25,26 @@ from gantry.events.v1.events_pb2 import (
     Outcome,
     StoreOutcome,
     StoreOutcomes,
+    StudyChanged,
 )
-from gantry_index.stores.port import DUE_KINDS, Change, Dead, Move, Place, Present, Put, Remove, place_of
+from gantry_index.stores.port import DUE_KINDS, Dead, Move, Place, Present, Put, Remove, Untold, place_of
+from gantry_index.stores.port import Change as StoreChange
 
 OnDuplicate = Literal["reject", "replace"]
+
+KIND_NAMES = {
+    Change.KIND_CREATED: "created",
+    Change.KIND_REPLACED: "replaced",
+    Change.KIND_DELETED: "deleted",
+    Change.KIND_RESTORED: "restored",
+    Change.KIND_SETTLED: "settled",
+}
+
+
+def change_id(sequence: int, kind: "Change.Kind.ValueType") -> str:
+    """Return the id of a change on CHANGES. The sequence is of the event on STORE: sequences of STORE are never used twice."""
+    return f"{sequence}-{KIND_NAMES[kind]}"
+
 
 OUTCOME_OF_DEAD: dict[int, "Outcome.ValueType"] = {
     Decision.KIND_REFUSED: events_pb2.OUTCOME_DUPLICATE,
@@ -106,9 +123,10 @@ class Decisions:
         changed: instances whose records are no longer what they were, by study.
         applied: reply subjects of deletions and restores.
         packs: of which nothing is missing on the stream.
+        told: by sequence of the event, what is to be told on CHANGES.
     """
 
-    changes: dict[str, Change] = field(default_factory=dict)
+    changes: dict[str, StoreChange] = field(default_factory=dict)
     dead: dict[Place, Dead | None] = field(default_factory=dict)
     uids: dict[Place, InstanceUids] = field(default_factory=dict)
     moved: set[Place] = field(default_factory=set)
@@ -116,6 +134,13 @@ class Decisions:
     changed: dict[str, list[str]] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
     packs: list[str] = field(default_factory=list)
+    told: dict[int, StudyChanged] = field(default_factory=dict)
+
+    def outbox(self, reader: str) -> list[Untold]:
+        """Return what is to be told as rows of the outbox of a reader."""
+        return [
+            Untold(reader, sequence, message.study_instance_uid, message.SerializeToString()) for sequence, message in self.told.items()
+        ]
 
     def to_keep(self) -> list[tuple["Decision.Kind.ValueType", list[Location], list[InstanceUids]]]:
         """Return what reindex must know: per kind the names of uploads and, of deleted ones, their UIDs."""
@@ -183,7 +208,7 @@ class _Batch:
         if (dead := self.dead.get(place)) is not None:
             return OUTCOME_OF_DEAD[dead.kind]
         if now is None or (now.deleted and now.place != place):
-            self._put(event, instance)
+            self._tell(event, Change.KIND_CREATED, instance, self._put(event, instance))
             return events_pb2.OUTCOME_NEW
         if now.place == place:
             # Applied before: this is a repetition.
@@ -193,7 +218,7 @@ class _Batch:
             return events_pb2.OUTCOME_SAME
         if self.on_duplicate == "replace" and _has_same_parents(now.stored, instance):
             self._kill(now.place, Dead(Decision.KIND_REPLACED, event.time_s, now.stored.location.object))
-            self._put(event, instance)
+            self._tell(event, Change.KIND_REPLACED, instance, self._put(event, instance))
             self._changed(instance)
             return events_pb2.OUTCOME_REPLACED
         self._kill(place, Dead(Decision.KIND_REFUSED, event.time_s, instance.location.object))
@@ -211,7 +236,7 @@ class _Batch:
         kept = without_json(instance)
         self.state[instance.sop_instance_uid] = Present(kept, version, now.deleted)
         before = self.decisions.changes.get(instance.sop_instance_uid)
-        change: Change = Move(kept, version)
+        change: StoreChange = Move(kept, version)
         if isinstance(before, Put):
             change = Put(kept, before.dicom_json, version)
         elif isinstance(before, Remove):
@@ -238,6 +263,7 @@ class _Batch:
             version = max(event.sequence, now.version + 1)
             self.state[upload.sop_instance_uid] = Present(now.stored, version, deleted=True)
             self.decisions.changes[upload.sop_instance_uid] = Remove(now.stored, version)
+            self._tell(event, Change.KIND_DELETED, now.stored, version)
             self._changed(now.stored)
         if event.event.reply_subject:
             self.decisions.applied.append(event.event.reply_subject)
@@ -260,6 +286,7 @@ class _Batch:
             kept = without_json(facts[0])
             self.state[upload.sop_instance_uid] = Present(kept, version)
             self.decisions.changes[upload.sop_instance_uid] = Put(kept, facts[1], version)
+            self._tell(event, Change.KIND_RESTORED, kept, version)
             self._changed(kept)
         if event.event.reply_subject:
             self.decisions.applied.append(event.event.reply_subject)
@@ -270,7 +297,19 @@ class _Batch:
             if (dead := self.dead.get(place)) is not None and dead.kind in DUE_KINDS:
                 self._kill(place, Dead(Decision.KIND_SWEPT, event.time_s, dead.object))
 
-    def _put(self, event: StoredEvent, instance: StoredInstance) -> None:
+    def _tell(self, event: Event, kind: "Change.Kind.ValueType", stored: StoredInstance, version: int) -> None:
+        """Note for CHANGES what an event does to an instance."""
+        message = self.decisions.told.get(event.sequence)
+        if message is None:
+            message = self.decisions.told[event.sequence] = StudyChanged(study_instance_uid=event.event.study_instance_uid)
+        change = next((one for one in message.changes if one.kind == kind), None)
+        if change is None:
+            name = change_id(event.sequence, kind)
+            change = message.changes.add(id=name, kind=kind, sequence=event.sequence, time_s=event.time_s)
+        change.instances.add(series_instance_uid=stored.series_instance_uid, sop_instance_uid=stored.sop_instance_uid, version=version)
+
+    def _put(self, event: StoredEvent, instance: StoredInstance) -> int:
+        """Put a new version of an instance; return the version."""
         kept = without_json(instance)
         dicom_json = event.dicom_json.get(instance.part_number, instance.dicom_json)
         now = self.state.get(instance.sop_instance_uid)
@@ -278,6 +317,7 @@ class _Batch:
         version = max(event.sequence, now.version + 1) if now else event.sequence
         self.state[instance.sop_instance_uid] = Present(kept, version)
         self.decisions.changes[instance.sop_instance_uid] = Put(kept, dicom_json, version)
+        return version
 
     def _kill(self, place: Place, dead: Dead) -> None:
         self.dead[place] = self.decisions.dead[place] = dead

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from gantry.events.v1.events_pb2 import (
     InstancesSwept,
     RecordsChanged,
 )
+from gantry_index.applying.changes import Changes
 from gantry_index.applying.decide import (
     Decisions,
     DeletedEvent,
@@ -88,10 +90,16 @@ class Reader:
     """Applies events of STORE. `lock` is held for each batch: who holds it pauses every reader of this process."""
 
     def __init__(
-        self, store: IndexStore, blob: "BlobServiceAsyncStub", client: streams.Client, on_duplicate: OnDuplicate = "reject"
+        self,
+        store: IndexStore,
+        blob: "BlobServiceAsyncStub",
+        client: streams.Client,
+        on_duplicate: OnDuplicate = "reject",
+        settled_s: float = 30.0,
     ) -> None:
         self.store = store
         self.lock = asyncio.Lock()
+        self.changes = Changes(store, client, self.lock, settled_s)
         self.problem = "the stream has not been looked at yet"
         self.applied = 0
         self._blob = blob
@@ -107,6 +115,7 @@ class Reader:
                 cursor = await self.store.cursor(reader)
                 self.applied = max(self.applied, cursor)
                 self._poisoned[reader] = await self.store.poisoned()
+                await self.changes.join(reader, cursor)
                 self.problem = ""
                 async for messages in streams.read_from(self._js, streams.STORE, cursor, subjects, ticks=False):
                     if messages:
@@ -122,6 +131,8 @@ class Reader:
                 await asyncio.sleep(0.1)
                 if reader == ALL:
                     return
+            finally:
+                self.changes.leave(reader)
 
     async def apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
         """Apply one batch; event by event where one of them is poison."""
@@ -170,13 +181,21 @@ class Reader:
         sequence = messages[-1].sequence
         poisoned = self._poisoned.get(reader)
         healed = [name for message in messages if (name := name_of(message)) in poisoned] if poisoned else []
+        settling = {
+            event.event.study_instance_uid: event.sequence for event in batch if isinstance(event, StoredEvent) and _is_upload(event)
+        }
+        removed = self.changes.to_remove(settling)
         decisions = Decisions()
+
+        def made(present: Mapping[str, Present]) -> Batch:
+            made = _batch(reader, sequence, decisions, present)
+            return replace(made, healed=healed, outbox=decisions.outbox(reader), settling=settling, told=removed[0], settled=removed[1])
 
         def decide_at_once(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch | None:
             nonlocal decisions
             decisions = decide(batch, present, dead, self._on_duplicate)
             # Decisions are kept before they are applied.
-            return None if decisions.dead else _batch(reader, sequence, decisions, present, healed)
+            return None if decisions.dead else made(present)
 
         is_restoring = any(isinstance(event, RestoredEvent) for event in batch)
         if is_restoring or not await self.store.decided(uids, places, decide_at_once):
@@ -184,7 +203,9 @@ class Reader:
             batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
             decisions = decide(batch, present, dead, self._on_duplicate)
             await self._keep(decisions, messages[-1])
-            await self.store.apply(_batch(reader, sequence, decisions, present, healed))
+            await self.store.apply(made(present))
+        self.changes.removed(*removed)
+        self.changes.applied(reader, sequence, bool(decisions.told), settling)
         if poisoned:
             poisoned.difference_update(healed)
         _STORE_EVENTS_APPLIED.inc(len(batch))
@@ -302,14 +323,19 @@ def name_of(message: streams.Message) -> str:
     return message.headers.get("Nats-Msg-Id", "")
 
 
-def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present], healed: Sequence[str]) -> Batch:
+def _is_upload(event: StoredEvent) -> bool:
+    """Return whether an event announces uploads; else it announces copies in another pack, which are no news about a study."""
+    return any(not instance.HasField("origin") for instance in event.instances)
+
+
+def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present]) -> Batch:
     """Return what decisions change, made on what was present."""
     versions: dict[str, int] = {}
     for known in present.values():
         study = known.stored.study_instance_uid
         versions[study] = max(versions.get(study, 0), known.version)
     seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
-    return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen, healed=healed)
+    return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen)
 
 
 async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:

@@ -129,6 +129,22 @@ class PoisonEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Untold:
+    """One row of the outbox: what one event changed, until it is told on the stream CHANGES.
+
+    Attributes:
+        reader: whose batch it was in.
+        sequence: of the event on STORE; no other row has it.
+        data: serialized StudyChanged.
+    """
+
+    reader: str
+    sequence: int
+    study_instance_uid: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one group commit changes.
 
@@ -144,6 +160,11 @@ class Batch:
             study has not applied that, a crash came between.
         poison: events that were passed because they cannot be parsed.
         healed: names of poison events that were announced again and applied.
+        outbox: what is to be told of these changes.
+        settling: by Study Instance UID, the sequence of the last upload of a study: it is to be told when the study has settled.
+        told: sequences of rows of the outbox that were told: they go. Of any reader.
+        settled: by Study Instance UID, the sequence with which that it has settled was told: the study goes from `settling`, unless
+            another upload came. Of any reader.
     """
 
     reader: str
@@ -155,6 +176,10 @@ class Batch:
     poison: Sequence[PoisonEvent] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
     healed: Sequence[str] = ()
+    outbox: Sequence[Untold] = ()
+    settling: Mapping[str, int] = field(default_factory=dict)
+    told: Sequence[int] = ()
+    settled: Mapping[str, int] = field(default_factory=dict)
 
 
 Decide = Callable[[dict[str, Present], dict[Place, Dead]], Batch | None]
@@ -313,6 +338,20 @@ class IndexStore(Protocol):
         """Return the names of the poison events that have one."""
         ...
 
+    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+        """Return rows of the outbox, by sequence, at most `limit`. They are written with the changes that they are about, or before.
+
+        A row of which nothing was applied, because something else was decided after a crash, has no changes.
+
+        Args:
+            windows: by reader, above which and up to which sequence.
+        """
+        ...
+
+    async def settling(self, reader: str) -> dict[str, int]:
+        """Return the studies of a reader that have not settled, each with the sequence of its last upload."""
+        ...
+
     async def counts(self) -> Counts:
         """Return the totals."""
         ...
@@ -322,7 +361,10 @@ class IndexStore(Protocol):
         ...
 
     async def swap(self, built: "IndexStore") -> None:
-        """Take over what was built, at once for every read that begins after it; what was there before is dropped."""
+        """Take over what was built, at once for every read that begins after it; what was there before is dropped.
+
+        What is in the outbox, and the studies that have not settled, stay.
+        """
         ...
 
     async def close(self) -> None:

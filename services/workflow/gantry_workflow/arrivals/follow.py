@@ -1,11 +1,11 @@
 """Makes workitems of what arrives, as the operator's rules say (`workitem_rules.py`).
 
-A study has arrived when no instance of it came for a while. One process follows the stream STORE behind a lease; its cursor is the
-first message of the oldest study that is still waited for, so that nothing is forgotten whenever it dies. What it does may be done
-again: the UID of a workitem follows from the rule and what matched, so that a second time it is there already.
+A study has arrived when index says on the stream CHANGES that it has settled: no instance of it came for a while. One process follows
+that stream behind a lease; its cursor is before the oldest study that is not worked on yet, so that nothing is forgotten whenever it dies.
+What it does may be done again: the UID of a workitem follows from the rule and what matched, so that a second time it is there already.
 
-What index decided is asked, not guessed: the facts are read when index has applied the last message of the study. Deletions are no
-arrivals, and of what has been deleted meanwhile nothing is made.
+What is told on CHANGES is applied in index, so its metadata can be read at once. Deletions are no arrivals, and of what has been deleted
+meanwhile nothing is made.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ import orjson
 from google.protobuf.message import DecodeError
 
 from gantry.blob.v1.blob_pb2 import Range, ReadRequest
-from gantry.events.v1.events_pb2 import InstancesStored, WorkitemState
+from gantry.events.v1.events_pb2 import InstancesStored, StudyChanged, WorkitemState
 from gantry.index.v1 import index_pb2
 from gantry_runtime import telemetry
 from gantry_runtime.events import leases, streams
-from gantry_runtime.events.streams import STORE, JetStreamContext, Message
+from gantry_runtime.events.streams import CHANGES, STORE, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.workitems import SCHEDULED
@@ -42,7 +42,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CURSOR = "arrived"
+CURSOR = "settled"
+"""Key of the cursor on CHANGES."""
+STORE_CURSOR = "arrived"
+"""Key of the cursor on STORE, which an earlier version followed. What comes after it is tried once more, then it is forgotten."""
+SETTLED = streams.SUBJECTS["StudySettled"].format(uid=">")
+STORE_QUIET_S = 30.0
+"""Seconds that such a study is waited for: it may be arriving still."""
 LEASE = "workflow.arrivals"
 LOOK_S = 0.5
 """Seconds between two looks for studies that have arrived, while nothing comes."""
@@ -64,16 +70,17 @@ SERIES_INSTANCE_UID, SOP_INSTANCE_UID = "0020000E", "00080018"
 
 @dataclass
 class Waiting:
-    """A study of which instances came.
+    """A study that has settled and is not worked on yet.
 
     Attributes:
-        first, last: sequences on STORE of the first and last message about it.
+        first: sequence on CHANGES of the first message that it has settled.
         due_s: monotonic time at which it is looked at.
+        applied: sequence on STORE that index must have applied before.
     """
 
     first: int
-    last: int
     due_s: float
+    applied: int = 0
 
 
 @dataclass
@@ -99,6 +106,8 @@ async def begin(js: JetStreamContext, has_rules: bool) -> None:
                 await bucket.replace(CURSOR, str(await _end(js)).encode(), revision)
             elif noted and not has_rules:
                 await bucket.put(CURSOR, b"")
+            if not has_rules and (await bucket.get(STORE_CURSOR))[0]:
+                await bucket.put(STORE_CURSOR, b"")
             return
         except errors.Conflict:
             log.debug("another process has begun")
@@ -109,13 +118,13 @@ async def begin(js: JetStreamContext, has_rules: bool) -> None:
 
 async def _end(js: JetStreamContext) -> int:
     try:
-        return (await streams.stream_state(js, STORE))[1]
+        return (await streams.stream_state(js, CHANGES))[1]
     except errors.NotFound:
         return 0
 
 
 class Arrivals:
-    """Follows what is stored and makes workitems, while this process holds the lease."""
+    """Follows which studies have settled and makes workitems, while this process holds the lease."""
 
     def __init__(
         self,
@@ -158,7 +167,9 @@ class Arrivals:
         cursor = position = int((await bucket.get(CURSOR))[0] or b"0")
         self._waiting = {}
         noted_s = 0.0
-        async with aclosing(streams.read_from(self._js, STORE, cursor, wait_s=LOOK_S)) as batches:
+        await self._note_left_on_store(bucket, cursor)
+        left = set(self._waiting)
+        async with aclosing(streams.read_from(self._js, CHANGES, cursor, [SETTLED], wait_s=LOOK_S)) as batches:
             async for batch in batches:
                 for message in batch:
                     self._note(message)
@@ -167,22 +178,49 @@ class Arrivals:
                 while len(self._waiting) >= MAX_WAITING:
                     await asyncio.sleep(LOOK_S)
                     await self._work_on_arrived()
+                if left and left.isdisjoint(self._waiting):
+                    await bucket.put(STORE_CURSOR, b"")
+                    left = set()
                 reached = min((study.first - 1 for study in self._waiting.values()), default=position)
                 if reached != cursor and time.monotonic() - noted_s > CURSOR_S:
                     await bucket.put(CURSOR, str(reached).encode())
                     cursor, noted_s = reached, time.monotonic()
 
-    def _note(self, message: Message) -> None:
-        if not message.subject.endswith(".stored"):
+    async def _note_left_on_store(self, bucket: streams.Bucket, cursor: int) -> None:
+        """Wait for the studies that came after the cursor on STORE of an earlier version, which has not tried rules on them.
+
+        Their uploads may have been applied before index told anything on CHANGES.
+
+        Raises:
+            errors.Unavailable: NATS does not answer.
+        """
+        noted, _ = await bucket.get(STORE_CURSOR)
+        if not noted:
             return
+        after = int(noted)
         try:
-            uid = InstancesStored.FromString(message.data).study_instance_uid
-        except DecodeError:
-            log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject})
+            first, last = await streams.stream_state(self._js, STORE)
+        except errors.NotFound:
+            first, last = 1, 0
+        if after >= last or first > last:
+            await bucket.put(STORE_CURSOR, b"")
             return
-        due_s = time.monotonic() + self._settings.workitem_rules_quiet_s
-        study = self._waiting.setdefault(uid, Waiting(message.sequence, message.sequence, due_s))
-        study.last, study.due_s = message.sequence, due_s
+        due_s = time.monotonic() + STORE_QUIET_S
+        async with aclosing(streams.read_from(self._js, STORE, after, wait_s=LOOK_S)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    if message.subject.endswith(".stored") and (uid := _study_of(InstancesStored, message)):
+                        self._waiting[uid] = Waiting(cursor + 1, due_s, message.sequence)
+                if batch and batch[-1].sequence >= last:
+                    break
+        log.info("studies of an earlier version", extra={"studies": len(self._waiting)})
+        if not self._waiting:
+            await bucket.put(STORE_CURSOR, b"")
+
+    def _note(self, message: Message) -> None:
+        if uid := _study_of(StudyChanged, message):
+            study = self._waiting.setdefault(uid, Waiting(message.sequence, 0.0))
+            study.due_s = time.monotonic()
 
     async def _work_on_arrived(self) -> None:
         """Work on some studies that are due, those that came first before others."""
@@ -192,7 +230,7 @@ class Arrivals:
 
         async def work(uid: str) -> None:
             async with free:
-                if await self._has_worked_on(uid, self._waiting[uid].last):
+                if await self._has_worked_on(uid, self._waiting[uid].applied):
                     del self._waiting[uid]
                 else:
                     self._waiting[uid].due_s = time.monotonic() + RETRY_S
@@ -201,10 +239,10 @@ class Arrivals:
             for uid in due:
                 group.create_task(work(uid))
 
-    async def _has_worked_on(self, uid: str, sequence: int) -> bool:
+    async def _has_worked_on(self, uid: str, applied: int) -> bool:
         """Make the workitems of a study; return False where that is to be tried again."""
         try:
-            if await self._applied(uid) < sequence:
+            if applied and await self._applied(uid) < applied:
                 return False
             await self._make_workitems(uid)
         except (errors.NotFound, errors.Gone):
@@ -314,6 +352,15 @@ class Arrivals:
             return "failed"
         log.info("arrival", extra={**facts, "outcome": outcome})
         return outcome
+
+
+def _study_of(kind: type[StudyChanged | InstancesStored], message: Message) -> str:
+    """Return the study that a message is about; "" where it cannot be parsed."""
+    try:
+        return str(kind.FromString(message.data).study_instance_uid)
+    except DecodeError:
+        log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject})
+        return ""
 
 
 def _match(rules: Sequence[Rule], study_instance_uid: str, encoded: Sequence[bytes], found: Found) -> None:

@@ -1,4 +1,4 @@
-"""Arrivals on a real stream: what is waited for, what a crash leaves, and what is not looked at before index is that far."""
+"""Arrivals on a real stream: what is waited for, and what a crash or an earlier version leaves."""
 
 import asyncio
 import json
@@ -11,10 +11,10 @@ import pytest
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub, add_BlobServiceServicer_to_server
-from gantry.events.v1.events_pb2 import InstancesStored
+from gantry.events.v1.events_pb2 import Change, InstancesStored, StudyChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
 from gantry_runtime.events import streams
-from gantry_runtime.events.streams import STORE, WORKITEMS, JetStreamContext
+from gantry_runtime.events.streams import CHANGES, STORE, WORKITEMS, JetStreamContext
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
@@ -37,6 +37,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         self.polled: list[str] = []
         self.instances: dict[str, list[StoredInstance]] = {}
         self.asked: list[str] = []
+        self.away: set[str] = set()
+        """Studies about which it cannot be asked now."""
 
     async def GetAppliedSequence(self, request, context):
         self.polled.append(request.study_instance_uid)
@@ -44,6 +46,8 @@ class Index(index_pb2_grpc.IndexServiceServicer):
 
     async def GetMetadata(self, request, context):
         self.asked.append(request.scope.study_instance_uid)
+        if request.scope.study_instance_uid in self.away:
+            raise errors.Unavailable("index is away")
         yield index_pb2.GetMetadataResponse(
             fragments=[
                 index_pb2.MetadataFragment(
@@ -68,8 +72,8 @@ class World:
     def __init__(self, js: JetStreamContext, index: Index, blob: Blob, rules: tuple[Rule, ...], settings: WorkflowSettings) -> None:
         self.js, self.index, self.blob, self.rules, self.settings = js, index, blob, rules, settings
 
-    async def store(self, study: str, number: int = 1, modality: str = "CT", large: bool = False) -> int:
-        """Let an instance be announced and known; return the sequence of its event."""
+    async def store(self, study: str, number: int = 1, modality: str = "CT", large: bool = False, settles: bool = True) -> int:
+        """Let an instance be known, and its study settle; return the sequence of that on CHANGES."""
         one = StoredInstance(
             study_instance_uid=study, series_instance_uid=f"{study}.1", sop_class_uid="1.2.3", sop_instance_uid=f"{study}.1.{number}"
         )
@@ -89,6 +93,14 @@ class World:
         else:
             one.dicom_json = data
         self.index.instances.setdefault(study, []).append(one)
+        if not settles:
+            return 0
+        event = StudyChanged(study_instance_uid=study, changes=[Change(kind=Change.KIND_SETTLED)])
+        subject = streams.SUBJECTS["StudySettled"].format(uid=study)
+        return await streams.publish(self.js, subject, event.SerializeToString())
+
+    async def announce(self, study: str) -> int:
+        """Let an upload be on STORE; return its sequence."""
         event = InstancesStored(object="pack", study_instance_uid=study)
         return await streams.publish(self.js, f"store.{streams.partition_of(study)}.stored", event.SerializeToString())
 
@@ -131,21 +143,19 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A world whose studies have arrived after 0.2 s."""
+    """A world with a rule for studies of CT."""
     (tmp_path / "rules.toml").write_text('[[rule]]\nname = "ct"\ntemplate = "t.json"\n[rule.match]\nModality = "CT"\n')
     (tmp_path / "t.json").write_text("{}")
-    settings = WorkflowSettings(
-        workitem_rules=tmp_path / "rules.toml", workitem_rules_url="http://host/dicom-web", workitem_rules_quiet_s=0.2
-    )
+    settings = WorkflowSettings(workitem_rules=tmp_path / "rules.toml", workitem_rules_url="http://host/dicom-web")
     with own_nats(tmp_path / "nats") as nats:
         async with streams.connected(nats.url, "test") as client:
             js = client.jetstream()
-            for stream in (STORE, WORKITEMS):
+            for stream in (STORE, WORKITEMS, CHANGES):
                 await streams.ensure_stream(js, stream)
             yield World(js, Index(), Blob(), load_rules(tmp_path / "rules.toml"), settings)
 
 
-async def test_what_was_stored_before_the_rules_or_while_they_were_off_is_passed(world: World) -> None:
+async def test_what_settled_before_the_rules_or_while_they_were_off_is_passed(world: World) -> None:
     await world.store("1.1")
     await follow.begin(world.js, has_rules=True)
     await world.store("1.2")
@@ -163,19 +173,23 @@ async def test_what_was_stored_before_the_rules_or_while_they_were_off_is_passed
     assert await world.workitem("1.1") is await world.workitem("1.3") is None
 
 
-async def test_a_study_is_looked_at_when_index_has_applied_its_last_message(world: World) -> None:
+async def test_a_study_is_looked_at_when_it_has_settled_and_again_when_it_has_settled_again(world: World) -> None:
     await follow.begin(world.js, has_rules=True)
-    await world.store("1.1")
-    last = await world.store("1.1", 2)
+    await world.store("1.1", settles=False)
     await world.store("1.2")
-    world.index.applied["1.1"] = last - 1
     async with world.running():
         await until(lambda: world.workitem("1.2"))
-        await until(lambda: world.index.polled.count("1.1") >= 3)
         assert world.index.asked == ["1.2"]
-        world.index.applied["1.1"] = last
+        await world.store("1.1", 2)
         await until(lambda: world.workitem("1.1"))
-    assert await world.workitem("1.1") == ["1.1.1.1", "1.1.1.2"]
+        assert await world.workitem("1.1") == ["1.1.1.1", "1.1.1.2"]
+        await world.store("1.1", 3)
+
+        async def has_more() -> bool:
+            return await world.workitem("1.1") == ["1.1.1.1", "1.1.1.2", "1.1.1.3"]
+
+        await until(has_more)
+    assert world.index.polled == []
 
 
 async def test_large_metadata_is_read_from_its_object(world: World) -> None:
@@ -187,16 +201,17 @@ async def test_large_metadata_is_read_from_its_object(world: World) -> None:
     assert await world.workitem("1.1") == ["1.1.1.1", "1.1.1.2"]
 
 
-async def test_the_cursor_stays_before_the_oldest_study_that_is_waited_for(world: World) -> None:
+async def test_the_cursor_stays_before_the_oldest_study_that_is_not_worked_on(world: World) -> None:
     await follow.begin(world.js, has_rules=True)
     first = await world.store("1.1")
     second = await world.store("1.2")
-    world.index.applied = {"1.1": first - 1}
+    world.index.away = {"1.1"}
     async with world.running():
         await until(lambda: world.workitem("1.2"))
-        await until(lambda: world.index.polled.count("1.1") >= 3)
+        await until(lambda: world.index.asked.count("1.1") >= 2)
     assert await world.cursor() == first - 1 < second
-    world.index.applied = {}
+    world.index.away = set()
+    world.index.asked = []
     del world.index.instances["1.2"]
     last = await world.store("1.3", modality="MR")
     async with world.running():
@@ -207,7 +222,36 @@ async def test_the_cursor_stays_before_the_oldest_study_that_is_waited_for(world
 
         await until(is_level)
     assert await world.workitem("1.3") is None
-    assert sorted(world.index.asked) == ["1.1", "1.2", "1.2", "1.3"]
+    assert sorted(world.index.asked) == ["1.1", "1.2", "1.3"]
+
+
+async def test_what_an_earlier_version_left_on_store_is_tried_once_index_has_applied_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "STORE_QUIET_S", 0.2)
+    bucket = await streams.open_bucket(world.js, BUCKET)
+    await world.store("1.1", settles=False)
+    noted = await world.announce("1.1")
+    await world.store("1.2", settles=False)
+    await world.announce("1.2")
+    await world.store("1.3", settles=False)
+    last = await world.announce("1.3")
+    await bucket.put(follow.STORE_CURSOR, str(noted).encode())
+    world.index.applied = {"1.3": last - 1}
+    await follow.begin(world.js, has_rules=True)
+    async with world.running():
+        await until(lambda: world.workitem("1.2"))
+        await until(lambda: world.index.polled.count("1.3") >= 2)
+        assert (await bucket.get(follow.STORE_CURSOR))[0] == str(noted).encode()
+    world.index.applied = {}
+    async with world.running():
+        await until(lambda: world.workitem("1.3"))
+
+        async def is_forgotten() -> bool:
+            return not (await bucket.get(follow.STORE_CURSOR))[0]
+
+        await until(is_forgotten)
+    assert "1.1" not in world.index.asked
 
 
 async def test_with_too_many_studies_the_stream_waits_and_none_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

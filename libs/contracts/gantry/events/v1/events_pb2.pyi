@@ -414,6 +414,126 @@ class RecordsChanged(_message.Message):
 Global___RecordsChanged: _TypeAlias = RecordsChanged  # noqa: Y015
 
 @_typing.final
+class StudyChanged(_message.Message):
+    """On CHANGES, subject change.decided.{study}: what index decided about the instances of a study, oldest first; and, alone in its message,
+    subject change.settled.{study}: that no instance of it came for a while.
+    Each change is told at least once, those of one study in their order. One that is told again has the same id.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    study_instance_uid: _builtins.str
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]: ...
+    def __init__(
+        self,
+        *,
+        study_instance_uid: _builtins.str = ...,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StudyChanged: _TypeAlias = StudyChanged  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """One decision about instances of a study."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Change._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Change._Kind.ValueType  # 0
+        KIND_CREATED: Change._Kind.ValueType  # 1
+        """Instances that were not there, or had been deleted."""
+        KIND_REPLACED: Change._Kind.ValueType  # 2
+        """Instances of which another version was there."""
+        KIND_DELETED: Change._Kind.ValueType  # 3
+        KIND_RESTORED: Change._Kind.ValueType  # 4
+        """Instances that had been deleted and are there again."""
+        KIND_SETTLED: Change._Kind.ValueType  # 5
+        """No instance of the study was uploaded for a while (GANTRY_STUDY_SETTLED_S)."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Change.Kind.ValueType  # 0
+    KIND_CREATED: Change.Kind.ValueType  # 1
+    """Instances that were not there, or had been deleted."""
+    KIND_REPLACED: Change.Kind.ValueType  # 2
+    """Instances of which another version was there."""
+    KIND_DELETED: Change.Kind.ValueType  # 3
+    KIND_RESTORED: Change.Kind.ValueType  # 4
+    """Instances that had been deleted and are there again."""
+    KIND_SETTLED: Change.Kind.ValueType  # 5
+    """No instance of the study was uploaded for a while (GANTRY_STUDY_SETTLED_S)."""
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TIME_S_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Sequence and kind: the same whenever this change is told, and of no other change."""
+    kind: Global___Change.Kind.ValueType
+    sequence: _builtins.int
+    """On STORE, of the event that was decided; of KIND_SETTLED, of the last upload of the study."""
+    time_s: _builtins.int
+    """When that event was published, seconds since 1970; 0 with KIND_SETTLED."""
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedInstance]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: Global___Change.Kind.ValueType = ...,
+        sequence: _builtins.int = ...,
+        time_s: _builtins.int = ...,
+        instances: _abc.Iterable[Global___ChangedInstance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "instances", b"instances", "kind", b"kind", "sequence", b"sequence", "time_s", b"time_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
+@_typing.final
+class ChangedInstance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    series_instance_uid: _builtins.str
+    sop_instance_uid: _builtins.str
+    version: _builtins.int
+    """Of the instance after the change; greater than that of each earlier change of the instance."""
+    def __init__(
+        self,
+        *,
+        series_instance_uid: _builtins.str = ...,
+        sop_instance_uid: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedInstance: _TypeAlias = ChangedInstance  # noqa: Y015
+
+@_typing.final
 class WorkitemState(_message.Message):
     """On WORKITEMS, subject workitem.{uid}: the whole state of a workitem after a change, and what changed.
     The last message of the subject is the workitem.

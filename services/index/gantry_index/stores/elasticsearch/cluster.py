@@ -78,6 +78,17 @@ class Cluster:
         """Return an index of this generation, or the alias for that of the current one."""
         return f"{self.prefix}-{kind}" + (f"-{self.generation}" if self.generation else "")
 
+    @property
+    def outbox(self) -> str:
+        """The index of what is to be told, the same for each generation."""
+        return f"{self.prefix}-outbox"
+
+    async def create_outbox(self, mapping: dict[str, Any]) -> None:
+        """Create the outbox where it is not there yet."""
+        if not await answered(self.client.indices.exists(index=self.outbox)):
+            mappings = {"dynamic": "strict", "properties": mapping}
+            await answered(self.client.indices.create(index=self.outbox, settings=SETTINGS, mappings=mappings))
+
     async def create(self, mappings: Mapping[str, dict[str, Any]]) -> None:
         """Create the indices of this generation."""
         for kind, properties in mappings.items():
@@ -93,37 +104,52 @@ class Cluster:
         except (TransportError, ApiError) as error:
             raise errors.Unavailable("Elasticsearch does not answer") from error
 
-    async def bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> None:
+    async def bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> list[str]:
         """Write; an external version that is not newer is as good as written.
+
+        Returns:
+            The ids of rows of the outbox that were to be created and were there already.
 
         Raises:
             errors.Unavailable: Elasticsearch is busy or refuses writes for now, or another writer was faster: read again.
             errors.CorruptInstance: Elasticsearch cannot parse a document, now or ever.
         """
         parts = _bounded(operations)
+        existing: list[str] = []
         for number, part in enumerate(parts, 1):
-            await self._bulk(part, refresh=refresh and number == len(parts))
+            existing += await self._bulk(part, refresh=refresh and number == len(parts))
+        return existing
 
-    async def _bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> None:
+    async def _bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> list[str]:
         answer = await answered(self.client.bulk(operations=operations, refresh=refresh))
+        existing: list[str] = []
         if not answer["errors"]:
-            return
-        by_version = {action["index"]["_id"] for action in operations if "version" in action.get("index", ())}
+            return existing
+        targets: list[dict[str, Any]] = [action.get("index") or action.get("delete") or {} for action in operations if len(action) == 1]
+        by_version = {target["_id"] for target in targets if isinstance(target, dict) and "version" in target}
         for item in answer["items"]:
             (result,) = item.values()
             status = result["status"]
             # A deletion of what is not there is 404 without an error.
             if "error" not in result or (status == 409 and result["_id"] in by_version):
                 continue
+            if status == 409 and result["_index"] == self.outbox:
+                existing.append(result["_id"])
+                continue
             if _is_unparsable(result["error"]):
                 raise errors.CorruptInstance(f"Elasticsearch cannot parse the document {result['_id']}: {result['error']['type']}")
             raise errors.Unavailable(f"Elasticsearch: {result['error']['type']}")
+        return existing
 
     async def get(self, kind: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
         """Return the documents that are there, by id; as of now, not as of the last refresh."""
+        return await self.get_from(self.index(kind), ids, source)
+
+    async def get_from(self, index: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
+        """Return the documents of an index that are there, as `get`."""
         found: dict[str, dict[str, Any]] = {}
         for start in range(0, len(ids), PAGE):
-            docs = [{"_index": self.index(kind), "_id": one, "_source": source} for one in ids[start : start + PAGE]]
+            docs = [{"_index": index, "_id": one, "_source": source} for one in ids[start : start + PAGE]]
             answer = await answered(self.client.mget(docs=docs))
             if any("error" in doc for doc in answer["docs"]):
                 raise errors.Unavailable("Elasticsearch could not read a document")
@@ -132,11 +158,16 @@ class Cluster:
 
     async def pages(self, kind: str, query: dict[str, Any], sort: list[Any], source: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the sources of all hits in order, PAGE at a time."""
+        async for page in self.pages_of(self.index(kind), query, sort, source):
+            yield page
+
+    async def pages_of(self, index: str, query: dict[str, Any], sort: list[Any], source: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the sources of all hits in an index, as `pages`."""
         after: list[Any] | None = None
         while True:
             answer = await answered(
                 self.client.search(
-                    index=self.index(kind),
+                    index=index,
                     query=query,
                     sort=sort,
                     size=PAGE,

@@ -50,6 +50,14 @@ MAPPINGS: dict[str, dict[str, Any]] = {
         "due": {"type": "long"},
     },
 }
+OUTBOX_MAPPING: dict[str, Any] = {
+    "kind": KEYWORD,
+    "reader": KEYWORD,
+    "study": KEYWORD,
+    "sequence": {"type": "long"},
+    "data": KEPT,
+}
+"""Of one index that belongs to no generation: what is not told yet stays so when the index is built anew."""
 WORKITEM_MAPPING = {
     "uid": KEYWORD,
     "sort_key": KEYWORD,
@@ -96,6 +104,16 @@ def name_of(place: Place) -> str:
 def poison_id(name: str) -> str:
     """Return the id of a poison event: of an id of Elasticsearch at most 512 bytes are allowed."""
     return f"poison {name}" if len(name.encode()) < 400 else f"poison {hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def change_id(sequence: int) -> str:
+    """Return the id of a row of the outbox."""
+    return f"change {sequence}"
+
+
+def settling_id(study: str) -> str:
+    """Return the id of a study that has not settled."""
+    return f"settling {study}"
 
 
 def pack_id(key: str) -> str:

@@ -7,6 +7,10 @@ Every document is compared and set: an instance that another reader wrote since 
 partitions) is decided again. A bulk is not atomic: what is dead is written first; a study says up to which sequence its instances are in
 its counts (`applied`); where that disagrees with its instances after a crash, it is counted anew. The cursor is written last.
 
+What is to be told of a batch is written before its instances. After a crash between, the same events are decided again: a row that is
+there already gets what is new beside what it has. A row that was not written in one undisturbed run of this process is compared with the
+instances before it is told, since another reader may have written one of them meanwhile.
+
 The client and its indices: `elasticsearch_cluster`; mappings and ids: `elasticsearch_mappings`; what a batch writes:
 `elasticsearch_writing`; queries: `elasticsearch_search`.
 """
@@ -16,16 +20,19 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from gantry.events.v1.events_pb2 import Decision
+from gantry.events.v1.events_pb2 import Decision, StudyChanged
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.stores.elasticsearch.cluster import Cluster, answered, opened, unpacked
-from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, pack_id
+from gantry_index.stores.elasticsearch.mappings import MAPPINGS, OUTBOX_MAPPING, dead_id, pack_id
 from gantry_index.stores.elasticsearch.search import ORDER, UID_FIELD, Searching
 from gantry_index.stores.elasticsearch.writing import Writing
-from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, Page, Place, Present, Scope
+from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, Page, Place, Present, Scope, Untold
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query
+
+MOST_UNDISTURBED = 100_000
+"""Rows of the outbox of which it is remembered that they need not be compared."""
 
 
 class ElasticsearchStore:
@@ -35,6 +42,8 @@ class ElasticsearchStore:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._undisturbed: set[int] = set()
+        """Sequences of rows of the outbox whose changes were all applied, by this process and at once."""
 
     @classmethod
     async def opened(cls, url: str, prefix: str) -> "ElasticsearchStore":
@@ -50,6 +59,7 @@ class ElasticsearchStore:
             if not await answered(client.indices.exists_alias(name=f"{prefix}-meta")):
                 await store.swap(await store.build())
             await store._check_format()
+            await store._cluster.create_outbox(OUTBOX_MAPPING)
         except BaseException:
             await client.close()
             raise
@@ -117,14 +127,16 @@ class ElasticsearchStore:
         """See IndexStore."""
         writing = Writing(self._cluster, batch)
         await writing.run()
+        operations = writing.told()
         if batch.reader:
-            await self._cluster.bulk(
-                [
-                    {"index": {"_index": self._cluster.index("meta"), "_id": f"cursor {batch.reader}"}},
-                    {"kind": "cursor", "value": str(batch.sequence)},
-                ],
-                refresh=False,
-            )
+            operations += [
+                {"index": {"_index": self._cluster.index("meta"), "_id": f"cursor {batch.reader}"}},
+                {"kind": "cursor", "value": str(batch.sequence)},
+            ]
+        await self._cluster.bulk(operations, refresh=False)
+        self._undisturbed.difference_update(batch.told)
+        if writing.is_undisturbed and len(self._undisturbed) < MOST_UNDISTURBED:
+            self._undisturbed.update(one.sequence for one in batch.outbox)
 
     async def search(self, query: Query) -> Page:
         """See IndexStore."""
@@ -222,6 +234,48 @@ class ElasticsearchStore:
         query = {"bool": {"filter": [{"term": {"kind": "poison"}}, {"exists": {"field": "name"}}]}}
         pages = self._cluster.pages("meta", query, [{"name": "asc"}], ["name", "lies_in"])
         return [(source["name"], source["lies_in"]) async for page in pages for source in page]
+
+    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+        """See IndexStore."""
+        await answered(self._cluster.client.indices.refresh(index=self._cluster.outbox))
+        each = [
+            {"bool": {"filter": [{"term": {"reader": reader}}, {"range": {"sequence": {"gt": above, "lte": up_to}}}]}}
+            for reader, (above, up_to) in windows.items()
+        ]
+        query = {"bool": {"filter": [{"term": {"kind": "change"}}], "should": each, "minimum_should_match": 1}}
+        found = await answered(
+            self._cluster.client.search(
+                index=self._cluster.outbox,
+                query=query,
+                sort=[{"sequence": "asc"}],
+                size=limit,
+                source_includes=["reader", "sequence", "study", "data"],
+                track_total_hits=False,
+            )
+        )
+        sources = [hit["_source"] for hit in found["hits"]["hits"]]
+        rows = [Untold(one["reader"], one["sequence"], one["study"], unpacked(one["data"])) for one in sources]
+        return [row if row.sequence in self._undisturbed else await self._applied(row) for row in rows]
+
+    async def _applied(self, row: Untold) -> Untold:
+        """Return a row with those of its changes that were applied."""
+        message = StudyChanged.FromString(row.data)
+        uids = [one.sop_instance_uid for change in message.changes for one in change.instances]
+        docs = await self._cluster.get("instances", uids, ["study", "version"])
+        versions = {uid: doc["_source"]["version"] for uid, doc in docs.items() if doc["_source"]["study"] == row.study_instance_uid}
+        kept = StudyChanged(study_instance_uid=message.study_instance_uid)
+        for change in message.changes:
+            if applied := [one for one in change.instances if versions.get(one.sop_instance_uid, -1) >= one.version]:
+                one = kept.changes.add(id=change.id, kind=change.kind, sequence=change.sequence, time_s=change.time_s)
+                one.instances.extend(applied)
+        return Untold(row.reader, row.sequence, row.study_instance_uid, kept.SerializeToString())
+
+    async def settling(self, reader: str) -> dict[str, int]:
+        """See IndexStore."""
+        await answered(self._cluster.client.indices.refresh(index=self._cluster.outbox))
+        query = {"bool": {"filter": [{"term": {"kind": "settling"}}, {"term": {"reader": reader}}]}}
+        pages = self._cluster.pages_of(self._cluster.outbox, query, [{"study": "asc"}], ["study", "sequence"])
+        return {source["study"]: source["sequence"] async for page in pages for source in page}
 
     async def counts(self) -> Counts:
         """See IndexStore."""

@@ -1,12 +1,14 @@
 """One batch of changes in Elasticsearch: instances first, then the studies and series that they add up to."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from gantry.events.v1.events_pb2 import Decision
+from gantry.events.v1.events_pb2 import Decision, StudyChanged
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.levels.summary import (
     INSTANCE_NUMBER,
@@ -22,8 +24,18 @@ from gantry_index.levels.summary import (
     tabulated,
 )
 from gantry_index.stores.elasticsearch.cluster import Cluster, answered, packed, unpacked
-from gantry_index.stores.elasticsearch.mappings import MAPPINGS, dead_id, name_of, pack_id, poison_id, series_id, term_fields
-from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, PoisonEvent, Put, Remove
+from gantry_index.stores.elasticsearch.mappings import (
+    MAPPINGS,
+    change_id,
+    dead_id,
+    name_of,
+    pack_id,
+    poison_id,
+    series_id,
+    settling_id,
+    term_fields,
+)
+from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, PoisonEvent, Put, Remove, Untold
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms
@@ -38,6 +50,8 @@ class Writing:
         self._added: defaultdict[str, list[tuple[str, str, Attributes]]] = defaultdict(list)
         self._recount: set[str] = set()
         self._last: defaultdict[str, int] = defaultdict(int, batch.versions)
+        self.is_undisturbed = True
+        """Whether no row of the outbox was there already."""
 
     async def run(self) -> None:
         batch = self._batch
@@ -50,7 +64,11 @@ class Writing:
         operations: list[dict[str, Any]] = []
         for sop, change in batch.changes.items():
             operations += self._instance(sop, change, before.get(sop))
-        studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *batch.versions}))
+        keeping = asyncio.create_task(self._keep_untold(), name="outbox")
+        try:
+            studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *batch.versions}))
+        finally:
+            await keeping
         for study, version in batch.versions.items():
             if study not in studies or studies[study]["_source"]["applied"] < version:
                 self._recount.add(study)
@@ -74,6 +92,38 @@ class Writing:
         await self._cluster.bulk(follow_up, refresh=False)
         changed = [self._cluster.index(kind) for kind in MAPPINGS]
         await answered(self._cluster.client.indices.refresh(index=changed))
+
+    async def _keep_untold(self) -> None:
+        """Write what is to be told, before the instances that it is about."""
+        index = self._cluster.outbox
+        rows = {change_id(one.sequence): one for one in self._batch.outbox}
+        operations: list[dict[str, Any]] = []
+        for name, one in rows.items():
+            operations += [{"create": {"_index": index, "_id": name}}, _row(one)]
+        for study, sequence in self._batch.settling.items():
+            action = {"_index": index, "_id": settling_id(study), "version": sequence, "version_type": "external"}
+            document = {"kind": "settling", "reader": self._batch.reader, "study": study, "sequence": sequence}
+            operations += [{"index": action}, document]
+        existing = await self._cluster.bulk(operations, refresh=False)
+        if not existing:
+            return
+        self.is_undisturbed = False
+        docs = await self._cluster.get_from(index, existing)
+        operations = []
+        for name in existing:
+            before = unpacked(docs[name]["_source"]["data"]) if name in docs else b""
+            operations += [{"index": {"_index": index, "_id": name}}, _row(replace(rows[name], data=_both(before, rows[name].data)))]
+        await self._cluster.bulk(operations, refresh=False)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return the operations that remove what was told."""
+        index = self._cluster.outbox
+        operations: list[dict[str, Any]] = [{"delete": {"_index": index, "_id": change_id(sequence)}} for sequence in self._batch.told]
+        for study, sequence in self._batch.settled.items():
+            # Where another upload came, what is there has a higher version.
+            action = {"_index": index, "_id": settling_id(study), "version": sequence, "version_type": "external_gte"}
+            operations.append({"delete": action})
+        return operations
 
     def _check(self, before: Mapping[str, dict[str, Any]]) -> None:
         """Compare what is there with what the decisions were made on."""
@@ -219,6 +269,39 @@ class Writing:
             **term_fields(level_terms(attributes)),
         }
         return _compared({"_index": self._cluster.index(kind), "_id": one}, before, document)
+
+
+def _row(one: Untold) -> dict[str, Any]:
+    """Return the document of a row of the outbox."""
+    return {
+        "kind": "change",
+        "reader": one.reader,
+        "study": one.study_instance_uid,
+        "sequence": one.sequence,
+        "data": packed(one.data),
+    }
+
+
+def _both(before: bytes, now: bytes) -> bytes:
+    """Return what a row has, and beside it what it has not of the same event that was decided again.
+
+    Of an instance that is in both, the kind in the row counts: the first decision was made on what was there before.
+    """
+    both, new = StudyChanged.FromString(before), StudyChanged.FromString(now)
+    both.study_instance_uid = new.study_instance_uid
+    versions = {one.sop_instance_uid: one.version for change in new.changes for one in change.instances}
+    known: set[str] = set()
+    for change in both.changes:
+        for one in change.instances:
+            one.version = versions.get(one.sop_instance_uid, one.version)
+            known.add(one.sop_instance_uid)
+    for change in new.changes:
+        if missing := [one for one in change.instances if one.sop_instance_uid not in known]:
+            same = next((one for one in both.changes if one.id == change.id), None)
+            if same is None:
+                same = both.changes.add(id=change.id, kind=change.kind, sequence=change.sequence, time_s=change.time_s)
+            same.instances.extend(missing)
+    return both.SerializeToString()
 
 
 def _poison(one: PoisonEvent) -> dict[str, Any]:

@@ -49,7 +49,24 @@ CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
 """
 ADDED = """
 CREATE TABLE IF NOT EXISTS poison_names (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    key TEXT PRIMARY KEY, sequence INTEGER NOT NULL, reader TEXT NOT NULL, study TEXT NOT NULL, data BLOB NOT NULL
+) WITHOUT ROWID;
 """
-"""Tables that a database made by an older program gets when it is opened."""
+"""Tables that a database made by an older program gets when it is opened.
+
+`outbox` has two kinds of rows, so that a commit changes one page for both: `c` and the sequence in 20 digits, what one event changed and is
+to be told; `s` and the study, the last upload of a study that has not settled.
+"""
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}
+
+
+def change_key(sequence: int) -> str:
+    """Return the key of a row of the outbox: what the event of this sequence changed."""
+    return f"c{sequence:020d}"
+
+
+def settling_key(study_instance_uid: str) -> str:
+    """Return the key of a row of the outbox: a study that has not settled."""
+    return f"s{study_instance_uid}"

@@ -8,7 +8,7 @@ import asyncio
 import os
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,10 @@ from gantry_index.stores.port import (
     Place,
     Present,
     Scope,
+    Untold,
 )
 from gantry_index.stores.sqlite.database import Database, chunks, fsync_directory, marks, meta, set_meta
-from gantry_index.stores.sqlite.schema import ADDED, SCHEMA
+from gantry_index.stores.sqlite.schema import ADDED, SCHEMA, change_key
 from gantry_index.stores.sqlite.search import Searching
 from gantry_index.stores.sqlite.writing import Writing, is_merge_due, merge_recent_terms
 from gantry_standard import errors
@@ -231,6 +232,25 @@ class SqliteStore:
         rows = await self._database.read(lambda connection: connection.execute("SELECT name FROM poison_names").fetchall())
         return {name for (name,) in rows}
 
+    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+        """See IndexStore."""
+        statement = "SELECT reader, sequence, study, data FROM outbox WHERE key > ? AND key <= ? AND reader = ? ORDER BY key LIMIT ?"
+
+        def work(connection: sqlite3.Connection) -> list[Untold]:
+            rows = [
+                Untold(*row)
+                for reader, (above, up_to) in windows.items()
+                for row in connection.execute(statement, (change_key(above), change_key(up_to), reader, limit))
+            ]
+            return sorted(rows, key=lambda row: row.sequence)[:limit]
+
+        return await self._database.read(work)
+
+    async def settling(self, reader: str) -> dict[str, int]:
+        """See IndexStore."""
+        statement = "SELECT study, sequence FROM outbox WHERE key >= 's' AND reader = ?"
+        return await self._database.read(lambda connection: dict(connection.execute(statement, (reader,)).fetchall()))
+
     async def counts(self) -> Counts:
         """See IndexStore."""
 
@@ -253,6 +273,8 @@ class SqliteStore:
         """See IndexStore. Reads that run go on in the old file, which is deleted when this store closes."""
         if not isinstance(built, SqliteStore):
             raise TypeError("a SQLite store takes over what a SQLite store built")
+        rows = await self._database.read(lambda connection: connection.execute("SELECT * FROM outbox").fetchall())
+        await built._database.write(lambda connection: _take_outbox(connection, rows))
         await asyncio.to_thread(self._point_to, built._database.path.name)
         self._retired.append(self._database)
         self._database = built._database
@@ -264,6 +286,10 @@ class SqliteStore:
         """See IndexStore."""
         for database in (self._database, *self._retired):
             await asyncio.to_thread(database.close)
+
+
+def _take_outbox(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def _names_studies(query: Query) -> bool:

@@ -23,7 +23,7 @@ from gantry_index.levels.summary import (
 )
 from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, PoisonEvent, Put, Remove
 from gantry_index.stores.sqlite.database import Database, Kept, S, marks, set_meta
-from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE
+from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE, change_key, settling_key
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms
@@ -91,8 +91,21 @@ class Writing:
             connection.execute("DELETE FROM poison_names WHERE name = ?", (name,))
         for one in batch.poison:
             self._poison(one)
+        self._outbox(batch)
         if batch.reader:
             set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
+
+    def _outbox(self, batch: Batch) -> None:
+        """Write what is to be told, and remove what was."""
+        if batch.told:
+            self.connection.executemany("DELETE FROM outbox WHERE key = ?", [(change_key(sequence),) for sequence in batch.told])
+        if batch.settled:
+            removed = [(settling_key(study), sequence) for study, sequence in batch.settled.items()]
+            self.connection.executemany("DELETE FROM outbox WHERE key = ? AND sequence = ?", removed)
+        rows = [(change_key(one.sequence), one.sequence, one.reader, one.study_instance_uid, one.data) for one in batch.outbox]
+        rows += [(settling_key(study), sequence, batch.reader, study, b"") for study, sequence in batch.settling.items()]
+        if rows:
+            self.connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)", rows)
 
     def _poison(self, one: PoisonEvent) -> None:
         """Record a poison event; one that is announced again is recorded once."""

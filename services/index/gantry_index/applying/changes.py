@@ -1,0 +1,244 @@
+"""Tells on the stream CHANGES what was decided, from the outbox of the index store.
+
+A row of the outbox is written with the decision and removed after the stream has acknowledged it, with a later batch. So each decision is
+told at least once, also after a crash. Rows of one study are told in their order. Rows that wait for each other's study share a message:
+a StudyChanged is a list, and two serialized ones joined are one.
+
+What a study that got an upload is told last, when none came for `settled_s` seconds, is that it has settled. Where a process takes over,
+that time begins anew.
+
+The answer to the gateway does not wait for any of this. Two processes may tell the same rows for a moment, with the same ids: each begins
+with the oldest that is not removed, so that the first time that a change is told is in order.
+
+Source: docs/decisions/0131-changes.md.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gantry.events.v1.events_pb2 import Change, StudyChanged
+from gantry_index.applying.decide import change_id
+from gantry_index.stores.port import Batch, IndexStore, Untold
+from gantry_runtime.events import streams
+from gantry_runtime.process import end_tasks
+from gantry_standard import errors
+from gantry_standard.dicom.uids import is_valid_uid
+
+log = logging.getLogger(__name__)
+
+GATHER_S = 0.1
+"""Seconds between a decision and its telling, so that what a study gets one by one is one message."""
+TIDY_S = 1.0
+"""Seconds after which what was told is removed although no batch came that would do it."""
+ROWS = 200
+"""Rows that are told at once."""
+MESSAGE_BYTES = 256 << 10
+"""Rows of one study share a message up to this size. A row, of one event, is smaller."""
+TOGETHER = 16
+"""Studies that are told about at the same time."""
+RETRY_S = 0.2
+FIRST_PER_S = 1000
+"""A stream that is made anew begins at the milliseconds since 1970, above every sequence of one that was lost."""
+
+
+@dataclass(slots=True)
+class _Window:
+    """Of a reader, up to which sequence rows were told, and up to which they are applied."""
+
+    told: int
+    applied: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """A study that has not settled: its reader, the sequence of its last upload, and when it has settled, in monotonic seconds."""
+
+    reader: str
+    sequence: int
+    due_s: float
+
+
+class Changes:
+    """Tells what the readers of this process decided. `lock` is the readers': nothing is removed while it is held."""
+
+    def __init__(self, store: IndexStore, client: streams.Client, lock: asyncio.Lock, settled_s: float) -> None:
+        self._store = store
+        self._client = client
+        self._lock = lock
+        self._settled_s = settled_s
+        self._publisher = streams.Publisher(client)
+        self._windows: dict[str, _Window] = {}
+        self._waiting: set[str] = set()
+        """Readers that have rows to tell."""
+        self._settling: dict[str, _Settling] = {}
+        """By study, the one that is due first first."""
+        self._told: set[int] = set()
+        self._settled: dict[str, int] = {}
+        """What was told and is to be removed."""
+        self._applied_s = 0.0
+        """When the last batch was applied, in monotonic seconds."""
+        self._news = asyncio.Event()
+
+    async def join(self, reader: str, cursor: int) -> None:
+        """Begin to tell for a reader, first what an earlier process left.
+
+        Raises:
+            errors.Unavailable: the store does not answer.
+        """
+        for study, sequence in (await self._store.settling(reader)).items():
+            known = self._settling.get(study)
+            if known is None or known.sequence < sequence:
+                self._note(reader, study, sequence)
+        self._windows[reader] = _Window(0, cursor)
+        self._waiting.add(reader)
+        self._news.set()
+
+    def leave(self, reader: str) -> None:
+        """Tell no more for a reader; another process may."""
+        self._windows.pop(reader, None)
+        self._waiting.discard(reader)
+        self._settling = {study: one for study, one in self._settling.items() if one.reader != reader}
+
+    def to_remove(self, settling: Mapping[str, int]) -> tuple[list[int], dict[str, int]]:
+        """Return what was told and is to be removed with the next batch, `told` and `settled`; no study that the batch has uploads of."""
+        return list(self._told), {study: sequence for study, sequence in self._settled.items() if study not in settling}
+
+    def removed(self, told: Sequence[int], settled: Mapping[str, int]) -> None:
+        """Note that what `to_remove` returned is removed."""
+        self._told.difference_update(told)
+        for study, sequence in settled.items():
+            if self._settled.get(study) == sequence:
+                del self._settled[study]
+
+    def applied(self, reader: str, sequence: int, has_rows: bool, settling: Mapping[str, int]) -> None:
+        """Note what a batch brought: whether there is something to tell, and uploads of studies."""
+        self._applied_s = time.monotonic()
+        for study, last in settling.items():
+            self._settled.pop(study, None)
+            self._note(reader, study, last)
+        if (window := self._windows.get(reader)) is not None:
+            window.applied = sequence
+            if has_rows:
+                self._waiting.add(reader)
+                self._news.set()
+
+    def _note(self, reader: str, study: str, sequence: int) -> None:
+        self._settling.pop(study, None)
+        self._settling[study] = _Settling(reader, sequence, time.monotonic() + self._settled_s)
+
+    async def run(self) -> None:
+        """Tell for ever. Waits while NATS or the store does not answer."""
+        await self._ensure()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(TIDY_S, self._settled_s)):
+                    await self._news.wait()
+                await asyncio.sleep(GATHER_S)
+            self._news.clear()
+            try:
+                await self._tell_decided()
+                await self._tell_settled()
+                await self._tidy()
+            except errors.RetryLater as error:
+                log.warning("changes are not told yet", extra={"reason": error.message})
+                self._news.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _ensure(self) -> None:
+        """Make the stream where it is not there; wait while NATS does not answer."""
+        js = self._client.jetstream()
+        while True:
+            try:
+                await streams.ensure_stream(js, streams.CHANGES, int(time.time() * FIRST_PER_S))
+                return
+            except errors.GantryError as error:
+                log.warning("the stream CHANGES is not there", extra={"reason": error.message})
+            await asyncio.sleep(RETRY_S)
+
+    async def _tell_decided(self) -> None:
+        while self._waiting:
+            windows = {reader: self._windows[reader] for reader in self._waiting}
+            bounds = {reader: (window.told, window.applied) for reader, window in windows.items()}
+            rows = await self._store.untold(bounds, ROWS)
+            await self._publish([row for row in rows if row.sequence not in self._told])
+            for row in rows:
+                windows[row.reader].told = row.sequence
+                self._told.add(row.sequence)
+            if len(rows) == ROWS:
+                continue
+            for reader, (_, applied) in bounds.items():
+                windows[reader].told = applied
+                if windows[reader].applied == applied and self._windows.get(reader) is windows[reader]:
+                    self._waiting.discard(reader)
+
+    async def _publish(self, rows: Sequence[Untold]) -> None:
+        """Publish rows: those of one study one after the other, those of several at the same time."""
+        by_study: dict[str, list[list[Untold]]] = {}
+        for row in rows:
+            messages = by_study.setdefault(row.study_instance_uid, [])
+            if not messages or sum(len(one.data) for one in messages[-1]) + len(row.data) > MESSAGE_BYTES:
+                messages.append([])
+            messages[-1].append(row)
+        free = asyncio.Semaphore(TOGETHER)
+
+        async def publish(study: str, messages: Sequence[Sequence[Untold]]) -> None:
+            async with free:
+                for parts in messages:
+                    data = b"".join(row.data for row in parts)
+                    # What a crash kept from being applied leaves a row without changes.
+                    if StudyChanged.FromString(data).changes:
+                        await self._say(_subject("StudyChanged", study), data, f"{study} {parts[0].sequence}-{parts[-1].sequence}")
+
+        publishing = [asyncio.create_task(publish(study, messages), name="changes") for study, messages in by_study.items()]
+        if not publishing:
+            return
+        try:
+            await asyncio.wait(publishing, return_when=asyncio.FIRST_EXCEPTION)
+            for task in publishing:
+                task.result()
+        finally:
+            await end_tasks(publishing)
+
+    async def _say(self, subject: str, data: bytes, message_id: str) -> None:
+        """Publish one message, as often as it takes: what comes after it waits."""
+        while True:
+            try:
+                await self._publisher.publish(subject, data, message_id)
+                return
+            except errors.GantryError as error:
+                log.warning("changes are not told yet", extra={"reason": error.message})
+            await asyncio.sleep(RETRY_S)
+            await self._ensure()
+
+    async def _tell_settled(self) -> None:
+        now_s = time.monotonic()
+        while self._settling:
+            study, one = next(iter(self._settling.items()))
+            window = self._windows.get(one.reader)
+            if one.due_s > now_s or window is None or (one.reader in self._waiting and window.told < one.sequence):
+                # It is not due, or not everything before it is told.
+                return
+            message = StudyChanged(study_instance_uid=study)
+            message.changes.add(id=change_id(one.sequence, Change.KIND_SETTLED), kind=Change.KIND_SETTLED, sequence=one.sequence)
+            await self._say(_subject("StudySettled", study), message.SerializeToString(), f"{study} {one.sequence} settled")
+            if self._settling.get(study) is one:
+                del self._settling[study]
+                self._settled[study] = one.sequence
+
+    async def _tidy(self) -> None:
+        """Remove what was told where no batch came to do it."""
+        if time.monotonic() - self._applied_s < TIDY_S or self._lock.locked() or not (self._told or self._settled):
+            return
+        async with self._lock:
+            told, settled = self.to_remove({})
+            await self._store.apply(Batch("", 0, told=told, settled=settled))
+            self.removed(told, settled)
+
+
+def _subject(name: str, study: str) -> str:
+    """Return the subject of a message about a study. A UID that is none could not stand in it."""
+    return streams.SUBJECTS[name].format(uid=study if is_valid_uid(study) else "invalid")

@@ -1,0 +1,258 @@
+"""What index decides is on the stream CHANGES: at least once, in order per study, with one id for each change. Both stores, real NATS."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gantry.events.v1.events_pb2 import Change, StudyChanged
+from gantry_index.applying import changes
+from gantry_index.stores.elasticsearch.store import ElasticsearchStore
+from gantry_index.stores.port import Batch
+from gantry_runtime.events import streams
+from tests.stores.test_index_store import drop
+from tests.support.nats_server import NatsServer, until
+from tests.unit.index.test_service import DUPLICATE, NEW, STUDY, Suite, instance
+
+CREATED, REPLACED, DELETED, RESTORED, SETTLED = (
+    Change.KIND_CREATED,
+    Change.KIND_REPLACED,
+    Change.KIND_DELETED,
+    Change.KIND_RESTORED,
+    Change.KIND_SETTLED,
+)
+
+
+@pytest.fixture(params=["sqlite", "elasticsearch"])
+async def suite(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Suite]:
+    nats = NatsServer(tmp_path / "nats")
+    nats.start()
+    made = Suite(tmp_path / "index", nats)
+    if request.param == "elasticsearch":
+        made.elasticsearch = (request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
+    await made.start()
+    yield made
+    if isinstance(made.store, ElasticsearchStore):
+        await drop(made.store._cluster.client, made.store._cluster.prefix)
+    await made.stop()
+    nats.stop()
+
+
+async def told(suite: Suite, *studies: str) -> list[Change]:
+    """Return what is on CHANGES about studies, in order, each change once."""
+    seen: dict[str, Change] = {}
+    _, last = await streams.stream_state(suite.js, streams.CHANGES)
+    first, _ = await streams.stream_state(suite.js, streams.CHANGES)
+    for sequence in range(first, last + 1):
+        raw = await suite.js.get_msg("CHANGES", sequence)
+        message = StudyChanged.FromString(raw.data or b"")
+        assert (raw.subject or "").endswith(f".{message.study_instance_uid}")
+        if message.study_instance_uid in (studies or (STUDY,)):
+            for change in message.changes:
+                before = seen.setdefault(change.id, change)
+                assert before == change, "one id, one change"
+    return list(seen.values())
+
+
+def brief(found: list[Change]) -> list[tuple[int, list[str]]]:
+    return [(one.kind, [each.sop_instance_uid for each in one.instances]) for one in found]
+
+
+async def has_told(suite: Suite, *expected: tuple[int, list[str]]) -> list[Change]:
+    """Wait until exactly this is told."""
+
+    async def is_told() -> bool:
+        return len(await told(suite)) >= len(expected)
+
+    await until(is_told, 20)
+    found = await told(suite)
+    assert brief(found) == list(expected)
+    return found
+
+
+async def outbox(suite: Suite) -> tuple[int, int]:
+    """Return how many rows are to be told, and how many studies have not settled."""
+    readers = dict.fromkeys(("all", *map(str, range(streams.PARTITIONS))), (0, 1 << 60))
+    settling = [len(await suite.store.settling(reader)) for reader in readers]
+    return len(await suite.store.untold(readers, 1000)), sum(settling)
+
+
+async def test_each_decision_is_told_in_order_with_the_versions_that_the_records_have(suite: Suite) -> None:
+    assert await suite.announce(instance("1.1"), instance("1.2")) == {0: NEW, 1: NEW}
+    (record, _) = await suite.records(study_instance_uid=STUDY)
+    assert await suite.announce(instance("1.1", "other")) == {0: DUPLICATE}
+    await suite.delete(sop_instance_uid="1.1")
+    assert await suite.restore("1.1") == (1, 0, 0)
+    await suite.delete(sop_instance_uid="1.1")
+    assert await suite.announce(instance("1.1", "anew")) == {0: NEW}
+    found = await has_told(
+        suite, (CREATED, ["1.1", "1.2"]), (DELETED, ["1.1"]), (RESTORED, ["1.1"]), (DELETED, ["1.1"]), (CREATED, ["1.1"])
+    )
+    assert found[0].instances[0].version == record.version
+    assert found[0].instances[0].series_instance_uid == record.stored.series_instance_uid
+    versions = [change.instances[0].version for change in found]
+    assert versions == sorted(set(versions))
+    assert [change.id for change in found] == [
+        f"{change.sequence}-{name}" for change, name in zip(found, ("created", "deleted", "restored", "deleted", "created"), strict=True)
+    ]
+    assert versions[-1] == (await suite.records(sop_instance_uid="1.1"))[0].version
+
+
+async def test_a_replaced_instance_is_told_as_replaced(suite: Suite) -> None:
+    suite.reader._on_duplicate = "replace"
+    await suite.announce(instance("1.1", "a"))
+    await suite.announce(instance("1.1", "b"), instance("1.2"))
+    await has_told(suite, (CREATED, ["1.1"]), (REPLACED, ["1.1"]), (CREATED, ["1.2"]))
+
+
+async def test_what_an_earlier_process_left_is_told_and_what_was_told_is_not_told_again(suite: Suite) -> None:
+    """The first process ends before it has told anything; the second one before it has removed what it told."""
+    suite.reader.changes._publish = _never  # type: ignore[method-assign]
+    await suite.announce(instance("1.1"))
+    await suite.announce(instance("1.2"))
+    assert (await outbox(suite))[0] == 2
+    await suite.stop()
+    await suite.start()
+    first = await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]))
+    await suite.stop()
+    await suite.start()
+    await suite.announce(instance("1.3"))
+    again = await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]), (CREATED, ["1.3"]))
+    assert again[:2] == first
+
+    async def is_tidy() -> bool:
+        return (await outbox(suite))[0] == 0
+
+    await until(is_tidy)
+
+
+async def _never(rows: object) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_the_store_is_answered_while_nothing_can_be_told(suite: Suite) -> None:
+    suite.reader.changes._publish = _never  # type: ignore[method-assign]
+    assert await suite.announce(instance("1.1")) == {0: NEW}
+    assert await suite.announce(instance("1.2")) == {0: NEW}
+
+
+async def test_the_same_event_again_is_not_told_again(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    await streams.publish(suite.js, *suite.last_event)
+    await suite.announce(instance("1.2"))
+    await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]))
+
+
+async def test_reindex_tells_nothing_and_keeps_what_is_to_be_told(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    await has_told(suite, (CREATED, ["1.1"]))
+    telling = suite.reader.changes._publish
+    suite.reader.changes._publish = _never  # type: ignore[method-assign]
+    await suite.announce(instance("1.2"))
+    await suite.reindex()
+    assert (await outbox(suite))[1] == 1
+    suite.reader.changes._publish = telling  # type: ignore[method-assign]
+    await suite.stop()
+    await suite.start()
+    await suite.announce(instance("1.3"))
+    await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]), (CREATED, ["1.3"]))
+
+
+async def test_a_lost_stream_is_made_again_above_its_sequences(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    await has_told(suite, (CREATED, ["1.1"]))
+    _, before = await streams.stream_state(suite.js, streams.CHANGES)
+    await suite.js.delete_stream("CHANGES")
+    await suite.announce(instance("1.2"))
+
+    async def is_there() -> bool:
+        return await streams.describe_stream(suite.js, streams.CHANGES) is not None
+
+    await until(is_there)
+    await has_told(suite, (CREATED, ["1.2"]))
+    assert (await streams.stream_state(suite.js, streams.CHANGES))[0] > before
+
+
+async def test_a_study_that_gets_no_instance_for_a_while_has_settled_once(suite: Suite) -> None:
+    suite.reader.changes._settled_s = 0.5
+    await suite.announce(instance("1.1"))
+    await suite.announce(instance("1.2"))
+    found = await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]), (SETTLED, []))
+    assert found[2].sequence == found[1].sequence
+    assert await suite.announce(instance("1.2")) != {0: NEW}
+    again = await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]), (SETTLED, []), (SETTLED, []))
+    assert again[3].sequence > again[2].sequence
+
+    async def is_tidy() -> bool:
+        return await outbox(suite) == (0, 0)
+
+    await until(is_tidy)
+
+
+async def test_a_study_that_has_not_settled_is_waited_for_after_a_restart(suite: Suite) -> None:
+    await suite.announce(instance("1.1"))
+    await has_told(suite, (CREATED, ["1.1"]))
+    assert (await outbox(suite))[1] == 1
+    await suite.stop()
+    suite.settled_s = 0.3
+    await suite.start()
+    await has_told(suite, (CREATED, ["1.1"]), (SETTLED, []))
+
+
+async def test_a_deletion_does_not_settle_a_study(suite: Suite) -> None:
+    suite.reader.changes._settled_s = 0.3
+    await suite.announce(instance("1.1"))
+    await has_told(suite, (CREATED, ["1.1"]), (SETTLED, []))
+    await suite.delete(study_instance_uid=STUDY)
+    await suite.announce(instance("9.1", study="9"))
+
+    async def has_other_settled() -> bool:
+        return [one.kind for one in await told(suite, "9")] == [CREATED, SETTLED]
+
+    await until(has_other_settled)
+    await has_told(suite, (CREATED, ["1.1"]), (SETTLED, []), (DELETED, ["1.1"]))
+
+
+async def test_what_elasticsearch_applied_in_part_is_told_whole_with_the_same_id(elasticsearch_url: str, tmp_path: Path) -> None:
+    """A crash between the instances and the cursor: the event is decided again, when its instances are there already."""
+    nats = NatsServer(tmp_path / "nats")
+    nats.start()
+    suite = Suite(tmp_path / "index", nats)
+    suite.elasticsearch = (elasticsearch_url, f"test-{uuid.uuid4().hex}")
+    await suite.start()
+    suite.reader.changes._publish = _never  # type: ignore[method-assign]
+    partition = str(streams.partition_of(STUDY))
+    before = await suite.store.cursor(partition)
+    await suite.announce(instance("1.1"), instance("1.2"))
+    sequence = await suite.store.cursor(partition)
+    await suite.stop()
+    await suite.start()
+    await has_told(suite, (CREATED, ["1.1", "1.2"]))
+    await suite.stop()
+    store = await ElasticsearchStore.opened(*suite.elasticsearch)
+    await store.apply(Batch(partition, before))
+    await store.close()
+    await suite.start()
+    await suite.announce(instance("1.3"))
+    found = await has_told(suite, (CREATED, ["1.1", "1.2"]), (CREATED, ["1.3"]))
+    assert found[0].sequence == sequence
+    assert isinstance(suite.store, ElasticsearchStore)
+    await drop(suite.store._cluster.client, suite.store._cluster.prefix)
+    await suite.stop()
+    nats.stop()
+
+
+async def test_many_rows_of_several_studies_are_told_in_order(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "ROWS", 3)
+    monkeypatch.setattr(changes, "MESSAGE_BYTES", 150)
+    for number in range(4):
+        for study in ("2.1", "2.2", "2.3"):
+            await suite.announce(instance(f"{study}.{number}", study=study))
+    for study in ("2.1", "2.2", "2.3"):
+
+        async def is_told(study: str = study) -> bool:
+            return brief(await told(suite, study)) == [(CREATED, [f"{study}.{number}"]) for number in range(4)]
+
+        await until(is_told, 20)
