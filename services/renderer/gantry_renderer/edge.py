@@ -11,6 +11,7 @@ from gantry_renderer.picture.draw import Presentation, Viewport
 from gantry_renderer.transactions.decode_image import ImageDecoding
 from gantry_renderer.transactions.instances import Instance
 from gantry_renderer.transactions.render import Rendering
+from gantry_renderer.transactions.sources import parse_sources
 from gantry_renderer.transactions.transcode import Transcoding
 from gantry_renderer.workers.pool import Pool
 from gantry_runtime.rpc.channels import CHUNK_BYTES
@@ -30,7 +31,7 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
     async def Render(self, request: renderer_pb2.RenderRequest, context: Context) -> renderer_pb2.RenderResponse:
         """Render one frame."""
         presentation = parse_presentation(request)
-        image = await self._rendering.render(Instance(request.source), request.frame_number, presentation)
+        image = await self._rendering.render(parse_sources(request.sources), request.frame_number, presentation)
         return renderer_pb2.RenderResponse(image=image, media_type=request.media_type)
 
     async def TranscodeFrames(

@@ -201,7 +201,8 @@ class Renderer(renderer_pb2_grpc.RendererServiceServicer):
             self.cancelled.set()
 
     async def Render(self, request, context):
-        self._check(request.source)
+        (source,) = request.sources
+        self._check(source)
         self.rendered.append(request)
         if request.media_type not in self.makes:
             raise errors.NotAcceptable(f"{request.media_type} is not made")

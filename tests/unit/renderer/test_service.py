@@ -47,7 +47,7 @@ async def frames_of(served: Any, source: renderer_pb2.Source, numbers: list[int]
 
 
 async def rendered(served: Any, source: renderer_pb2.Source, media_type: str = "image/png", **fields: Any) -> bytes:
-    request = renderer_pb2.RenderRequest(source=source, media_type=media_type, **{"frame_number": 1, **fields})
+    request = renderer_pb2.RenderRequest(sources=[source], media_type=media_type, **{"frame_number": 1, **fields})
     with rpc_errors.translated("renderer"):
         return (await served.stub.Render(request, timeout=TIMEOUT_S)).image
 

@@ -16,6 +16,7 @@ import grpc.aio
 
 from gantry.index.v1.index_pb2 import GetMetadataRequest, InstanceRecord, MetadataFragment, Scope
 from gantry.renderer.v1.renderer_pb2 import (
+    SOURCE_ROLE_SUBJECT,
     GetStatusRequest,
     RenderRequest,
     RenderResponse,
@@ -146,7 +147,7 @@ class Renditions:
         """
         stored = record.stored
         fragment = await self._fragment(record)
-        source = Source(stored=stored, version=record.version)
+        source = Source(stored=stored, version=record.version, role=SOURCE_ROLE_SUBJECT)
         if fragment.HasField("location"):
             source.stored.dicom_json_location.CopyFrom(fragment.location)
         else:

@@ -154,7 +154,7 @@ async def _parts(renditions: Renditions, source: Source, job: _Job, media_type: 
 
 def _render_request(source: Source, frame_number: int, media_type: str, rendering: Rendering) -> RenderRequest:
     return RenderRequest(
-        source=source,
+        sources=[source],
         frame_number=frame_number,
         media_type=media_type,
         quality=rendering.quality if media_type in LOSSY else 0,

@@ -35,6 +35,7 @@ class Instance:
         self.stored: blob_pb2.StoredInstance = source.stored
         self.object_key: str = source.stored.location.object
         self.description: PixelDescription = frames.describe(source.stored)
+        self.sop_class_uid: str = source.stored.sop_class_uid
         self.transfer_syntax_uid: str = source.stored.layout.wire_transfer_syntax_uid
         self.key: Key = (self.object_key, source.stored.location.offset, source.version)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gantry.renderer.v1.renderer_pb2 import SOURCE_ROLE_SUBJECT
 from tests.unit.gateway.retrieve_world import CT, ONE, SR, WSI, World, parts_of, running
 
 WARNING = "The following annotation values are not supported: "
@@ -69,7 +70,9 @@ async def test_parameters_reach_the_renderer(world: World) -> None:
     assert (asked.viewport.width, asked.viewport.height, asked.viewport.source_y, asked.viewport.source_height) == (100, 50, 2, -8.5)
     assert not asked.viewport.HasField("source_x")
     assert not asked.viewport.HasField("source_width")
-    assert asked.source.stored.dicom_json == world.index.json[CT]
+    (source,) = asked.sources
+    assert source.role == SOURCE_ROLE_SUBJECT
+    assert source.stored.dicom_json == world.index.json[CT]
 
 
 async def test_without_parameters_nothing_is_said(world: World) -> None:

@@ -25,39 +25,41 @@ _sym_db = _symbol_database.Default()
 from gantry.blob.v1 import blob_pb2 as gantry_dot_blob_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gantry/renderer/v1/renderer.proto\x12\x12gantry.renderer.v1\x1a\x19gantry/blob/v1/blob.proto\"I\n\x06Source\x12.\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\xd2\x01\n\rRenderRequest\x12*\n\x06source\x18\x01 \x01(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x14\n\x0c\x66rame_number\x18\x02 \x01(\r\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0f\n\x07quality\x18\x04 \x01(\r\x12*\n\x06window\x18\x05 \x01(\x0b\x32\x1a.gantry.renderer.v1.Window\x12.\n\x08viewport\x18\x06 \x01(\x0b\x32\x1c.gantry.renderer.v1.Viewport\"9\n\x06Window\x12\x0e\n\x06\x63\x65nter\x18\x01 \x01(\x01\x12\r\n\x05width\x18\x02 \x01(\x01\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\"\xcb\x01\n\x08Viewport\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x15\n\x08source_x\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08source_y\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0csource_width\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rsource_height\x18\x06 \x01(\x01H\x03\x88\x01\x01\x42\x0b\n\t_source_xB\x0b\n\t_source_yB\x0f\n\r_source_widthB\x10\n\x0e_source_height\"3\n\x0eRenderResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"x\n\x16TranscodeFramesRequest\x12*\n\x06source\x18\x01 \x01(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x15\n\rframe_numbers\x18\x02 \x03(\r\x12\x1b\n\x13transfer_syntax_uid\x18\x03 \x01(\t\"K\n\x17TranscodeFramesResponse\x12\x14\n\x0c\x66rame_number\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"c\n\x18TranscodeInstanceRequest\x12*\n\x06source\x18\x01 \x01(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x1b\n\x13transfer_syntax_uid\x18\x02 \x01(\t\")\n\x19TranscodeInstanceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"6\n\x12\x44\x65\x63odeImageRequest\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"n\n\x13\x44\x65\x63odeImageResponse\x12/\n\x05pixel\x18\x01 \x01(\x0b\x32 .gantry.blob.v1.PixelDescription\x12\x18\n\x10number_of_frames\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x12\n\x10GetStatusRequest\"j\n\x11GetStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63odes\x18\x03 \x03(\t\x12\x0f\n\x07\x65ncodes\x18\x04 \x03(\t\x12\x0f\n\x07workers\x18\x05 \x01(\r2\x82\x04\n\x0fRendererService\x12O\n\x06Render\x12!.gantry.renderer.v1.RenderRequest\x1a\".gantry.renderer.v1.RenderResponse\x12l\n\x0fTranscodeFrames\x12*.gantry.renderer.v1.TranscodeFramesRequest\x1a+.gantry.renderer.v1.TranscodeFramesResponse0\x01\x12r\n\x11TranscodeInstance\x12,.gantry.renderer.v1.TranscodeInstanceRequest\x1a-.gantry.renderer.v1.TranscodeInstanceResponse0\x01\x12\x62\n\x0b\x44\x65\x63odeImage\x12&.gantry.renderer.v1.DecodeImageRequest\x1a\'.gantry.renderer.v1.DecodeImageResponse(\x01\x30\x01\x12X\n\tGetStatus\x12$.gantry.renderer.v1.GetStatusRequest\x1a%.gantry.renderer.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!gantry/renderer/v1/renderer.proto\x12\x12gantry.renderer.v1\x1a\x19gantry/blob/v1/blob.proto\"w\n\x06Source\x12.\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.gantry.blob.v1.StoredInstance\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12,\n\x04role\x18\x03 \x01(\x0e\x32\x1e.gantry.renderer.v1.SourceRole\"\xd3\x01\n\rRenderRequest\x12+\n\x07sources\x18\x01 \x03(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x14\n\x0c\x66rame_number\x18\x02 \x01(\r\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0f\n\x07quality\x18\x04 \x01(\r\x12*\n\x06window\x18\x05 \x01(\x0b\x32\x1a.gantry.renderer.v1.Window\x12.\n\x08viewport\x18\x06 \x01(\x0b\x32\x1c.gantry.renderer.v1.Viewport\"9\n\x06Window\x12\x0e\n\x06\x63\x65nter\x18\x01 \x01(\x01\x12\r\n\x05width\x18\x02 \x01(\x01\x12\x10\n\x08\x66unction\x18\x03 \x01(\t\"\xcb\x01\n\x08Viewport\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x15\n\x08source_x\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08source_y\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0csource_width\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rsource_height\x18\x06 \x01(\x01H\x03\x88\x01\x01\x42\x0b\n\t_source_xB\x0b\n\t_source_yB\x0f\n\r_source_widthB\x10\n\x0e_source_height\"3\n\x0eRenderResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"x\n\x16TranscodeFramesRequest\x12*\n\x06source\x18\x01 \x01(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x15\n\rframe_numbers\x18\x02 \x03(\r\x12\x1b\n\x13transfer_syntax_uid\x18\x03 \x01(\t\"K\n\x17TranscodeFramesResponse\x12\x14\n\x0c\x66rame_number\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"c\n\x18TranscodeInstanceRequest\x12*\n\x06source\x18\x01 \x01(\x0b\x32\x1a.gantry.renderer.v1.Source\x12\x1b\n\x13transfer_syntax_uid\x18\x02 \x01(\t\")\n\x19TranscodeInstanceResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"6\n\x12\x44\x65\x63odeImageRequest\x12\x12\n\nmedia_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"n\n\x13\x44\x65\x63odeImageResponse\x12/\n\x05pixel\x18\x01 \x01(\x0b\x32 .gantry.blob.v1.PixelDescription\x12\x18\n\x10number_of_frames\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x12\n\x10GetStatusRequest\"j\n\x11GetStatusResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63odes\x18\x03 \x03(\t\x12\x0f\n\x07\x65ncodes\x18\x04 \x03(\t\x12\x0f\n\x07workers\x18\x05 \x01(\r*|\n\nSourceRole\x12\x1b\n\x17SOURCE_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13SOURCE_ROLE_SUBJECT\x10\x01\x12\x1a\n\x16SOURCE_ROLE_REFERENCED\x10\x02\x12\x1c\n\x18SOURCE_ROLE_PRESENTATION\x10\x03\x32\x82\x04\n\x0fRendererService\x12O\n\x06Render\x12!.gantry.renderer.v1.RenderRequest\x1a\".gantry.renderer.v1.RenderResponse\x12l\n\x0fTranscodeFrames\x12*.gantry.renderer.v1.TranscodeFramesRequest\x1a+.gantry.renderer.v1.TranscodeFramesResponse0\x01\x12r\n\x11TranscodeInstance\x12,.gantry.renderer.v1.TranscodeInstanceRequest\x1a-.gantry.renderer.v1.TranscodeInstanceResponse0\x01\x12\x62\n\x0b\x44\x65\x63odeImage\x12&.gantry.renderer.v1.DecodeImageRequest\x1a\'.gantry.renderer.v1.DecodeImageResponse(\x01\x30\x01\x12X\n\tGetStatus\x12$.gantry.renderer.v1.GetStatusRequest\x1a%.gantry.renderer.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gantry.renderer.v1.renderer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SOURCEROLE']._serialized_start=1376
+  _globals['_SOURCEROLE']._serialized_end=1500
   _globals['_SOURCE']._serialized_start=84
-  _globals['_SOURCE']._serialized_end=157
-  _globals['_RENDERREQUEST']._serialized_start=160
-  _globals['_RENDERREQUEST']._serialized_end=370
-  _globals['_WINDOW']._serialized_start=372
-  _globals['_WINDOW']._serialized_end=429
-  _globals['_VIEWPORT']._serialized_start=432
-  _globals['_VIEWPORT']._serialized_end=635
-  _globals['_RENDERRESPONSE']._serialized_start=637
-  _globals['_RENDERRESPONSE']._serialized_end=688
-  _globals['_TRANSCODEFRAMESREQUEST']._serialized_start=690
-  _globals['_TRANSCODEFRAMESREQUEST']._serialized_end=810
-  _globals['_TRANSCODEFRAMESRESPONSE']._serialized_start=812
-  _globals['_TRANSCODEFRAMESRESPONSE']._serialized_end=887
-  _globals['_TRANSCODEINSTANCEREQUEST']._serialized_start=889
-  _globals['_TRANSCODEINSTANCEREQUEST']._serialized_end=988
-  _globals['_TRANSCODEINSTANCERESPONSE']._serialized_start=990
-  _globals['_TRANSCODEINSTANCERESPONSE']._serialized_end=1031
-  _globals['_DECODEIMAGEREQUEST']._serialized_start=1033
-  _globals['_DECODEIMAGEREQUEST']._serialized_end=1087
-  _globals['_DECODEIMAGERESPONSE']._serialized_start=1089
-  _globals['_DECODEIMAGERESPONSE']._serialized_end=1199
-  _globals['_GETSTATUSREQUEST']._serialized_start=1201
-  _globals['_GETSTATUSREQUEST']._serialized_end=1219
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1221
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1327
-  _globals['_RENDERERSERVICE']._serialized_start=1330
-  _globals['_RENDERERSERVICE']._serialized_end=1844
+  _globals['_SOURCE']._serialized_end=203
+  _globals['_RENDERREQUEST']._serialized_start=206
+  _globals['_RENDERREQUEST']._serialized_end=417
+  _globals['_WINDOW']._serialized_start=419
+  _globals['_WINDOW']._serialized_end=476
+  _globals['_VIEWPORT']._serialized_start=479
+  _globals['_VIEWPORT']._serialized_end=682
+  _globals['_RENDERRESPONSE']._serialized_start=684
+  _globals['_RENDERRESPONSE']._serialized_end=735
+  _globals['_TRANSCODEFRAMESREQUEST']._serialized_start=737
+  _globals['_TRANSCODEFRAMESREQUEST']._serialized_end=857
+  _globals['_TRANSCODEFRAMESRESPONSE']._serialized_start=859
+  _globals['_TRANSCODEFRAMESRESPONSE']._serialized_end=934
+  _globals['_TRANSCODEINSTANCEREQUEST']._serialized_start=936
+  _globals['_TRANSCODEINSTANCEREQUEST']._serialized_end=1035
+  _globals['_TRANSCODEINSTANCERESPONSE']._serialized_start=1037
+  _globals['_TRANSCODEINSTANCERESPONSE']._serialized_end=1078
+  _globals['_DECODEIMAGEREQUEST']._serialized_start=1080
+  _globals['_DECODEIMAGEREQUEST']._serialized_end=1134
+  _globals['_DECODEIMAGERESPONSE']._serialized_start=1136
+  _globals['_DECODEIMAGERESPONSE']._serialized_end=1246
+  _globals['_GETSTATUSREQUEST']._serialized_start=1248
+  _globals['_GETSTATUSREQUEST']._serialized_end=1266
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1268
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1374
+  _globals['_RENDERERSERVICE']._serialized_start=1503
+  _globals['_RENDERERSERVICE']._serialized_end=2017
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from gantry.blob.v1 import blob_pb2 as _blob_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,16 +20,47 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SourceRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SourceRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SourceRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOURCE_ROLE_UNSPECIFIED: _SourceRole.ValueType  # 0
+    """Stands for SOURCE_ROLE_SUBJECT."""
+    SOURCE_ROLE_SUBJECT: _SourceRole.ValueType  # 1
+    """The instance that the request names; exactly one. Its SOP class decides the kind of content."""
+    SOURCE_ROLE_REFERENCED: _SourceRole.ValueType  # 2
+    """An instance that the subject refers to, such as an image of a presentation state."""
+    SOURCE_ROLE_PRESENTATION: _SourceRole.ValueType  # 3
+    """A presentation state that says how the subject is shown."""
+
+class SourceRole(_SourceRole, metaclass=_SourceRoleEnumTypeWrapper):
+    """What a source is to the rendering that is made of it."""
+
+SOURCE_ROLE_UNSPECIFIED: SourceRole.ValueType  # 0
+"""Stands for SOURCE_ROLE_SUBJECT."""
+SOURCE_ROLE_SUBJECT: SourceRole.ValueType  # 1
+"""The instance that the request names; exactly one. Its SOP class decides the kind of content."""
+SOURCE_ROLE_REFERENCED: SourceRole.ValueType  # 2
+"""An instance that the subject refers to, such as an image of a presentation state."""
+SOURCE_ROLE_PRESENTATION: SourceRole.ValueType  # 3
+"""A presentation state that says how the subject is shown."""
+Global___SourceRole: _TypeAlias = SourceRole  # noqa: Y015
+
 @_typing.final
 class Source(_message.Message):
-    """The instance to work on: what index knows, and its metadata."""
+    """An instance to work on: what index knows, and its metadata."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version of the record, for caches."""
+    role: Global___SourceRole.ValueType
+    """Only in RenderRequest."""
     @_builtins.property
     def stored(self) -> _blob_pb2.StoredInstance:
         """With dicom_json or dicom_json_location."""
@@ -38,10 +70,11 @@ class Source(_message.Message):
         *,
         stored: _blob_pb2.StoredInstance | None = ...,
         version: _builtins.int = ...,
+        role: Global___SourceRole.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stored", b"stored", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "stored", b"stored", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -51,7 +84,7 @@ Global___Source: _TypeAlias = Source  # noqa: Y015
 class RenderRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     FRAME_NUMBER_FIELD_NUMBER: _builtins.int
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     QUALITY_FIELD_NUMBER: _builtins.int
@@ -64,7 +97,9 @@ class RenderRequest(_message.Message):
     quality: _builtins.int
     """1..100; 0: the server's default."""
     @_builtins.property
-    def source(self) -> Global___Source: ...
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
+        """The instances that the rendering is made of, at most 64; more, none or two subjects are INVALID_ARGUMENT."""
+
     @_builtins.property
     def window(self) -> Global___Window: ...
     @_builtins.property
@@ -72,16 +107,16 @@ class RenderRequest(_message.Message):
     def __init__(
         self,
         *,
-        source: Global___Source | None = ...,
+        sources: _abc.Iterable[Global___Source] | None = ...,
         frame_number: _builtins.int = ...,
         media_type: _builtins.str = ...,
         quality: _builtins.int = ...,
         window: Global___Window | None = ...,
         viewport: Global___Viewport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "viewport", b"viewport", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["viewport", b"viewport", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_number", b"frame_number", "media_type", b"media_type", "quality", b"quality", "source", b"source", "viewport", b"viewport", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_number", b"frame_number", "media_type", b"media_type", "quality", b"quality", "sources", b"sources", "viewport", b"viewport", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

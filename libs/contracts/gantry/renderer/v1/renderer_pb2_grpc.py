@@ -67,7 +67,7 @@ class RendererServiceServicer:
     """
 
     def Render(self, request, context):
-        """One frame as one image in a rendered media type.
+        """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

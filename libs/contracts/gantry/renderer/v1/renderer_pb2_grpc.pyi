@@ -34,7 +34,7 @@ class RendererServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RendererServiceAsyncStub: ...
     Render: _grpc.UnaryUnaryMultiCallable[_renderer_pb2.RenderRequest, _renderer_pb2.RenderResponse]
-    """One frame as one image in a rendered media type."""
+    """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it."""
     TranscodeFrames: _grpc.UnaryStreamMultiCallable[_renderer_pb2.TranscodeFramesRequest, _renderer_pb2.TranscodeFramesResponse]
     """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
     TranscodeInstance: _grpc.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]
@@ -52,7 +52,7 @@ class RendererServiceAsyncStub(RendererServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Render: _aio.UnaryUnaryMultiCallable[_renderer_pb2.RenderRequest, _renderer_pb2.RenderResponse]  # type: ignore[assignment]
-    """One frame as one image in a rendered media type."""
+    """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it."""
     TranscodeFrames: _aio.UnaryStreamMultiCallable[_renderer_pb2.TranscodeFramesRequest, _renderer_pb2.TranscodeFramesResponse]  # type: ignore[assignment]
     """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
     TranscodeInstance: _aio.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]  # type: ignore[assignment]
@@ -73,7 +73,7 @@ class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _renderer_pb2.RenderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_renderer_pb2.RenderResponse, _abc.Awaitable[_renderer_pb2.RenderResponse]]:
-        """One frame as one image in a rendered media type."""
+        """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it."""
 
     @_abc_1.abstractmethod
     def TranscodeFrames(
