@@ -114,8 +114,9 @@ def applied(log: logging.Logger, context: CallContext, subject: str, seconds: fl
     Args:
         context: of the message.
         subject: of the message; its last token after a kind is a UID or a kind.
-        seconds: from its publication on.
+        seconds: from its publication on, by the clocks of two hosts; less than 0 is 0.
     """
+    seconds = max(0.0, seconds)
     if not context.request_id or not log.isEnabledFor(logging.INFO):
         return
     if _requests.handler is None:
