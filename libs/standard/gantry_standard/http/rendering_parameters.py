@@ -19,7 +19,7 @@ SUPPORTED_ANNOTATIONS: frozenset[str] = frozenset()
 LARGEST_VIEWPORT = 8192
 """Maximum number of columns or rows of a rendered image."""
 
-_DECIMAL = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[Ee][+-]?\d+)?")
+_DECIMAL = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[Ee][+-]?[0-9]+)?")
 _KEYWORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -19,6 +19,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+from gantry_standard.dicom.value_forms import READ_DATE, READ_DATE_TIME, READ_TIME
 from gantry_standard.query.query_attributes import COMPUTED, DATE_TIME_PAIRS, is_private_creator
 
 NOT_INDEXED = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN", "LT", "ST", "UT"])
@@ -102,14 +103,9 @@ def number(text: str) -> str:
     return "0" if canonical == "-0" else canonical
 
 
-DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")
-TIME = re.compile(r"(\d\d):?(?:(\d\d):?(?:(\d\d)(\.\d{1,6})?)?)?")
-DATE_TIME = re.compile(r"(\d{4})(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:(\d\d)(\.\d{1,6})?)?)?)?)?)?([+-]\d{4})?")
-
-
 def date(text: str) -> str:
     """Return a DA as YYYYMMDD. Raises ValueError if it is invalid."""
-    match = DATE.fullmatch(text.strip())
+    match = READ_DATE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a date YYYYMMDD")
     datetime(int(match[1]), int(match[2]), int(match[3]), tzinfo=UTC)
@@ -118,7 +114,7 @@ def date(text: str) -> str:
 
 def time(text: str, *, latest: bool = False) -> str:
     """Return a TM as HHMMSS.FFFFFF, missing parts as their lowest (`latest`: highest) value. Raises ValueError."""
-    match = TIME.fullmatch(text.strip())
+    match = READ_TIME.fullmatch(text.strip())
     if match is None or int(match[1]) > 23 or int(match[2] or 0) > 59 or int(match[3] or 0) > 60:
         raise ValueError(f"{text!r} is not a time HHMMSS.FFFFFF")
     rest, fraction = ("59", "9") if latest else ("00", "0")
@@ -127,7 +123,7 @@ def time(text: str, *, latest: bool = False) -> str:
 
 def date_time(text: str, *, latest: bool = False) -> str:
     """Return a DT in UTC as YYYYMMDDHHMMSS.FFFFFF, missing parts as in `time`; without offset it is taken as UTC. Raises ValueError."""
-    match = DATE_TIME.fullmatch(text.strip())
+    match = READ_DATE_TIME.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a date and time YYYYMMDDHHMMSS.FFFFFF&ZZXX")
     year, month = int(match[1]), int(match[2] or (12 if latest else 1))

@@ -37,6 +37,7 @@ from gantry_standard.dicom.charsets import character_set
 from gantry_standard.dicom.elements import Element, Elements
 from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.dicom.pydicom_tables import KEYWORDS, attribute, tag_of
+from gantry_standard.dicom.value_forms import has_form
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
 from gantry_standard.dicom.values import SPECIFIC_CHARACTER_SET
 
@@ -50,25 +51,8 @@ REASON_FOR_THE_ATTRIBUTE_MODIFICATION = 0x04000565
 LONGEST_VALUE = 4096
 """Bytes of a value that rules look at; a longer one matches nothing and is not changed, so that no expression runs for long."""
 
-FORMS: dict[bytes, re.Pattern[str]] = {
-    name: re.compile(form, re.DOTALL)
-    for name, form in {
-        b"AE": r"[ -\[\]-~]{0,16}",
-        b"AS": r"([0-9]{3}[DWMY])?",
-        b"CS": r"[A-Z0-9 _]{0,16}",
-        b"DA": r"([0-9]{8})?",
-        b"DS": r"(?=.{0,16}$)([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?)?",
-        b"DT": r"([0-9]{4,14}(\.[0-9]{1,6})?([+-][0-9]{4})?)?",
-        b"IS": r"([+-]?[0-9]{1,11})?",
-        b"LO": r"[^\x00-\x1f]{0,64}",
-        b"LT": r"[^\x00-\x08]{0,10240}",
-        b"PN": r"[^\x00-\x1f=]{0,64}(=[^\x00-\x1f=]{0,64}){0,2}",
-        b"SH": r"[^\x00-\x1f]{0,16}",
-        b"ST": r"[^\x00-\x08]{0,1024}",
-        b"TM": r"([0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?)?",
-    }.items()
-}
-"""VR of an attribute that rules may change to what one value of it looks like (PS3.5 Table 6.2-1)."""
+CHANGEABLE = frozenset((b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"PN", b"SH", b"ST", b"TM"))
+"""VRs of the attributes that rules may change."""
 
 UNTOUCHABLE = frozenset(
     (
@@ -180,7 +164,7 @@ def _tag_and_vr(keyword: str) -> tuple[int, bytes]:
 
 def _match(where: str, keyword: str, pattern: object, problems: list[str]) -> Match | None:
     tag, vr = _tag_and_vr(keyword)
-    if vr not in FORMS and vr != b"UI":
+    if vr not in CHANGEABLE and vr != b"UI":
         problems.append(f"{where}: match {keyword}: expected the keyword of an attribute that holds text")
         return None
     if not isinstance(pattern, str):
@@ -196,7 +180,7 @@ def _match(where: str, keyword: str, pattern: object, problems: list[str]) -> Ma
 def _action(where: str, entry: Mapping[str, object], problems: list[str]) -> Action | None:
     keyword = str(entry.get("attribute", ""))
     tag, vr = _tag_and_vr(keyword)
-    if vr not in FORMS or tag in UNTOUCHABLE or tag >> 16 in UNTOUCHABLE_GROUPS:
+    if vr not in CHANGEABLE or tag in UNTOUCHABLE or tag >> 16 in UNTOUCHABLE_GROUPS:
         problems.append(
             f"{where}: attribute {keyword!r}: expected a keyword that rules may change (text; no UID, nothing that describes pixels)"
         )
@@ -222,7 +206,7 @@ def _action(where: str, entry: Mapping[str, object], problems: list[str]) -> Act
 
 def _is_legal(vr: bytes, text: str) -> bool:
     values = [text] if VALUE_REPRESENTATIONS[vr].kind is Kind.LONG_TEXT else text.split("\\")
-    return all(FORMS[vr].fullmatch(value) for value in values)
+    return all(has_form(vr.decode("ascii"), value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +273,7 @@ def _holds(root: Elements, match: Match) -> bool:
 def _text(root: Elements, element: Element) -> str | None:
     """Return a value as text, without padding; None where it is none or too long."""
     vr, value, _ = element
-    if not isinstance(value, bytes) or len(value) > LONGEST_VALUE or (vr not in FORMS and vr != b"UI"):
+    if not isinstance(value, bytes) or len(value) > LONGEST_VALUE or (vr not in CHANGEABLE and vr != b"UI"):
         return None
     is_ascii = VALUE_REPRESENTATIONS[vr].kind is Kind.ASCII
     return (value.decode("latin-1") if is_ascii else character_set(_charset(root)).decode(value)).strip(" \0")

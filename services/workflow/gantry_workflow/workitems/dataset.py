@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from gantry_standard import errors, workitems
+from gantry_standard.dicom.value_forms import PERSON_NAME_GROUP, has_form
 
 Dataset = dict[str, Any]
 
@@ -20,6 +21,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _NUMBERS = {"FL", "FD", "SL", "SS", "UL", "US"}
 _NUMBERS_OR_TEXT = {"DS", "IS", "SV", "UV"}
+_TEXT = {"DS", "IS", "SV", "UV"}
 _FORMATS = {
     # VR: what one value looks like (PS3.5 §6.2). Text VRs that are missing here may hold anything.
     "AE": r"[^\\\x00-\x1f]{1,16}",
@@ -162,15 +164,16 @@ def _value(tag: str, vr: str, value: Any, depth: int, count: list[int]) -> Any:
     if not isinstance(value, str):
         raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no string, as VR {vr} wants it")
     value = value.rstrip() if vr in ("LT", "ST", "UT") else value.strip()
-    pattern = _PATTERNS.get(vr)
-    if (value and pattern and not pattern.fullmatch(value)) or (vr == "UI" and len(value) > 64):
+    if not has_form(vr, value):
         raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not what VR {vr} allows")
     return value or None
 
 
 def _person_name(tag: str, value: Any) -> dict[str, str] | None:
     groups = {"Alphabetic": value} if isinstance(value, str) else value
-    if not isinstance(groups, dict) or not all(k in _COMPONENT_GROUPS and isinstance(v, str) and len(v) <= 324 for k, v in groups.items()):
+    if not isinstance(groups, dict) or not all(
+        k in _COMPONENT_GROUPS and isinstance(v, str) and PERSON_NAME_GROUP.fullmatch(v) for k, v in groups.items()
+    ):
         raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no person name")
     return {name: groups[name] for name in _COMPONENT_GROUPS if groups.get(name)} or None
 
