@@ -42,9 +42,9 @@ def anchors(page: Path) -> set[str]:
 
 
 def is_there(path: str) -> bool:
-    """Say whether a path, or the end of one (`http/routes.py`), names a file or folder of the repository."""
+    """Return whether a path, or the end of one (`http/routes.py`, `gateway/http/routes.py`), names a file or folder of the repository."""
     wanted = path.rstrip("/")
-    return any(name == wanted or name.endswith(f"/{wanted}") for name in tracked())
+    return any(name == wanted or name.endswith((f"/{wanted}", f"/gantry_{wanted}")) for name in tracked())
 
 
 @pytest.mark.parametrize("page", pages())
