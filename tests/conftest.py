@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use, the real servers of a run, and the tracing of requirements."""
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROWS = pytest.StashKey[dict[str, requirements.Row]]()
 OUTCOMES = pytest.StashKey[dict[str, dict[str, str]]]()
 SERVERS = pytest.StashKey[RealServers]()
+UNIT = Path(__file__).parent / "unit"
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -55,8 +57,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse ids that do not exist, and more than three on one test."""
+    """Refuse ids that do not exist, and more than three on one test; let a worker run all tests of a module in tests/unit.
+
+    A group for each module saves 4 ms of CPU for each test, and module fixtures are made once.
+    """
     for item in items:
+        if UNIT in item.path.parents and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(UNIT))))
         ids = _ids(item)
         if wrong := requirements.check_ids(ids, config.stash[ROWS]):
             raise pytest.UsageError(f"{item.nodeid}: {wrong}")
@@ -73,10 +80,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     ids = dict(report.user_properties).get("requirements")
     if not ids or _CONFIG is None or is_worker(_CONFIG):
         return
-    outcomes = _CONFIG.stash[OUTCOMES]
+    outcomes, test = _CONFIG.stash[OUTCOMES], re.sub(r"@[^\]]*$", "", report.nodeid)  # pytest-xdist appends the group
     if report.when == "call" or report.outcome != "passed":
-        before = outcomes.get(report.nodeid, {}).get("outcome")
-        outcomes[report.nodeid] = {"ids": str(ids), "outcome": report.outcome if before in (None, "passed") else str(before)}
+        before = outcomes.get(test, {}).get("outcome")
+        outcomes[test] = {"ids": str(ids), "outcome": report.outcome if before in (None, "passed") else str(before)}
 
 
 _CONFIG: pytest.Config | None = None

@@ -177,7 +177,7 @@ def answers(dicomweb: DicomWeb, data_sets: list[Dataset]) -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["study", *(pytest.param(level, marks=pytest.mark.thorough) for level in ("series", "instance"))])
 def test_what_was_deleted_can_be_restored_and_reindex_answers_the_same(suite: Suite, dicomweb: DicomWeb, level: str) -> None:
     data_sets = a_series()
     dicomweb.store(*(instances.encoded(one) for one in data_sets))

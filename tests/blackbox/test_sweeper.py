@@ -6,7 +6,7 @@ The suite of this module has windows of no time and replaces duplicates.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -23,7 +23,7 @@ from tests.support.suite import STORE_SETS, Suite
 pytestmark = pytest.mark.distributed
 SWEEPING = {
     "GANTRY_DELETE_AFTER_S": "0",
-    "GANTRY_SWEEP_EVERY_S": "0.2",
+    "GANTRY_SWEEP_EVERY_S": "0.5",
     "GANTRY_SWEEP_SETTLE_S": "0",
     "GANTRY_SWEEP_TRASH_S": "0",
     "GANTRY_ON_DUPLICATE": "replace",
@@ -46,10 +46,6 @@ def archive(sweeping: Suite) -> DicomWeb:
     return sweeping.client()
 
 
-def wait_until(claim: Callable[[], object], what: str) -> None:
-    asyncio.run(until(claim, 60, what))
-
-
 def stored(suite: Suite) -> tuple[int, int]:
     """Return how many packs and instances the object store holds, after reading every byte of them."""
     port = json.loads((suite.data / "run" / "ports.json").read_text())["blob"]
@@ -62,7 +58,9 @@ def stored(suite: Suite) -> tuple[int, int]:
 
 
 def wait_stored(suite: Suite, packs: int, number: int) -> None:
-    wait_until(lambda: stored(suite) == (packs, number), f"{stored(suite)} packs and instances, expected {packs, number}")
+    """Wait until the store holds these packs and instances; each look reads every byte of them."""
+    message = lambda: f"{stored(suite)} packs and instances, expected {packs, number}"  # noqa: E731
+    asyncio.run(until(lambda: stored(suite) == (packs, number), 60, message, pause_s=0.25))
 
 
 def reindex(suite: Suite) -> None:

@@ -81,8 +81,15 @@ class NatsServer:
             self.process.wait(10)
 
 
-async def until(claim, deadline_s: float = 10, what: str = ""):  # type: ignore[no-untyped-def]
-    """Wait until an async or plain function returns something true, and return it; fail after the deadline."""
+async def until(claim, deadline_s: float = 10, what: object = "", pause_s: float = 0.02):  # type: ignore[no-untyped-def]
+    """Wait until an async or plain function returns something true, and return it; fail after the deadline.
+
+    Args:
+        claim: the function, called again after each pause.
+        deadline_s: seconds after which it fails.
+        what: the message of the failure, or a function that returns it.
+        pause_s: seconds between two calls; longer ones where a call is expensive.
+    """
     end = time.monotonic() + deadline_s
     while True:
         found = claim()
@@ -90,5 +97,5 @@ async def until(claim, deadline_s: float = 10, what: str = ""):  # type: ignore[
             found = await found
         if found:
             return found
-        assert time.monotonic() < end, what or f"{claim} was not true within {deadline_s} s"
-        await asyncio.sleep(0.02)
+        assert time.monotonic() < end, (what() if callable(what) else what) or f"{claim} was not true within {deadline_s} s"
+        await asyncio.sleep(pause_s)
