@@ -146,12 +146,19 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
         return blob_pb2.RemoveObjectResponse()
 
     async def ListObjects(self, request, context):
-        keys = sorted(key for key in self.objects if key.startswith(request.prefix) and key > request.after)
+        keys = sorted(key for key in self.keys() if key.startswith(request.prefix) and key > request.after)
         for begin in range(0, len(keys), PAGE_OBJECTS):
             page = keys[begin : begin + PAGE_OBJECTS]
-            yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=k, size_bytes=len(self.objects[k])) for k in page])
+            yield blob_pb2.ListObjectsResponse(
+                objects=[blob_pb2.ObjectEntry(object=k, size_bytes=len(self.objects.get(k, b""))) for k in page]
+            )
+
+    def keys(self):
+        """Return the keys that `ListObjects` lists."""
+        return list(self.objects)
 
     async def Read(self, request, context):
+        check_object_key(request.object)
         if request.object not in self.objects:
             raise errors.NotFound(f"{request.object}: no such object")
         data = self.objects[request.object]

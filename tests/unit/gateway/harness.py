@@ -18,10 +18,12 @@ from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
 from gantry_gateway.http.routes import ROUTES, Route, mounts
 from gantry_gateway.settings import GatewaySettings
+from gantry_index.edge import scope_of
 from gantry_runtime.blob_reader import StreamedReader
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
 from gantry_runtime.store_messages import SERIALISED
+from gantry_standard import errors
 from tests.support.nats_server import NatsServer, free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -39,7 +41,10 @@ class Uploaded:
 
 
 class Blob(blob_pb2_grpc.BlobServiceServicer):
-    """Records uploads; answers each part by `decide`, and tells outcomes as index would."""
+    """Records uploads; answers each part by `decide`, and tells outcomes as index would.
+
+    Refuses messages in another order than `blob.proto` says, and chunks that are too large, as blob does.
+    """
 
     def __init__(self) -> None:
         self.starts: list[blob_pb2.StoreStart] = []
@@ -55,23 +60,28 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
 
     async def StoreInstances(self, request_iterator, context):
         try:
-            start, parts = None, []
+            start, parts, is_ended = None, [], False
             async for message in request_iterator:
                 kind = message.WhichOneof("message")
+                check_order(kind, is_started=start is not None, has_part=bool(parts), is_ended=is_ended)
                 if kind == "start":
                     start = message.start
                     self.starts.append(start)
                 elif kind == "part":
+                    if parts and message.part.part_number <= parts[-1].part_number:
+                        raise errors.BadRequest(f"part {message.part.part_number} comes after part {parts[-1].part_number}")
                     parts.append(Uploaded(message.part.part_number, message.part.content_type))
                     self.parts.append(parts[-1])
                 elif kind == "chunk":
+                    if len(message.chunk) > channels.CHUNK_BYTES:
+                        raise errors.PayloadTooLarge(f"a chunk has {len(message.chunk)} bytes, expected at most {channels.CHUNK_BYTES}")
                     parts[-1].largest_message = max(parts[-1].largest_message, len(message.chunk))
                     if self.keep:
                         parts[-1].data += message.chunk
                     if self.refuse is not None:
                         raise self.refuse
                 else:
-                    self.ended += 1
+                    self.ended, is_ended = self.ended + 1, True
                     results = [self.decide(part) for part in parts]
                     await self._tell(start, [r.part_number for r in results if not r.failure_reason])
                     for result in results:
@@ -80,6 +90,11 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
             self.calls_over += 1
 
     async def StoreWhole(self, request, context):
+        if sum(len(message.chunk) for message in request.messages) > channels.CHUNK_BYTES:
+            raise errors.PayloadTooLarge("the chunks of a whole request have more than 1 MiB")
+        if not request.messages or request.messages[-1].WhichOneof("message") != "end":
+            raise errors.BadRequest("a store request ended without its end")
+
         async def messages():
             for message in request.messages:
                 yield message
@@ -96,6 +111,16 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
 
     async def GetStatus(self, request, context):
         return blob_pb2.GetStatusResponse(object_store="directory", ready=self.ready, free_bytes=7 << 40, explanation="")
+
+
+def check_order(kind: str | None, *, is_started: bool, has_part: bool, is_ended: bool) -> None:
+    """Refuse a message of a store request where it may not be. Raises errors.BadRequest."""
+    if not is_started and kind != "start":
+        raise errors.BadRequest("a store request begins with its start")
+    if is_ended or kind is None or (is_started and kind == "start"):
+        raise errors.BadRequest(f"a store request had {kind} where it may not be")
+    if kind == "chunk" and not has_part:
+        raise errors.BadRequest("a store request had a chunk before its first part")
 
 
 def stored(part: Uploaded) -> blob_pb2.PartResult:
@@ -126,6 +151,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         return self.found
 
     async def DeleteInstances(self, request, context):
+        scope_of(request.scope)
         self.deletions.append(request.scope)
         if self.refuse is not None:
             raise self.refuse

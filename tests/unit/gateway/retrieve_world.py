@@ -19,6 +19,8 @@ from gantry_gateway.http.app import Application, Router
 from gantry_gateway.http.request import Gateway
 from gantry_gateway.http.routes import ROUTES, Route, mounts
 from gantry_gateway.settings import GatewaySettings
+from gantry_index.edge import scope_of
+from gantry_runtime.blob_reader import check_ranges, object_path
 from gantry_runtime.rpc import channels
 from gantry_standard import errors
 
@@ -55,9 +57,10 @@ class DirectoryReader:
         self.piece_bytes = 1 << 20
 
     async def read(self, object_key, ranges):
-        path = self.directory / object_key
+        path = object_path(self.directory, object_key)
         if not path.exists():
             raise errors.NotFound(f"there is no object {object_key}")
+        check_ranges(object_key, path.stat().st_size, ranges)
         self.reads.append((object_key, len(ranges)))
         self.open_reads += 1
         try:
@@ -120,6 +123,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         """Object that requests for single instances tell, while those for a series or study tell the old one."""
 
     def _in_scope(self, scope):
+        scope_of(scope)
         found = [
             record
             for record in self.records.values()
@@ -179,19 +183,26 @@ class Renderer(renderer_pb2_grpc.RendererServiceServicer):
     async def GetStatus(self, request, context):
         return renderer_pb2.GetStatusResponse(ready=True, decodes=self.decodes, encodes=self.encodes)
 
-    def _check(self, source):
+    def _check(self, source, transfer_syntax_uid=LE):
+        """Refuse what the renderer refuses: no location, a transfer syntax that it does not produce, and instances of `impossible`."""
+        if not source.stored.HasField("location"):
+            raise errors.BadRequest("the source has no location")
+        if transfer_syntax_uid not in (LE, *self.encodes):
+            raise errors.NotAcceptable(f"{transfer_syntax_uid} cannot be produced")
         self.sources.append(source)
         if source.stored.sop_instance_uid in self.impossible:
             raise errors.NotAcceptable("the pixel data cannot be brought into this transfer syntax")
 
     async def TranscodeFrames(self, request, context):
-        self._check(request.source)
+        self._check(request.source, request.transfer_syntax_uid)
         for number in request.frame_numbers:
+            if not 1 <= number <= request.source.stored.layout.frames.number_of_frames:
+                raise errors.NotFound(f"frame {number}: the instance has {request.source.stored.layout.frames.number_of_frames} frames")
             yield renderer_pb2.TranscodeFramesResponse(frame_number=number, data=f"frame {number} ".encode())
             yield renderer_pb2.TranscodeFramesResponse(frame_number=number, data=request.transfer_syntax_uid.encode(), last=True)
 
     async def TranscodeInstance(self, request, context):
-        self._check(request.source)
+        self._check(request.source, request.transfer_syntax_uid)
         try:
             yield renderer_pb2.TranscodeInstanceResponse(data=f"{request.source.stored.sop_instance_uid} ".encode())
             while self.endless:

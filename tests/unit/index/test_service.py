@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from gantry.blob.v1 import blob_pb2
-from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
+from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub, add_BlobServiceServicer_to_server
 from gantry.events.v1 import events_pb2
 from gantry.events.v1.events_pb2 import Decision, InstancesStored, InstancesSwept, StoreOutcomes
 from gantry.index.v1 import index_pb2
@@ -32,31 +32,27 @@ from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import channels, rpc_errors
 from gantry_standard import errors
 from tests.support.nats_server import NatsServer, until
+from tests.support.worklist import Blob
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 NEW, SAME, DUPLICATE = events_pb2.OUTCOME_NEW, events_pb2.OUTCOME_SAME, events_pb2.OUTCOME_DUPLICATE
 
 
-class RecordingBlob(BlobServiceServicer):
-    """Keeps objects, and trailers of packs."""
+class RecordingBlob(Blob):
+    """Keeps objects, and trailers of packs; refuses what blob refuses."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
+        super().__init__()
         self.trailers: dict[str, list[blob_pb2.StoredInstance]] = {}
 
-    async def PutObject(self, request: Any, context: Any) -> blob_pb2.PutObjectResponse:
-        assert self.objects.setdefault(request.object, request.data) == request.data
-        return blob_pb2.PutObjectResponse()
-
     async def ReadTrailer(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadTrailerResponse]:
+        if request.object not in self.trailers:
+            raise errors.NotFound(f"{request.object}: no such object")
         yield blob_pb2.ReadTrailerResponse(instances=self.trailers[request.object])
 
-    async def Read(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadResponse]:
-        yield blob_pb2.ReadResponse(data=self.objects[request.object])
-
-    async def ListObjects(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ListObjectsResponse]:
-        keys = sorted(key for key in (*self.objects, *self.trailers) if key.startswith(request.prefix))
-        yield blob_pb2.ListObjectsResponse(objects=[blob_pb2.ObjectEntry(object=key) for key in keys])
+    def keys(self) -> list[str]:
+        """Return the keys of objects and packs."""
+        return [*self.objects, *self.trailers]
 
 
 class Suite:

@@ -19,6 +19,7 @@ from gantry_blob.packs.copy import name_of
 from gantry_blob.packs.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
 from gantry_blob.stores.directory import DirectoryStore
 from gantry_blob.storing.request import StoreRules, Upload
+from gantry_index.edge import MOST_DESCRIBED, MOST_DUE
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
 from gantry_runtime.threads import Threads
@@ -49,12 +50,16 @@ class KnownUploads(IndexServiceServicer):
         return index_pb2.FilterUnknownPacksResponse(objects=[key for key in request.objects if key in self.unknown])
 
     async def ListDue(self, request: Any, context: Any) -> index_pb2.ListDueResponse:
+        if not 1 <= request.limit <= MOST_DUE:
+            raise errors.BadRequest(f"limit is {request.limit}, expected 1 to {MOST_DUE}")
         self.before_s = request.before_s
         found = sorted((self.states[name][1], name) for name in self.due)
         names = [(key, blob_pb2.Location(object=name[0], offset=name[1])) for key, name in found if key > request.after_object]
         return index_pb2.ListDueResponse(uploads=[index_pb2.DueUpload(object=key, name=name) for key, name in names])
 
     async def DescribeUploads(self, request: Any, context: Any) -> index_pb2.DescribeUploadsResponse:
+        if len(request.uploads) > MOST_DESCRIBED:
+            raise errors.BadRequest(f"{len(request.uploads)} uploads, expected at most {MOST_DESCRIBED}")
         await self.follow()
         names = [(one.location.object, one.location.offset) for one in request.uploads]
         states = [self.states.get(name, (Condition.CONDITION_UNKNOWN, "")) for name in names]

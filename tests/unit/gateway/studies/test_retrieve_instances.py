@@ -194,7 +194,7 @@ async def test_a_client_that_goes_away_ends_the_reading(world: World) -> None:
     world.reader.warm = False
     stored = world.add("1.2.3.4.10", LE)
     with (world.reader.directory / "packs/big.pack").open("wb") as file:
-        file.truncate(600 << 20)
+        file.truncate(stored.layout.wire[0].offset + (600 << 20))
     stored.location.object = "packs/big.pack"
     stored.layout.wire[0].length = 600 << 20
     async with world.http.stream("GET", f"{world.root}{world.instance('1.2.3.4.10')}", headers={"accept": STORED}) as answer:

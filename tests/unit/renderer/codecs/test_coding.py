@@ -60,6 +60,7 @@ def encapsulated_samples(files: list[Path]) -> list[tuple[Path, Dataset]]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_every_sample_decodes_as_pydicom_decodes_it(sample_files: list[Path]) -> None:
     compared, wrong = 0, []

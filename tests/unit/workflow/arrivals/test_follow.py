@@ -13,6 +13,7 @@ from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub, add_BlobServiceServicer_to_server
 from gantry.events.v1.events_pb2 import Change, InstancesStored, StudyChanged
 from gantry.index.v1 import index_pb2, index_pb2_grpc
+from gantry_index.edge import scope_of
 from gantry_runtime.events import streams
 from gantry_runtime.events.streams import CHANGES, STORE, WORKITEMS, JetStreamContext
 from gantry_runtime.process import end_tasks
@@ -61,6 +62,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         yield index_pb2.GetInstancesResponse(records=[index_pb2.InstanceRecord(stored=one) for one in self._known(request)])
 
     def _known(self, request):
+        scope_of(request.scope)
         if request.scope.study_instance_uid not in self.instances:
             raise errors.NotFound("there is no such study")
         return self.instances[request.scope.study_instance_uid]

@@ -76,6 +76,7 @@ def states_of(reports: list[EventReport], item: str) -> list[str]:
     return [json.loads(r.dicom_json)["00741000"]["Value"][0] for r in reports if r.workitem_uid == item and r.event_type_id == 1]
 
 
+@pytest.mark.thorough
 async def test_of_two_thousand_claims_at_once_exactly_one_wins(suite: Worklist) -> None:
     async with suite.workflow() as workflow:
         item = await create(workflow)
