@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gantry_gateway.http.server import MOST_MESSAGE_BYTES
+from gantry_gateway.http.server import MAX_MESSAGE_BYTES
 from gantry_gateway.worklist.websocket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S
 from gantry_runtime.events.streams import DAY_S, REPORTS
 from gantry_workflow.settings import WorkflowSettings
@@ -44,7 +44,7 @@ def test_notifications_are_described_as_the_routes_have_them() -> None:
     assert conformance.NOTIFICATIONS in section
     assert any(route.path == "/subscribers/{aetitle}" and route.handler for route in conformance.ROUTES)
     assert (REPORTS.max_age_s, REPORTS.max_messages) == (7 * DAY_S, 1_000_000)
-    assert (PING_INTERVAL_S, PING_TIMEOUT_S, MOST_MESSAGE_BYTES) == (20, 20, 64 << 10)
+    assert (PING_INTERVAL_S, PING_TIMEOUT_S, MAX_MESSAGE_BYTES) == (20, 20, 64 << 10)
 
 
 @pytest.mark.requirement("D-010")

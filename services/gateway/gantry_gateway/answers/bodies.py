@@ -15,7 +15,7 @@ from gantry_gateway.http.responses import Headers, Immediate, Piece, Response, S
 from gantry_runtime.blob_reader import BlobReader
 from gantry_standard.http import multipart_writer
 
-MOST_HELD_PARTS = 4096
+MAX_HELD_PARTS = 4096
 """Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
 
 GATHER_BYTES = 4 << 20
@@ -211,11 +211,11 @@ async def multipart(
     """Return stored representations, one part each, with Content-Length.
 
     Args:
-        parts: of more than `MOST_HELD_PARTS` they are iterated twice.
+        parts: of more than `MAX_HELD_PARTS` they are iterated twice.
     """
     boundary = multipart_writer.new_boundary()
     closing = multipart_writer.closing(boundary, empty=number_of_parts == 0)
-    if number_of_parts > MOST_HELD_PARTS:
+    if number_of_parts > MAX_HELD_PARTS:
         length = await _measured(_with_heads(parts, boundary)) + len(closing)
         return await _many(request, reader, multipart_headers(media_type, boundary, etag, length), parts, boundary, ask_again, status)
     headed = list(_with_heads(parts, boundary))

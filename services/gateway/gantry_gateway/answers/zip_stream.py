@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 _LIMIT = 0xFFFFFFFF
-_MOST_ENTRIES = 0xFFFF
+_MAX_ENTRIES = 0xFFFF
 _VERSION, _VERSION_ZIP64 = 20, 45
 _FLAGS = 1 << 3 | 1 << 11
 """A data descriptor follows the bytes; names are UTF-8."""
@@ -72,13 +72,13 @@ def end(entries: int, directory_bytes: int, directory_offset: int) -> bytes:
         0x06054B50,
         0,
         0,
-        min(entries, _MOST_ENTRIES),
-        min(entries, _MOST_ENTRIES),
+        min(entries, _MAX_ENTRIES),
+        min(entries, _MAX_ENTRIES),
         min(directory_bytes, _LIMIT),
         min(directory_offset, _LIMIT),
         0,
     )
-    if entries < _MOST_ENTRIES and directory_bytes < _LIMIT and directory_offset < _LIMIT:
+    if entries < _MAX_ENTRIES and directory_bytes < _LIMIT and directory_offset < _LIMIT:
         return plain
     fields = (0x06064B50, 44, _VERSION_ZIP64, _VERSION_ZIP64, 0, 0, entries, entries, directory_bytes, directory_offset)
     zip64 = struct.pack("<IQHHIIQQQQ", *fields)

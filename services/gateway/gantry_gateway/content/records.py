@@ -30,12 +30,12 @@ INDEX_S = 15.0
 SCOPE_S = 60.0
 """Seconds that the records of a study may take; one of 100,000 instances takes some."""
 
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 """Most bytes of cached records: one of a slide with 100,000 tiles has a megabyte."""
 
 MARK_BYTES = 8
-MOST_GATEWAYS = 64
-"""Gateways on one port: each has a slot of the shared file."""
+COUNTERS = 64
+"""Counters in the file, and so the most gateways on one port."""
 
 
 class Mark:
@@ -50,7 +50,7 @@ class Mark:
 
     def __init__(self, shared: mmap.mmap | bytearray | None = None, number: int = 0) -> None:
         self._shared = bytearray(MARK_BYTES) if shared is None else shared
-        self._slot = slice(number * MARK_BYTES, (number + 1) * MARK_BYTES)
+        self._own = slice(number * MARK_BYTES, (number + 1) * MARK_BYTES)
         self._seen = self._shared[:]
 
     def has_moved(self) -> bool:
@@ -63,10 +63,10 @@ class Mark:
 
     def move(self) -> None:
         """Tell the other gateways. What they have told meanwhile is still seen by the next `has_moved`."""
-        changes = int.from_bytes(self._shared[self._slot], "little") + 1
+        changes = int.from_bytes(self._shared[self._own], "little") + 1
         own = changes.to_bytes(MARK_BYTES, "little")
-        self._shared[self._slot] = own
-        self._seen = self._seen[: self._slot.start] + own + self._seen[self._slot.stop :]
+        self._shared[self._own] = own
+        self._seen = self._seen[: self._own.start] + own + self._seen[self._own.stop :]
 
 
 @contextmanager
@@ -79,21 +79,21 @@ def sharing(path: Path | None) -> Iterator[Mark]:
         path: of the file, made where it is not there; None: this gateway is alone.
 
     Raises:
-        RuntimeError: `MOST_GATEWAYS` share it already.
+        RuntimeError: `COUNTERS` share it already.
     """
     if path is None:
         yield Mark()
         return
     with path.open("ab") as made:
-        made.truncate(MOST_GATEWAYS * MARK_BYTES)
-    with _locked_slot(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), MOST_GATEWAYS * MARK_BYTES) as shared:
+        made.truncate(COUNTERS * MARK_BYTES)
+    with _locked_number(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS * MARK_BYTES) as shared:
         yield Mark(shared, number)
 
 
 @contextmanager
-def _locked_slot(path: Path) -> Iterator[int]:
+def _locked_number(path: Path) -> Iterator[int]:
     """Hold the lock on a number that no other process has."""
-    for number in range(MOST_GATEWAYS):
+    for number in range(COUNTERS):
         with path.with_name(f"{path.name}.{number}").open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,7 +101,7 @@ def _locked_slot(path: Path) -> Iterator[int]:
                 continue
             yield number
             return
-    raise RuntimeError(f"{MOST_GATEWAYS} gateways share {path} already")
+    raise RuntimeError(f"{COUNTERS} gateways share {path} already")
 
 
 class _Kept(NamedTuple):
@@ -127,7 +127,7 @@ class Records:
         self._mark = mark or Mark()
         self._now = now
         self._valid_until = float("-inf")
-        self._cached = ByteBoundedCache[_Kept](MOST_BYTES, lambda kept: kept.size_bytes, most_entries, self._dropped)
+        self._cached = ByteBoundedCache[_Kept](MAX_BYTES, lambda kept: kept.size_bytes, most_entries, self._dropped)
         self._instances_of: dict[str, set[str]] = {}
         """SOP Instance UIDs by study, of what is kept: a study is dropped without a look at the others."""
         # What is being asked for, by study; an entry that is no longer there when the answer comes has changed meanwhile.

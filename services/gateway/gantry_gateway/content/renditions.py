@@ -6,7 +6,6 @@ kept, within `GANTRY_RENDITION_CACHE_BYTES`, under the version of the instance: 
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from gantry.renderer.v1.renderer_pb2 import (
     TranscodeInstanceRequest,
 )
 from gantry_gateway.content.records import INDEX_S
-from gantry_runtime.byte_bounded_cache import ByteBoundedCache
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache, CountBoundedCache
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
@@ -43,8 +42,8 @@ STREAM_S = 3600.0
 
 STATUS_S = 5.0
 CAPABILITIES_AGE_S = 30.0
-MOST_METADATA_BYTES = 32 << 20
-MOST_REFUSALS = 10_000
+MAX_METADATA_BYTES = 32 << 20
+MAX_REFUSALS = 10_000
 REFUSAL_S = 600.0
 """Seconds that the renderer is not asked again for what it could not make."""
 
@@ -108,9 +107,8 @@ class Renditions:
         self._decodes: frozenset[str] = frozenset()
         self._encodes: frozenset[str] = frozenset()
         self._asked = float("-inf")
-        self._metadata: OrderedDict[tuple[str, int], MetadataFragment] = OrderedDict()
-        self._metadata_bytes = 0
-        self._refusals: OrderedDict[tuple[str, int, str], float] = OrderedDict()
+        self._metadata = ByteBoundedCache[MetadataFragment](MAX_METADATA_BYTES, MetadataFragment.ByteSize)
+        self._refusals = CountBoundedCache[tuple[str, int, str], float](MAX_REFUSALS)
 
     async def can_send(self, record: InstanceRecord, transfer_syntax_uid: str) -> bool:
         """Say whether an instance may be had in another transfer syntax, as far as is known without trying. Errors as `can_transcode`."""
@@ -121,9 +119,7 @@ class Renditions:
 
     def remember_refusal(self, sop_instance_uid: str, version: int, transfer_syntax_uid: str) -> None:
         """Keep for a while that an instance cannot be had in a transfer syntax."""
-        self._refusals[sop_instance_uid, version, transfer_syntax_uid] = time.monotonic()
-        if len(self._refusals) > MOST_REFUSALS:
-            self._refusals.popitem(last=False)
+        self._refusals.put((sop_instance_uid, version, transfer_syntax_uid), time.monotonic())
 
     async def can_transcode(self, stored: str, wanted: str) -> bool:
         """Say whether the renderer decodes one transfer syntax and encodes the other.
@@ -158,7 +154,6 @@ class Renditions:
         stored = record.stored
         key = (stored.sop_instance_uid, record.version)
         if (kept := self._metadata.get(key)) is not None:
-            self._metadata.move_to_end(key)
             return kept
         scope = Scope(
             study_instance_uid=stored.study_instance_uid,
@@ -172,16 +167,8 @@ class Renditions:
             raise errors.NotFound(f"there is no instance {stored.sop_instance_uid}")
         if fragments[0].version != record.version:
             raise errors.Unavailable(f"instance {stored.sop_instance_uid} was replaced meanwhile")
-        self._keep(key, fragments[0])
+        self._metadata.put(key, fragments[0])
         return fragments[0]
-
-    def _keep(self, key: tuple[str, int], fragment: MetadataFragment) -> None:
-        if key not in self._metadata:
-            self._metadata[key] = fragment
-            self._metadata_bytes += fragment.ByteSize()
-        while self._metadata_bytes > MOST_METADATA_BYTES:
-            _, dropped = self._metadata.popitem(last=False)
-            self._metadata_bytes -= dropped.ByteSize()
 
     async def frames(
         self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str

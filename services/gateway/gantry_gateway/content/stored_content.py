@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 
-from gantry.blob.v1.blob_pb2 import StoredInstance
+from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry_gateway.http.responses import Piece
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.frame_places import locate_frame
@@ -51,6 +51,11 @@ class Content:
             left -= take
             skip = max(skip - size, 0)
         return Content(self.object_key, tuple(ranges), length)
+
+
+def content_at(location: Location) -> Content:
+    """Return all bytes of a location."""
+    return Content(location.object, ((location.offset, location.length),), location.length)
 
 
 def wire_content(stored: StoredInstance) -> Content:

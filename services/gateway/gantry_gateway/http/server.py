@@ -14,13 +14,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gantry_runtime.process import Process
 
-MOST_HEAD_BYTES = 256 << 10
+MAX_HEAD_BYTES = 256 << 10
 """Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
 
-MOST_TARGET_BYTES = 65_535
+MAX_TARGET_BYTES = 65_535
 """Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
 
-MOST_MESSAGE_BYTES = 64 << 10
+MAX_MESSAGE_BYTES = 64 << 10
 """Longest WebSocket message that is taken; a longer one closes the connection with 1009. Nothing that a subscriber says has a meaning."""
 
 _CONTROL = bytes([*range(9), *range(10, 32), 127])
@@ -56,13 +56,13 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse("431 Request Header Fields Too Large", f"request line and headers have more than {MOST_HEAD_BYTES} bytes")
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse("431 Request Header Fields Too Large", f"request line and headers have more than {MAX_HEAD_BYTES} bytes")
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, and say where it was only too long."""
-        if len(self.url) > MOST_TARGET_BYTES:
-            self._refuse("414 URI Too Long", f"path and query have more than {MOST_TARGET_BYTES} bytes")
+        if len(self.url) > MAX_TARGET_BYTES:
+            self._refuse("414 URI Too Long", f"path and query have more than {MAX_TARGET_BYTES} bytes")
         else:
             self._refuse("400 Bad Request", "this is no HTTP/1.1 request")
 
@@ -194,7 +194,7 @@ async def serving(
         proxy_headers=False,
         server_header=False,
         ws_per_message_deflate=False,
-        ws_max_size=MOST_MESSAGE_BYTES,
+        ws_max_size=MAX_MESSAGE_BYTES,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(drain_s)),
         backlog=BACKLOG,

@@ -27,7 +27,7 @@ from gantry_gateway.content import retrieval
 from gantry_gateway.content.answer_records import KeptRecords
 from gantry_gateway.content.retrieval import Limit, Target
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import Content, read, wire_content
+from gantry_gateway.content.stored_content import Content, content_at, read, wire_content
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
@@ -38,10 +38,10 @@ from gantry_standard.dicom.sop_classes import sop_class_name
 from gantry_standard.http.media_types import ZIP
 from gantry_standard.http.negotiation import Choice
 
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 """Instances of one archive; more is 413: its directory is held in memory."""
 
-MOST_SERIES = 9_999
+MAX_SERIES = 9_999
 """Series of one archive, as the File IDs number them."""
 
 PARSED_BYTES = 8 << 20
@@ -58,14 +58,14 @@ class _Archive:
 
     Attributes:
         series: per instance, the number of its series from 1.
-        places: per instance, its number in its series from 1.
+        numbers: per instance, its number in its series from 1.
         index: INDEX.txt, made of `lines`.
     """
 
     kept: KeptRecords
     directory: dicomdir.Directory
     series: "array[int]" = field(default_factory=lambda: array("I"))
-    places: "array[int]" = field(default_factory=lambda: array("I"))
+    numbers: "array[int]" = field(default_factory=lambda: array("I"))
     lines: list[str] = field(default_factory=list)
     index: bytes = b""
     etag: str = ""
@@ -74,12 +74,12 @@ class _Archive:
         """Yield the entry and the bytes of each instance."""
         for index in range(len(self.kept)):
             content = wire_content(self.kept.stored(index))
-            yield Entry(file_id(self.series[index], self.places[index]), content.length), content
+            yield Entry(file_id(self.series[index], self.numbers[index]), content.length), content
 
 
-def file_id(series: int, place: int) -> str:
+def file_id(series: int, number: int) -> str:
     """Return the File ID of an instance: components of at most 8 characters (PS3.10 §8.2)."""
-    return f"S{series:04d}/I{place:07d}"
+    return f"S{series:04d}/I{number:07d}"
 
 
 async def send_archive(request: Request, target: Target, choices: tuple[Choice, ...]) -> Response:
@@ -116,9 +116,9 @@ async def _collect(request: Request, target: Target) -> _Archive:
     kept = KeptRecords(tools.records, target.study)
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
-            if len(kept) == MOST_FILES:
+            if len(kept) == MAX_FILES:
                 raise errors.PayloadTooLarge(
-                    f"an archive holds at most {MOST_FILES} instances; ask for one series, or for multipart/related"
+                    f"an archive holds at most {MAX_FILES} instances; ask for one series, or for multipart/related"
                 )
             limit.add(wire_content(record.stored).length)
             kept.add(record, whole=False)
@@ -141,14 +141,12 @@ async def _described(request: Request, tools: Retrieval, target: Target) -> Asyn
 
 
 async def _attributes(tools: Retrieval, fragment: MetadataFragment) -> dict[str, Any]:
-    place = fragment.location
     if not fragment.HasField("location"):
         text = fragment.dicom_json
-    elif place.length > PARSED_BYTES:
+    elif fragment.location.length > PARSED_BYTES:
         return {}
     else:
-        content = Content(place.object, ((place.offset, place.length),), place.length)
-        async with aclosing(read(tools.reader, [content], _moved)) as pieces:
+        async with aclosing(read(tools.reader, [content_at(fragment.location)], _moved)) as pieces:
             text = b"".join([bytes(piece) async for _, piece in pieces])
     return await asyncio.to_thread(_parsed, text) if len(text) > OFF_LOOP_BYTES else _parsed(text)
 
@@ -177,16 +175,16 @@ async def _describe(archive: _Archive, described: AsyncIterator[tuple[str, dict[
             series_uid = stored.series_instance_uid
             archive.directory.add_series(attributes)
         series = (archive.series[-1] if archive.series else 0) + is_next
-        if series > MOST_SERIES:
-            raise errors.PayloadTooLarge(f"an archive holds at most {MOST_SERIES} series; ask for one series")
+        if series > MAX_SERIES:
+            raise errors.PayloadTooLarge(f"an archive holds at most {MAX_SERIES} series; ask for one series")
         archive.series.append(series)
-        archive.places.append(1 if is_next else archive.places[-1] + 1)
+        archive.numbers.append(1 if is_next else archive.numbers[-1] + 1)
         _add_instance(archive, index, attributes, is_next)
 
 
 def _add_instance(archive: _Archive, index: int, attributes: dict[str, Any], begins_series: bool) -> None:
     stored = archive.kept.stored(index)
-    name = file_id(archive.series[index], archive.places[index])
+    name = file_id(archive.series[index], archive.numbers[index])
     kind = dicomdir.record_type(stored.sop_class_uid, has_pixel_data=stored.layout.HasField("pixel_element"))
     archive.directory.add_instance(
         attributes, kind, name, stored.sop_class_uid, stored.sop_instance_uid, stored.layout.wire_transfer_syntax_uid

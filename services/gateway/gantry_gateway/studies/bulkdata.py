@@ -148,7 +148,7 @@ def _bulk_element(stored: StoredInstance, path: str) -> BulkElement:
 
 
 def _elements(record: InstanceRecord, only_pixels: bool) -> dict[int, _Element]:
-    """Return the bulkdata elements of an instance, or its pixel data, by their place among all."""
+    """Return the bulkdata elements of an instance, or its pixel data, by their index among all."""
     bulk = enumerate(record.stored.layout.bulk)
     return {number: _Element(record, element) for number, element in bulk if not only_pixels or element.path in PIXEL_DATA_PATHS}
 
@@ -275,14 +275,14 @@ class _Elements:
     """The bulkdata elements of an answer, and how each is sent.
 
     Attributes:
-        places: per element, the index of its instance, its own among the bulkdata of the instance, and what may be tried.
+        elements: per element, the index of its instance, its own among the bulkdata of the instance, and what may be tried.
         first_parts: per element, how many parts come before its first.
         refused: elements that cannot be had as the client wants.
     """
 
     request: Request
     kept: KeptRecords
-    places: list[tuple[int, int, tuple[Plan, ...]]] = field(default_factory=list)
+    elements: list[tuple[int, int, tuple[Plan, ...]]] = field(default_factory=list)
     first_parts: list[int] = field(default_factory=list)
     number_of_parts: int = 0
     refused: int = 0
@@ -291,31 +291,31 @@ class _Elements:
     @property
     def are_stored(self) -> bool:
         """Whether all leave as they are stored, and nothing has to be asked for again."""
-        return self.kept.are_whole and all(plans[0].as_stored for _, _, plans in self.places)
+        return self.kept.are_whole and all(plans[0].as_stored for _, _, plans in self.elements)
 
     def add(self, index: int, number: int, element: _Element, plans: tuple[Plan, ...]) -> None:
         """Append an element."""
-        self.places.append((index, number, plans))
+        self.elements.append((index, number, plans))
         self.first_parts.append(self.number_of_parts)
         self.number_of_parts += element.number_of_parts(plans[0])
 
     def __iter__(self) -> Iterator[Part]:
         """Yield all parts as stored."""
-        for index, number, plans in self.places:
+        for index, number, plans in self.elements:
             record = self.kept.whole(index)
             element = _Element(record, record.stored.layout.bulk[number])
             yield from _StoredParts(content_type_of(plans[0]), element.url(self.request.base_url), element, plans[0])
 
     async def ask_again(self, part: int) -> Content:
         """Return where a part lies now."""
-        place = bisect_right(self.first_parts, part) - 1
-        index, number, plans = self.places[place]
+        position = bisect_right(self.first_parts, part) - 1
+        index, number, plans = self.elements[position]
         record = await self.kept.again(index)
-        return _Element(record, record.stored.layout.bulk[number]).content(plans[0], part - self.first_parts[place])
+        return _Element(record, record.stored.layout.bulk[number]).content(plans[0], part - self.first_parts[position])
 
     async def drafts(self, tools: Retrieval) -> AsyncGenerator[Draft, None]:
         """Yield all elements to be made while they are sent."""
-        for index, number, plans in self.places:
+        for index, number, plans in self.elements:
             record = await self.kept.record(index)
             yield _draft(self.request, tools, _Element(record, record.stored.layout.bulk[number]), plans)
 
@@ -339,7 +339,7 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
     status = 206 if found.refused else 200
     if not found.refused and not_modified(request.headers.get("if-none-match", ""), found.etag):
         return bodies.not_modified(found.etag)
-    media_type = found.places[0][2][0].media_type
+    media_type = found.elements[0][2][0].media_type
     if found.are_stored:
         parts = (found, found.number_of_parts, found.etag, found.ask_again, status)
         return await bodies.multipart(request, tools.reader, media_type, *parts)
@@ -364,9 +364,9 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
                     continue
                 limit.add(element.element.value.length)
                 found.add(len(found.kept) - 1, number, element, same.setdefault(possible, possible))
-    if not found.places and not found.refused:
+    if not found.elements and not found.refused:
         raise _NoBulkdata(f"there is no {'pixel data' if only_pixels else 'bulkdata'} in it")
-    if not found.places:
+    if not found.elements:
         raise errors.NotAcceptable(f"nothing that the client accepts can be produced; {available(Resource.BULKDATA_ITEMS)}")
     found.etag = entity_tag(facts.hexdigest(), weak=True)
     return found

@@ -11,13 +11,12 @@ from contextlib import aclosing
 from functools import partial
 from hashlib import blake2b
 
-from gantry.blob.v1.blob_pb2 import Location
 from gantry.index.v1.index_pb2 import GetMetadataResponse, MetadataFragment
 from gantry_gateway.answers import bodies, xml_parts
 from gantry_gateway.content import retrieval
 from gantry_gateway.content.retrieval import Target
 from gantry_gateway.content.sources import KeptMetadata
-from gantry_gateway.content.stored_content import Content, read
+from gantry_gateway.content.stored_content import Content, content_at, read
 from gantry_gateway.http import compression, responses, urls
 from gantry_gateway.http.compression import Coding
 from gantry_gateway.http.conditional import entity_tag, not_modified
@@ -185,18 +184,14 @@ async def _metadata_pieces(
 async def _read_fragment(request: Request, study: str, fragment: MetadataFragment) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of an object that lies in a pack."""
     again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
-    async with aclosing(read(retrieval.of(request).reader, [_place(fragment.location)], again)) as pieces:
+    async with aclosing(read(retrieval.of(request).reader, [content_at(fragment.location)], again)) as pieces:
         async for _, piece in pieces:
             yield bytes(piece)
-
-
-def _place(location: Location) -> Content:
-    return Content(location.object, ((location.offset, location.length),), location.length)
 
 
 async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
     async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as found:
         async for fragments in found:
             for fragment in fragments:
-                return _place(fragment.location)
+                return content_at(fragment.location)
     raise errors.NotFound(f"there is no instance {sop_instance_uid}")

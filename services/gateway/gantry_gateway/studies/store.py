@@ -44,7 +44,7 @@ OUT_OF_RESOURCES = range(0xA700, 0xA800)
 
 ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
 
-MOST_EXPLANATIONS = 20
+MAX_EXPLANATIONS = 20
 """Refused parts of one request that are logged one by one."""
 
 SEARCH_MAY_LAG = "stored, but not confirmed by the index in time: searches may lag, and a duplicate SOP Instance is not known yet"
@@ -228,7 +228,7 @@ def _result(result: blob_pb2.PartResult, outcome: int | None, is_hidden: bool = 
 
 
 def _log_failures(results: list[blob_pb2.PartResult]) -> None:
-    for result in [result for result in results if result.failure_reason][:MOST_EXPLANATIONS]:
+    for result in [result for result in results if result.failure_reason][:MAX_EXPLANATIONS]:
         log.info(
             "part refused",
             extra={

@@ -193,7 +193,7 @@ async def test_the_least_recently_used_record_leaves_first(records: Records, ind
 async def test_bytes_are_bounded_too(stub, index: Index, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, 10):
         index.records[f"{SERIES}.{number}"] = record_of(f"{SERIES}.{number}")
-    monkeypatch.setattr(records_module, "MOST_BYTES", 8 * 2 * index.records[f"{SERIES}.1"].ByteSize())
+    monkeypatch.setattr(records_module, "MAX_BYTES", 8 * 2 * index.records[f"{SERIES}.1"].ByteSize())
     records = Records(stub, 100, clock)
     records.heartbeat()
     for number in (*range(1, 10), 2, 1):
@@ -302,7 +302,7 @@ def test_processes_that_race_never_miss_a_mark_of_another(tmp_path: Path) -> Non
 
 
 def test_the_slot_of_a_gateway_that_was_killed_is_taken_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "MOST_GATEWAYS", 2)
+    monkeypatch.setattr(records_module, "COUNTERS", 2)
     path = tmp_path / "gateways"
     with sharing(path) as here:
         with Popen([sys.executable, "-c", RACER, str(path)], stdin=PIPE, stdout=PIPE, text=True) as there:

@@ -31,7 +31,7 @@ async def test_a_study_of_more_parts_than_are_held_has_its_length_and_every_part
     world.reader.warm = False
     for number in range(300):
         world.add(f"{SERIES}.9.{number}", LE, [b"ab"], frame_bits=16, frames=1)
-    monkeypatch.setattr(bodies, "MOST_HELD_PARTS", 100)
+    monkeypatch.setattr(bodies, "MAX_HELD_PARTS", 100)
     answer = await world.get(f"/studies/{STUDY}/series/{SERIES}", STORED)
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert [part.body for part in parts_of(answer)] == [world.wire[uid] for uid in world.wire if uid.startswith(f"{SERIES}.")]
