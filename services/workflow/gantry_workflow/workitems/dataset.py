@@ -21,25 +21,6 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _BINARY = {"OB", "OD", "OF", "OL", "OV", "OW", "UN"}
 _NUMBERS = {"FL", "FD", "SL", "SS", "UL", "US"}
 _NUMBERS_OR_TEXT = {"DS", "IS", "SV", "UV"}
-_TEXT = {"DS", "IS", "SV", "UV"}
-_FORMATS = {
-    # VR: what one value looks like (PS3.5 §6.2). Text VRs that are missing here may hold anything.
-    "AE": r"[^\\\x00-\x1f]{1,16}",
-    "AS": r"\d{3}[DWMY]",
-    "AT": r"[0-9A-Fa-f]{8}",
-    "CS": r"[A-Z0-9_ ]{1,16}",
-    "DA": r"\d{8}",
-    "DS": r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *",
-    "DT": r"\d{4}(\d{2}(\d{2}(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?)?)?([+-]\d{4})?",
-    "IS": r" *[+-]?\d{1,12} *",
-    "LO": r"[^\\\x00-\x1a\x1c-\x1f]{0,64}",
-    "SH": r"[^\\\x00-\x1a\x1c-\x1f]{0,16}",
-    "ST": r"(?s:.{0,1024})",
-    "LT": r"(?s:.{0,10240})",
-    "TM": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
-    "UI": r"[0-9]+(\.[0-9]+)*",
-}
-_PATTERNS = {vr: re.compile(pattern) for vr, pattern in _FORMATS.items()}
 _TEXT = {"AE", "AS", "AT", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
 _COMPONENT_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
@@ -171,11 +152,13 @@ def _value(tag: str, vr: str, value: Any, depth: int, count: list[int]) -> Any:
 
 def _person_name(tag: str, value: Any) -> dict[str, str] | None:
     groups = {"Alphabetic": value} if isinstance(value, str) else value
-    if not isinstance(groups, dict) or not all(
-        k in _COMPONENT_GROUPS and isinstance(v, str) and PERSON_NAME_GROUP.fullmatch(v) for k, v in groups.items()
-    ):
+    if not isinstance(groups, dict) or not all(_is_group(name, group) for name, group in groups.items()):
         raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no person name")
     return {name: groups[name] for name in _COMPONENT_GROUPS if groups.get(name)} or None
+
+
+def _is_group(name: str, value: object) -> bool:
+    return name in _COMPONENT_GROUPS and isinstance(value, str) and PERSON_NAME_GROUP.fullmatch(value) is not None
 
 
 def _check_code(tag: str, item: Dataset) -> None:
