@@ -1,4 +1,4 @@
-"""Accept headers for property tests: the grammar with everything that can go wrong in it, and plain noise."""
+"""Accept headers for property tests: headers that follow the grammar, headers with each kind of mistake, and random text."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""BlobService over real gRPC in this process, on a store of a test; and what talks to it."""
+"""BlobService over real gRPC in the process of the test, on the test's own store, and a client of it."""
 
 import contextlib
 import uuid
@@ -32,7 +32,7 @@ PART_BYTES = 5 << 20
 
 @contextlib.contextmanager
 def s3_store(settings: dict[str, str], bucket: str = "") -> Iterator[S3Store]:
-    """Open a store in a bucket of its own."""
+    """Open a store in a new bucket."""
     store = S3Store(
         settings["GANTRY_S3_ENDPOINT"],
         settings["GANTRY_S3_ACCESS_KEY"],
@@ -65,7 +65,7 @@ class KnownPacks(IndexServiceServicer):
         self.asked: list[list[str]] = []
 
     async def FilterUnknownPacks(self, request: index_pb2.FilterUnknownPacksRequest, context: Any) -> index_pb2.FilterUnknownPacksResponse:
-        """Answer and take a note."""
+        """Record the request and answer it."""
         self.asked.append(list(request.objects))
         return index_pb2.FilterUnknownPacksResponse(objects=[key for key in request.objects if key not in self.known])
 

@@ -1,4 +1,4 @@
-"""Files whose structure contradicts itself in ways that writers are known for, and what is meant."""
+"""Files with inconsistent structure, as known writers produce them, and the data set that is meant."""
 
 import struct
 from collections.abc import Callable
@@ -16,7 +16,7 @@ TEXT = b"a text that goes on "
 
 @dataclass(frozen=True)
 class Broken:
-    """A file of new UIDs.
+    """A file with new UIDs.
 
     Attributes:
         make: the file, from the encoder of a data set with its UIDs.

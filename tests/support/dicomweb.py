@@ -1,4 +1,4 @@
-"""DICOMweb over HTTP as a test speaks it: thin helpers on httpx, and a strict reader of multipart/related."""
+"""A DICOMweb client for tests: helpers on httpx, and a strict reader of multipart/related."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ class Part:
     content: bytes
 
     def header(self, name: str) -> str:
-        """Return the one field of this name; "" where it is missing."""
+        """Return the only field of this name, or "" if there is none."""
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         assert len(values) <= 1, f"{name} stands {len(values)} times in a part"
         return values[0] if values else ""
@@ -96,7 +96,7 @@ class DicomWeb:
         self.http = httpx.Client(verify=False, trust_env=False, timeout=60)
 
     def get(self, path: str, accept: str | None = "*/*", headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
-        """GET a path below the root, or an absolute URL; without any Accept where `accept` is None."""
+        """GET a path below the root, or an absolute URL; without an Accept header if `accept` is None."""
         return self.request("GET", path, accept, headers, **options)
 
     def request(
@@ -122,17 +122,17 @@ class DicomWeb:
         accept: str | None = JSON,
         content_type: str = 'multipart/related; type="application/dicom"; boundary={boundary}',
     ) -> httpx.Response:
-        """POST a ready body to /studies or /studies/{study}."""
+        """POST a complete body to /studies or /studies/{study}."""
         headers = {"Content-Type": content_type.format(boundary=boundary)}
         return self.request("POST", f"/studies/{study}" if study else "/studies", accept, headers, content=body)
 
     def store(self, *files: bytes) -> None:
-        """Store files that must all be stored."""
+        """Store files and check that all of them were stored."""
         response = self.stow(*files)
         assert response.status_code == 200, response.text
 
     def search(self, path: str, **options: Any) -> list[Object]:
-        """Search; an empty list where the server answers 204."""
+        """Search; an empty list if the server answers 204."""
         response = self.get(path, JSON, **options)
         assert response.status_code in (200, 204), response.text
         if response.status_code == 204:
@@ -154,7 +154,7 @@ class DicomWeb:
 
 
 def value(data_set: Object, tag: str) -> Any:
-    """Return the first value of an attribute; None where it has none."""
+    """Return the first value of an attribute; None if there is none."""
     values = data_set.get(tag, {}).get("Value", [None])
     return values[0]
 

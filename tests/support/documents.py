@@ -1,4 +1,4 @@
-"""Programs that stand in the documents, so that tests can run them."""
+"""Reads the programs in docs/, so that tests can run them."""
 
 import re
 from pathlib import Path

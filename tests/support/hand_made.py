@@ -1,4 +1,4 @@
-"""Data sets by hand: elements in each encoding, and whole files around them."""
+"""Encodes data sets without a library: elements in each encoding, and whole files."""
 
 import struct
 import zlib
@@ -19,7 +19,7 @@ _LONG = {"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT",
 
 
 def explicit(tag: int, vr: str, value: bytes = b"", *, length: int | None = None, order: str = "<") -> bytes:
-    """Encode an element with its VR; `length` other than that of the value on purpose."""
+    """Encode an element with its VR. `length` replaces the length of the value, to make a wrong file."""
     length = len(value) if length is None else length
     if vr in _LONG:
         return struct.pack(f"{order}HH2sHI", tag >> 16, tag & 0xFFFF, vr.encode(), 0, length) + value
@@ -41,7 +41,7 @@ SEQUENCE_END = struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 
 def even(text: str, padding: bytes = b"\0") -> bytes:
-    """Encode a string of the default repertoire, padded."""
+    """Encode a string of the default repertoire, padded to an even length."""
     value = text.encode("ascii")
     return value + padding * (len(value) & 1)
 
@@ -67,7 +67,7 @@ def implicit_data_set(elements: dict[int, bytes]) -> bytes:
 
 
 def file(data_set: bytes, transfer_syntax_uid: str = EXPLICIT) -> bytes:
-    """Put a head before a data set."""
+    """Return a file: preamble, group 2 and the data set."""
     return encode_file_meta(SOP_CLASS_UID, SOP_INSTANCE_UID, transfer_syntax_uid) + data_set
 
 
@@ -77,7 +77,7 @@ def explicit_file(elements: dict[int, bytes], transfer_syntax_uid: str = EXPLICI
 
 
 def deflate(data_set: bytes) -> bytes:
-    """Deflate a data set as PS3.5 §A.5 has it."""
+    """Deflate a data set (PS3.5 §A.5)."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     deflated = compressor.compress(data_set) + compressor.flush()
     return deflated + b"\0" * (len(deflated) & 1)

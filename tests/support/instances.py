@@ -1,6 +1,6 @@
-"""Small instances with known answers, made with pydicom: each builder says what its pixels are.
+"""Small instances made with pydicom. The docstring of each builder says what its pixels are.
 
-Every builder takes attributes by keyword (`PatientID="P1"`) and gives new UIDs where none are given.
+Every builder takes attributes by keyword (`PatientID="P1"`) and makes new UIDs unless they are given.
 """
 
 import io
@@ -41,7 +41,7 @@ ENCAPSULATED = {"jpeg": JPEGBaseline8Bit, "jpeg 2000": JPEG2000Lossless, "jpeg-l
 
 
 def new_uid() -> str:
-    """Return a UID that nobody else has."""
+    """Return a new UID."""
     return str(pydicom.uid.generate_uid(prefix=None))
 
 
@@ -293,7 +293,7 @@ def video(**attributes: Any) -> Dataset:
 
 
 def with_much_json(**attributes: Any) -> Dataset:
-    """Return an image whose DICOM JSON is larger than what rides in a trailer."""
+    """Return an image whose DICOM JSON is too large for the trailer of a pack."""
     references = [Dataset() for _ in range(2000)]
     for number, item in enumerate(references):
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.{number}"

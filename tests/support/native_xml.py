@@ -1,4 +1,4 @@
-"""The Native DICOM Model as a test reads it: a checker of its structure, and a reader that shares nothing with ours.
+"""Checks and reads documents of the Native DICOM Model, without code of Gantry.
 
 Source: PS3.19 §A.1 (Relax NG of A.1.6).
 """
@@ -24,7 +24,7 @@ Model = dict[str, dict[str, Any]]
 
 
 def checked(document: bytes) -> Element:
-    """Return the root of a document after checking all of its structure."""
+    """Check the structure of a document and return its root."""
     assert document.startswith(b'<?xml version="1.0" encoding="UTF-8"?>')
     assert b"<!DOCTYPE" not in document
     root = ElementTree.fromstring(document)
@@ -129,7 +129,7 @@ def _element(attribute: Element) -> dict[str, Any]:
 
 
 def _with_values(element: dict[str, Any], values: list[Any]) -> dict[str, Any]:
-    """Return an element with its values; one that is empty is none."""
+    """Return an element with its values; an empty value is None."""
     rest = {key: value for key, value in element.items() if key != "Value"}
     return rest if values == [None] else rest | {"Value": values}
 

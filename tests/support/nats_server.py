@@ -1,4 +1,4 @@
-"""A real nats-server with JetStream on disk, on a free port, in a directory of its own."""
+"""A real nats-server with JetStream on disk, on a free port and in its own directory."""
 
 import asyncio
 import os
@@ -69,7 +69,7 @@ class NatsServer:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill it as a crash would."""
+        """Kill it with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()

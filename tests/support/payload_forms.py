@@ -1,4 +1,4 @@
-"""Payloads of Store that are not PS3.10 files: metadata as JSON (by pydicom) or XML (by hand), and bulkdata."""
+"""Payloads of Store other than PS3.10 files: metadata as JSON (written by pydicom) or XML (written here), and bulkdata."""
 
 import secrets
 from collections.abc import Iterable
@@ -45,7 +45,7 @@ def post(dicomweb: DicomWeb, parts: Iterable[Sent], *, root: str = JSON, study: 
 
 
 def json_model(data_set: Dataset, uri: str = "bulk/pixels") -> Object:
-    """Return the metadata of an instance as pydicom writes it; its pixel data is at `uri`, "" where it has none."""
+    """Return the metadata of an instance as pydicom writes it; its pixel data is at `uri`, or "" if it has none."""
     model: Object = data_set.to_json_dict(bulk_data_threshold=1 << 30)
     if PIXEL_DATA in model:
         model[PIXEL_DATA] = {"vr": model[PIXEL_DATA]["vr"], "BulkDataURI": uri}

@@ -1,6 +1,6 @@
-"""One small image per kind of pixel data that PS3.3 §C.7.6.3 knows: its values, and the transfer syntaxes that hold it without loss.
+"""One small image for each kind of pixel data in PS3.3 §C.7.6.3: its values, and the transfer syntaxes that encode it without loss.
 
-Which those are stands here as PS3.5 §8.2 has it, not as the code has it.
+The transfer syntaxes are taken from PS3.5 §8.2, not from the code under test.
 """
 
 import zlib
@@ -57,7 +57,7 @@ class Kind:
         return self.decoded or self.interpretation
 
     def stored_bits(self, values: Values) -> Values:
-        """Return the bits of unsigned values that Bits Stored tells of: pydicom leaves out the others."""
+        """Return the Bits Stored lowest bits as unsigned values: pydicom drops the other bits."""
         if values.dtype.kind != "u" or "BitsStored" not in self.attributes:
             return values
         return values & values.dtype.type((1 << self.attributes["BitsStored"]) - 1)

@@ -1,4 +1,4 @@
-"""What pydicom says of a file, as DICOM JSON, with its known differences from PS3.18 Annex F undone."""
+"""DICOM JSON of a file as pydicom writes it, after correcting pydicom's known differences from PS3.18 Annex F."""
 
 import base64
 from io import BytesIO
@@ -24,7 +24,7 @@ READ_OTHERWISE = {"CTImage.dcm_BigEndianExplicitTransferSyntax_1.2.840.10008.1.2
 
 
 def is_private(tag: str) -> bool:
-    """Say whether the group number is odd."""
+    """Return whether the group number is odd."""
     return int(tag[:4], 16) % 2 == 1
 
 
@@ -39,7 +39,7 @@ def json_of_pydicom(data: bytes) -> dict[str, Any]:
 
 
 def _swap(data_set: dict[str, Any], words: dict[str, int], by_tag: dict[str, int]) -> None:
-    """Change the values that pydicom leaves in big endian."""
+    """Convert the values that pydicom leaves in big endian."""
     for tag, element in data_set.items():
         if element["vr"] == "SQ":
             for item in element.get("Value", []):
@@ -51,7 +51,7 @@ def _swap(data_set: dict[str, Any], words: dict[str, int], by_tag: dict[str, int
 
 
 def comparable(data_set: dict[str, Any]) -> dict[str, Any]:
-    """Undo what `10.json` lists of pydicom's differences: group lengths, padding, empty values, numbers as text, character set."""
+    """Correct pydicom's known differences: group lengths, padding, empty values, numbers as text, character set."""
     return {
         tag: _comparable_element(element)
         for tag, element in data_set.items()

@@ -1,7 +1,7 @@
-"""Real MinIO and Elasticsearch for a run of the tests, from the first source that there is.
+"""Provides real MinIO and Elasticsearch servers for a run of the tests, from the first source that is available.
 
-In this order: addresses in the environment; containers by testcontainers; the programs of tests/servers/. What could not be had is
-told in one line at the end of the run, and is a failure with CI=true.
+The order is: addresses in the environment; containers by testcontainers; the programs of tests/servers/. If no source is available, the
+last line of the run says so; with CI=true this is an error.
 """
 
 import os
@@ -22,7 +22,7 @@ ELASTICSEARCH_IMAGE = "docker.elastic.co/elasticsearch/elasticsearch:8.19.0"
 
 
 class RealServers:
-    """What was started for this run, and what is missing."""
+    """The servers of this run: where they came from, or why they are missing."""
 
     def __init__(self) -> None:
         self.source = ""
@@ -30,7 +30,7 @@ class RealServers:
         self._ends: list[Callable[[], object]] = []
 
     def ensure(self) -> None:
-        """Put the addresses of both servers into the environment, where they can be had."""
+        """Find or start both servers, and put their addresses into the environment."""
         if S3 in os.environ and ELASTICSEARCH in os.environ:
             self.source = "the environment"
         elif _engine_answers() and self._containers():
@@ -95,7 +95,7 @@ class RealServers:
         return True
 
     def stop(self) -> None:
-        """Stop what was started, last first."""
+        """Stop the containers that were started, the last one first."""
         while self._ends:
             self._ends.pop()()
 

@@ -1,4 +1,4 @@
-"""Instances of others: the files that pydicom and pydicom-data ship and, where GANTRY_TEST_SAMPLES names a folder, those in it."""
+"""Sample files: those that pydicom and pydicom-data ship and, if GANTRY_TEST_SAMPLES names a folder, those in it."""
 
 import importlib.util
 import os
@@ -38,7 +38,7 @@ LONG_VALUES = {"MR_small_padded.dcm", "badVR.dcm"}
 
 @cache
 def sample_files() -> list[Path]:
-    """Return the paths, equal contents once; not all of them are whole, or instances at all. Nothing is downloaded."""
+    """Return the paths, one for each content. Some files are truncated or are not DICOM. Nothing is downloaded."""
     folders = [folder / below for name, below in _FOLDERS for folder in _places(name)]
     folders += [Path(more)] if (more := os.environ.get("GANTRY_TEST_SAMPLES")) else []
     found: dict[tuple[int, int], Path] = {}

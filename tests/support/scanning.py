@@ -1,4 +1,4 @@
-"""Scan bytes in a test, and read back what the scan refers to."""
+"""Scans bytes, and reads the byte ranges that the scan refers to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Scan:
 
     @property
     def wire(self) -> bytes:
-        """Return the file as it leaves."""
+        """Return the file as it is sent to clients."""
         return b"".join(map(self.read, self.scanned.wire))
 
     def frame(self, frame_index: int) -> bytes:
@@ -55,7 +55,7 @@ def _native_frame(value: bytes, frame_bits: int, frame_index: int) -> bytes:
 
 
 def scan(original: bytes, *, chunk_bytes: int = 1 << 20, limits: Limits = Limits(), amend: Amend | None = None) -> Scan:  # noqa: B008
-    """Feed a file in chunks of equal size."""
+    """Scan a file that arrives in chunks of equal size."""
     rendition = bytearray()
     scanner = Scanner(rendition.extend, limits, amend)
     view = memoryview(original)

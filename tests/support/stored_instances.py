@@ -1,4 +1,4 @@
-"""Instances as blob stores them, for tests of what reads them: scanned, written as one object, described by a StoredInstance."""
+"""Instances as blob stores them, for tests of their readers: scanned, written into one object, described by a StoredInstance."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole suite as a test runs it: `gantry up` on free ports, in a directory of its own, on one of the two sets of stores."""
+"""Runs the whole suite for a test: `gantry up` on free ports, in its own directory, on one of the two sets of stores."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def one_machine() -> dict[str, str]:
 
 
 def distributed(s3: Mapping[str, str], elasticsearch_url: str) -> dict[str, str]:
-    """Return the settings of S3 and Elasticsearch, with a bucket and a prefix of their own."""
+    """Return the settings of S3 and Elasticsearch, with a new bucket and prefix."""
     name = f"gantry-test-{uuid.uuid4().hex[:12]}"
     return {
         **s3,
@@ -75,7 +75,7 @@ class Suite:
             self.stop()
 
     def is_running(self) -> bool:
-        """Say whether `gantry up` runs."""
+        """Return whether `gantry up` runs."""
         return self.process is not None and self.process.poll() is None
 
     def start(self, *options: str) -> None:
@@ -103,12 +103,12 @@ class Suite:
         self.wait_ready()
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of the suite: no setting of ours from outside, its own; one gateway by default."""
+        """Return the environment of the suite: its own settings, none of the outer GANTRY_ settings, one gateway by default."""
         outside = {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")}
         return outside | {"GANTRY_GATEWAYS": "1"} | self.settings
 
     def wait_ready(self) -> None:
-        """Wait until every service of the suite is well, as /healthz/ready of each says."""
+        """Wait until /healthz/ready and /healthz/suite answer 200."""
         end = time.monotonic() + READY_S
         with httpx.Client(verify=False, trust_env=False, timeout=5) as http:
             while not self._is_ready(http):
@@ -136,7 +136,7 @@ class Suite:
         )
 
     def pid(self, name: str) -> int:
-        """Return the process that runs a part now: nats, up, or a service; waits while it is being started again."""
+        """Return the process id of a part (nats, up, or a service). Waits while the part is being restarted."""
         end = time.monotonic() + 20
         while True:
             try:
@@ -149,7 +149,7 @@ class Suite:
             time.sleep(0.02)
 
     def gateways(self) -> list[str]:
-        """Return the names of the gateways that answer on the port together."""
+        """Return the names of the gateways that share the port."""
         return sorted(path.stem for path in (self.data / "run").glob("gateway*.pid"))
 
     def pids(self) -> dict[str, int]:
@@ -157,7 +157,7 @@ class Suite:
         return {name: self.pid(name) for name in ("up", "nats", *SERVICES, *self.gateways())}
 
     def kill(self, name: str) -> int:
-        """Kill a part as a crash would; the supervisor starts it again. Returns the process that was killed."""
+        """Kill a part with SIGKILL; the supervisor restarts it. Returns the process id that was killed."""
         pid = self.pid(name)
         os.kill(pid, signal.SIGKILL)
         return pid
@@ -237,7 +237,7 @@ class AnotherGateway:
             )
 
     def wait_ready(self) -> None:
-        """Wait until it is well, as /healthz/ready says."""
+        """Wait until /healthz/ready answers 200."""
         end = time.monotonic() + 30
         while not self._is_ready():
             assert time.monotonic() < end, self._log.read_text()
@@ -249,7 +249,7 @@ class AnotherGateway:
         return False
 
     def kill(self) -> None:
-        """Kill it as a crash would, and wait until it is gone."""
+        """Kill it with SIGKILL, and wait until it has ended."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)

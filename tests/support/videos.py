@@ -1,4 +1,4 @@
-"""Beginnings of videos, made bit by bit: enough for a reader of their headers, with no pictures worth seeing.
+"""The first bytes of videos, written bit by bit: complete headers without real pictures.
 
 Source: ISO/IEC 13818-2 §6.2.2, 14496-10 §7.3.2.1.1, 14496-12 §8, 14496-15 §5.2.4, 23008-2 §7.3.2.2.
 """
@@ -41,7 +41,7 @@ def _with_emulation_prevention(data: bytes) -> bytes:
 
 
 def mpeg_2(rows: int, columns: int, *, level: int = 8) -> bytes:
-    """Return an elementary stream of Main profile: sequence header and extension, then bytes that mean nothing.
+    """Return an elementary stream of Main profile: sequence header and extension, then arbitrary bytes.
 
     Args:
         level: 8 is Main, 4 is High.
@@ -112,7 +112,7 @@ def hevc_configuration(parameter_set: bytes) -> bytes:
 
 
 def transport_stream(elementary: bytes, pid: int = 0x100) -> bytes:
-    """Return a video in packets of 188 bytes, one packetised elementary stream after a table that means nothing."""
+    """Return a video in packets of 188 bytes, one packetised elementary stream after an arbitrary table."""
     packets = [b"\x47\x40\x00\x10" + bytes(184)]
     payload = b"\0\0\1\xe0\0\0\x80\0\0" + elementary
     for number, at in enumerate(range(0, len(payload), 184)):

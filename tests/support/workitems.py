@@ -1,4 +1,4 @@
-"""Workitems as a test makes them, and the notification connection of an AE title."""
+"""Makes workitems for tests, and opens the notification connection of an AE title."""
 
 import json
 from collections.abc import Iterator
@@ -109,7 +109,7 @@ class Worklist:
         return uid, self.send("POST", f"/workitems?{uid}", data_set or workitem())
 
     def created(self, **changes: Any) -> str:
-        """Create a workitem that must be created, and return its UID."""
+        """Create a workitem, check that it was created, and return its UID."""
         uid, response = self.create(workitem(**changes))
         assert response.status_code == 201, response.text
         return uid
@@ -180,7 +180,7 @@ class Reports:
         self.connection = connection
 
     def next(self, timeout_s: float = 10) -> Object:
-        """Return the next report. Raises TimeoutError where none comes in time."""
+        """Return the next report. Raises TimeoutError if none comes in time."""
         message = self.connection.recv(timeout_s)
         assert isinstance(message, str), "a report is no text frame"
         report = json.loads(message)
@@ -219,5 +219,5 @@ def listening(dicomweb: DicomWeb, ae_title: str, path: str = "/subscribers/{}", 
 
 
 def new_ae_title() -> str:
-    """Return an AE title that no other test has."""
+    """Return a new AE title."""
     return f"AE{instances.new_uid()[-12:]}"

@@ -1,4 +1,4 @@
-"""Workflow and gateways in this process, on a real nats-server of their own: what tests of the worklist stand on."""
+"""Workflow and gateways in the process of the test, on their own real nats-server, with fakes of blob and index."""
 
 import contextlib
 import json
@@ -191,7 +191,7 @@ class Worklist:
 
     @property
     def workflow_address(self) -> str:
-        """HOST:PORT of workflow, also while it is away."""
+        """HOST:PORT of workflow, also while it is stopped."""
         return f"127.0.0.1:{self.workflow_port}"
 
     @asynccontextmanager
@@ -281,7 +281,7 @@ class Http:
 
 @asynccontextmanager
 async def worklist(nats: NatsServer) -> AsyncIterator[Worklist]:
-    """Run what workflow and gateways need; they are started by the test."""
+    """Run what workflow and gateways need. The test starts workflow and gateways itself."""
     async with AsyncExitStack() as stack:
         blob, index = Blob(), Index()
         ports = []
