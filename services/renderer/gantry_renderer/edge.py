@@ -1,4 +1,4 @@
-"""RendererService over gRPC: parse, call, answer."""
+"""RendererService over gRPC: parse the request, call the transaction, build the response."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -20,7 +20,7 @@ Context = Any
 
 
 class RendererService(renderer_pb2_grpc.RendererServiceServicer):
-    """The service as `renderer.proto` has it."""
+    """The service that `renderer.proto` defines."""
 
     def __init__(self, rendering: Rendering, transcoding: Transcoding, images: ImageDecoding, pool: Pool) -> None:
         self._rendering = rendering
@@ -62,7 +62,7 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
                 yield answer
 
     async def GetStatus(self, request: renderer_pb2.GetStatusRequest, context: Context) -> renderer_pb2.GetStatusResponse:
-        """Say whether frames can be decoded, and from and to what."""
+        """Return whether frames can be decoded, and the transfer syntaxes that can be decoded and encoded."""
         workers, missing = self._pool.ready_workers, missing_workers(self._pool)
         return renderer_pb2.GetStatusResponse(
             ready=not missing, explanation=missing, decodes=coding.decodes(), encodes=coding.encodes(), workers=workers
@@ -70,12 +70,16 @@ class RendererService(renderer_pb2_grpc.RendererServiceServicer):
 
 
 def missing_workers(pool: Pool) -> str:
-    """Return an empty string when frames can be decoded, else a sentence that says what is missing."""
+    """Return why no frame can be decoded; "" when frames can be decoded."""
     return "" if pool.ready_workers else f"none of {pool.size} worker processes is running"
 
 
 def parse_presentation(request: renderer_pb2.RenderRequest) -> Presentation:
-    """Return what a request asks for, checked."""
+    """Return the presentation that a request asks for.
+
+    Raises:
+        BadRequest, NotAcceptable: a value is out of its range, or the media type cannot be rendered.
+    """
     window = viewport = None
     if request.HasField("window"):
         window = Window(request.window.center, request.window.width, request.window.function)

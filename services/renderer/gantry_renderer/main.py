@@ -1,4 +1,4 @@
-"""gantry-renderer: opens the reader, the pool and the server."""
+"""gantry-renderer: open the reader, the pool and the server."""
 
 import sys
 
@@ -19,7 +19,7 @@ from gantry_runtime.rpc import channels
 
 
 async def open_all(running: Process, settings: RendererSettings) -> None:
-    """Open everything; ready when the workers are warm and the port answers."""
+    """Open everything. Returns when the workers are warm and the port answers."""
     stack = running.stack
     blob = BlobServiceStub(await stack.enter_async_context(channels.channel(settings.blob_address)))
     reader: BlobReader = StreamedReader(blob) if settings.blob_directory is None else MappedReader(settings.blob_directory, blob)
@@ -37,7 +37,7 @@ async def open_all(running: Process, settings: RendererSettings) -> None:
 
 
 def make_service(reader: BlobReader, pool: pools.Pool, settings: RendererSettings) -> RendererService:
-    """Put the service together."""
+    """Build the service."""
     limit = pool.size + settings.renderer_queue
     cache = ByteBoundedCache[bytes](settings.renderer_cache_bytes, len)
     rendering = Rendering(reader, pool, Admission(limit, "frames to render"), cache)
@@ -47,7 +47,7 @@ def make_service(reader: BlobReader, pool: pools.Pool, settings: RendererSetting
 
 
 def main() -> int:
-    """Run until told to stop."""
+    """Run until the process is told to stop."""
     return process.run("renderer", RendererSettings, open_all)
 
 

@@ -1,4 +1,4 @@
-"""What the renderer can be told."""
+"""Settings of the renderer."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -16,23 +16,23 @@ MAX_FRAME_BYTES = 1 << 30
 
 
 def decodes() -> list[str]:
-    """Return the transfer syntaxes that this installation decodes."""
+    """Return the UIDs of the transfer syntaxes that this installation can decode."""
     return [uid for uid, codec in CODECS.items() if codec.is_available]
 
 
 def encodes() -> list[str]:
-    """Return the transfer syntaxes that this installation encodes to, those included that some bit stream can be rewritten to."""
+    """Return the UIDs of the transfer syntaxes that this installation can encode, or can make by rewriting another bit stream."""
     rewritten = {target for _, target in REWRITES}
     return [uid for uid, codec in CODECS.items() if (codec.encode or uid in rewritten) and codec.is_available]
 
 
 def is_native(transfer_syntax_uid: str) -> bool:
-    """Whether frames of a transfer syntax are plain values."""
+    """Whether frames of a transfer syntax are uncompressed values."""
     return transfer_syntax_uid in CODECS and CODECS[transfer_syntax_uid].is_native
 
 
 def require_decodable(transfer_syntax_uid: str, description: PixelDescription) -> Codec:
-    """Return the row of a source.
+    """Return the row of the transfer syntax of stored frames.
 
     Raises:
         NotAcceptable: there is no decoder, or the attributes do not describe an image that can be decoded.
@@ -48,10 +48,10 @@ def require_decodable(transfer_syntax_uid: str, description: PixelDescription) -
 
 
 def require_encodable(transfer_syntax_uid: str, description: PixelDescription) -> Codec:
-    """Return the row of a target for decoded pixels of `description`.
+    """Return the row of the transfer syntax to encode to, for decoded pixels of `description`.
 
     Raises:
-        NotAcceptable: there is no encoder for such pixels; the message says what there is.
+        NotAcceptable: there is no encoder for such pixels; the message lists the transfer syntaxes that there are.
     """
     codec = CODECS.get(transfer_syntax_uid)
     available = ", ".join(uid for uid in encodes() if _fits(uid, description))
@@ -71,7 +71,7 @@ def _fits(transfer_syntax_uid: str, description: PixelDescription) -> bool:
 
 
 def decoded_description(transfer_syntax_uid: str, description: PixelDescription) -> PixelDescription:
-    """Return the attributes of frames after `decode`: colour by pixel, and RGB where the codec undoes a transform."""
+    """Return the pixel description of frames after `decode`: colour by pixel, and RGB where the codec undoes a colour transform."""
     codec = CODECS[transfer_syntax_uid]
     interpretation = description.photometric_interpretation
     if description.samples_per_pixel == 3 and interpretation in codec.rgb_from:
@@ -82,7 +82,7 @@ def decoded_description(transfer_syntax_uid: str, description: PixelDescription)
 
 
 def encoded_description(transfer_syntax_uid: str, description: PixelDescription) -> PixelDescription:
-    """Return the attributes of frames after `encode`, from those of decoded frames."""
+    """Return the pixel description of frames after `encode`, from that of the decoded frames."""
     renamed = dict(CODECS[transfer_syntax_uid].renamed)
     interpretation = renamed.get(description.photometric_interpretation, description.photometric_interpretation)
     return dataclasses.replace(description, photometric_interpretation=interpretation)
@@ -92,12 +92,12 @@ def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription,
     """Decode one frame.
 
     Args:
-        data: bare bit stream, or native values in little endian from bit 0 on.
-        description: as stored.
-        keeps_bits: leave bits outside of Bits Stored as they are, where the transfer syntax holds them.
+        data: bit stream without item headers, or native values in little endian from bit 0 on.
+        description: of the stored frame.
+        keeps_bits: keep the bits outside of Bits Stored, where the transfer syntax stores them.
 
     Returns:
-        Samples of `dtype_of(description)`; what they are, `decoded_description` says.
+        Samples of `dtype_of(description)`, described by `decoded_description`.
 
     Raises:
         NotAcceptable: the bytes cannot be decoded.
@@ -117,7 +117,10 @@ def decode(transfer_syntax_uid: str, data: bytes, description: PixelDescription,
 
 
 def encode(transfer_syntax_uid: str, samples: Samples, description: PixelDescription) -> bytes:
-    """Encode one frame, without loss where the row has none; `description` is that of the decoded frame.
+    """Encode one frame; without loss unless the row has a method of loss.
+
+    Args:
+        description: of the decoded frame.
 
     Raises:
         NotAcceptable: there is no encoder for such samples.
@@ -130,7 +133,7 @@ def encode(transfer_syntax_uid: str, samples: Samples, description: PixelDescrip
 
 
 def rewrite(transfer_syntax_uid: str, data: bytes, target_uid: str) -> bytes:
-    """Return a bit stream as another one that holds the same, by one of `REWRITES`.
+    """Convert a bit stream to another transfer syntax without decoding it, by a row of `REWRITES`.
 
     Raises:
         NotAcceptable: it cannot be rewritten.
@@ -142,7 +145,7 @@ def rewrite(transfer_syntax_uid: str, data: bytes, target_uid: str) -> bytes:
 
 
 def method_of_loss(transfer_syntax_uid: str, data: bytes) -> str:
-    """Return the Lossy Image Compression Method by which a bit stream has lost something, as far as its head tells; else ""."""
+    """Return the Lossy Image Compression Method of a bit stream; "" where it is lossless or its head does not show it."""
     codec = CODECS.get(transfer_syntax_uid)
     if codec is None or codec.method_of_loss is None:
         return ""
@@ -153,5 +156,5 @@ def method_of_loss(transfer_syntax_uid: str, data: bytes) -> str:
 
 
 def warm() -> None:
-    """Load every codec, so that the first frame does not wait for it."""
+    """Load every codec, so that the first frame does not wait for that."""
     decodes()

@@ -1,6 +1,6 @@
-"""High-Throughput JPEG 2000, by OpenJPH; what is irreversible is decoded by OpenJPEG.
+"""High-Throughput JPEG 2000, by OpenJPH; irreversible bit streams are decoded by OpenJPEG.
 
-What is sent for a request follows from STEP: where it changes, `FORM` of `file/derivation.py` must change too.
+What is sent for a request follows from STEP: if it changes, `FORM` of `file/derivation.py` must change too.
 
 Source: ISO/IEC 15444-15; PS3.5 §8.2, §10.18, §A.4.
 """
@@ -21,11 +21,11 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
 
     Raises:
         ScanFailure: the bit stream has no head that can be read.
-        ValueError: its size is another than its attributes say.
+        ValueError: its size differs from its attributes.
     """
     head = read_jpeg_2000_head(BytesSource(data))
     check_head(head, description)
-    # OpenJPH is fast, but wraps round where the 9-7 transform overshoots the range (0 becomes 255); OpenJPEG saturates.
+    # OpenJPH is fast, but wraps values around where the 9-7 transform exceeds the range (0 becomes 255); OpenJPEG saturates
     samples = library.htj2k_decode(data, planar=False) if head.is_reversible else library.jpeg2k_decode(data)
     return conformed(samples, head, description)
 
@@ -45,10 +45,11 @@ def encode_rpcl(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def encode_lossy(samples: Samples, description: PixelDescription) -> bytes:
-    """Encode one frame with loss; without, where its values would overshoot their range."""
+    """Encode one frame with loss; without loss where decoded values could exceed their range."""
     step = STEP * 2.0 ** (description.bits_stored - description.bits_allocated)
     stream = library.htj2k_encode(samples, level=step, reversible=False, rgb=is_rgb(description), planar=False)
-    # Where the transform overshoots the range some decoders wrap round; such a frame is sent without loss, as this syntax allows
+    # Where the transform exceeds the range some decoders wrap values around. Such a frame is encoded without loss, which this
+    # transfer syntax allows
     decoded = library.htj2k_decode(stream, planar=False)
     range_of = 1 << description.bits_stored
     low, high = (-range_of // 2, range_of // 2) if description.pixel_representation else (0, range_of)
@@ -59,5 +60,5 @@ def encode_lossy(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def method_of_loss(data: bytes) -> str:
-    """Return the Lossy Image Compression Method by which a bit stream has lost something, else ""."""
+    """Return the Lossy Image Compression Method of a lossy bit stream, "" of a lossless one."""
     return "" if read_jpeg_2000_head(BytesSource(data)).is_reversible else "ISO_15444_15"

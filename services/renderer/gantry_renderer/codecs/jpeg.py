@@ -1,6 +1,6 @@
 """JPEG, lossy and lossless, by libjpeg-turbo.
 
-What is sent for a request follows from QUALITY: where it changes, `FORM` of `file/derivation.py` must change too.
+What is sent for a request follows from QUALITY: if it changes, `FORM` of `file/derivation.py` must change too.
 
 Source: ISO/IEC 10918-1; PS3.5 §8.2.1, §A.4.1.
 """
@@ -21,12 +21,12 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
 
     Raises:
         ScanFailure: the bit stream has no head that can be read.
-        ValueError: its size is another than its attributes say.
+        ValueError: its size differs from its attributes.
     """
     head = read_jpeg_head(BytesSource(data))
     check_head(head, description)
-    # Without a marker that names the colour space libjpeg takes three samples for YCbCr; the attributes know better.
-    # Lossless JPEG has no colour transform at all.
+    # Without a marker for the colour space libjpeg assumes YCbCr for three samples; the attributes are more reliable.
+    # Lossless JPEG has no colour transform.
     is_plain = head.is_reversible or (description.photometric_interpretation == "RGB" and not head.names_color_space)
     if head.samples == 3 and is_plain:
         return conformed(library.jpeg8_decode(data, colorspace="RGB", outcolorspace="RGB"), head, description)
@@ -38,7 +38,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
 def encode_lossless(samples: Samples, description: PixelDescription) -> bytes:
     """Encode one frame by first-order prediction (Process 14, Selection Value 1)."""
     color: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "RGB"} if samples.ndim == 3 else {}
-    # Signed values are sent as all their allocated bits, so that a decoder that knows nothing of signs gives them back
+    # All allocated bits of signed values are encoded, so that a decoder without signed samples returns the same bits
     is_narrow = samples.itemsize == 2 and not description.pixel_representation
     bits = max(9, precision_of(samples, description)) if is_narrow else 8 * samples.itemsize
     return library.jpeg8_encode(unsigned(samples), lossless=True, predictor=1, bitspersample=bits, **color)
@@ -55,5 +55,5 @@ def encode_lossy(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def method_of_loss(data: bytes) -> str:
-    """Return the Lossy Image Compression Method by which a bit stream has lost something, else ""."""
+    """Return the Lossy Image Compression Method of a lossy bit stream, "" of a lossless one."""
     return "" if read_jpeg_head(BytesSource(data)).is_reversible else "ISO_10918_1"

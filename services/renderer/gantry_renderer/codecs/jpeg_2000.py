@@ -1,6 +1,6 @@
 """JPEG 2000, by OpenJPEG.
 
-What is sent for a request follows from PSNR_DB: where it changes, `FORM` of `file/derivation.py` must change too.
+What is sent for a request follows from PSNR_DB: if it changes, `FORM` of `file/derivation.py` must change too.
 
 Source: ISO/IEC 15444-1; PS3.5 §8.2.4, §A.4.4.
 """
@@ -19,7 +19,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
 
     Raises:
         ScanFailure: the bit stream has no head that can be read.
-        ValueError: its size is another than its attributes say.
+        ValueError: its size differs from its attributes.
     """
     head = read_jpeg_2000_head(BytesSource(data))
     check_head(head, description)
@@ -39,5 +39,5 @@ def encode_lossy(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def method_of_loss(data: bytes) -> str:
-    """Return the Lossy Image Compression Method by which a bit stream has lost something, else ""."""
+    """Return the Lossy Image Compression Method of a lossy bit stream, "" of a lossless one."""
     return "" if read_jpeg_2000_head(BytesSource(data)).is_reversible else "ISO_15444_1"

@@ -1,6 +1,6 @@
 """JPEG-LS, by CharLS.
 
-What is sent for a request follows from NEAR: where it changes, `FORM` of `file/derivation.py` must change too.
+What is sent for a request follows from NEAR: if it changes, `FORM` of `file/derivation.py` must change too.
 
 Source: ISO/IEC 14495-1; PS3.5 §8.2.3, §A.4.3.
 """
@@ -21,7 +21,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
 
     Raises:
         ScanFailure: the bit stream has no head that can be read.
-        ValueError: its size is another than its attributes say.
+        ValueError: its size differs from its attributes.
     """
     head = read_jpeg_head(BytesSource(data))
     check_head(head, description)
@@ -34,19 +34,19 @@ def encode(samples: Samples, description: PixelDescription, near: int = 0) -> by
     Args:
         near: greatest error, in stored values.
     """
-    # imagecodecs writes a SPIFF header before the frame header (FFF7); in DICOM it would only be in the way
+    # imagecodecs writes a SPIFF header before the frame header (FFF7); DICOM does not use it
     stream = library.jpegls_encode(unsigned(samples), level=near)
     return b"\xff\xd8" + stream[stream.index(b"\xff\xf7") :]
 
 
 def encode_near(samples: Samples, description: PixelDescription) -> bytes:
     """Encode one frame with an error of at most NEAR."""
-    # The stream knows all allocated bits only: without this a decoder could give a value that Bits Stored cannot hold
+    # The bit stream has the precision of Bits Allocated. Without this limit a decoded value could exceed Bits Stored
     if description.bits_stored < description.bits_allocated:
         samples = np.minimum(samples, samples.dtype.type((1 << description.bits_stored) - 1 - NEAR))
     return encode(samples, description, NEAR)
 
 
 def method_of_loss(data: bytes) -> str:
-    """Return the Lossy Image Compression Method by which a bit stream has lost something, else ""."""
+    """Return the Lossy Image Compression Method of a lossy bit stream, "" of a lossless one."""
     return "" if read_jpeg_head(BytesSource(data)).is_reversible else "ISO_14495_1"

@@ -1,6 +1,6 @@
 """JPEG XL, by libjxl.
 
-What is sent for a request follows from DISTANCE: where it changes, `FORM` of `file/derivation.py` must change too.
+What is sent for a request follows from DISTANCE: if it changes, `FORM` of `file/derivation.py` must change too.
 
 Source: ISO/IEC 18181-1; PS3.5 §8.2.15, §A.4.
 """
@@ -19,7 +19,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
     """Decode one frame.
 
     Raises:
-        ValueError: its size is another than its attributes say.
+        ValueError: its size differs from its attributes.
     """
     samples = library.jpegxl_decode(data)
     if samples.ndim == 3 and samples.shape[2] == 1:
@@ -42,14 +42,14 @@ def encode_lossy(samples: Samples, description: PixelDescription) -> bytes:
 
 
 def _of_precision(samples: Samples, description: PixelDescription) -> tuple[Samples, int]:
-    """Return the samples and their precision; up to 8 bits in bytes, as libjxl takes them."""
+    """Return the samples and their precision; samples of up to 8 bits as uint8, which libjxl requires."""
     bits = precision_of(samples, description)
     return (samples.astype(np.uint8, copy=False) if bits <= 8 else samples), bits
 
 
 def method_of_recompressed_jpeg(data: bytes) -> str:
-    """Return the Lossy Image Compression Method of recompressed JPEG: it is as lossy as the JPEG was.
+    """Return the Lossy Image Compression Method of a recompressed JPEG bit stream: it is as lossy as the JPEG was.
 
-    Of other JPEG XL bit streams the head does not tell whether something was lost.
+    The head of other JPEG XL bit streams does not show whether they are lossy.
     """
     return "ISO_18181_1"

@@ -14,7 +14,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
     """Return the samples of a native frame; bits outside of Bits Stored are cleared.
 
     Raises:
-        NotAcceptable: the frame is shorter than its attributes say.
+        NotAcceptable: the frame is shorter than its attributes require.
     """
     needed = (frame_bits(description) + 7) // 8
     if len(data) < needed:

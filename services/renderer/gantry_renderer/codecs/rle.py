@@ -16,7 +16,7 @@ def decode(data: bytes, description: PixelDescription) -> Samples:
     """Decode one frame.
 
     Raises:
-        ValueError: it has fewer samples than its attributes say.
+        ValueError: it has fewer samples than its attributes require.
     """
     if description.bits_allocated == 1:
         return native.decode(library.dicomrle_decode(data, np.dtype("u1")), dataclasses.replace(description, planar_configuration=1))

@@ -1,4 +1,4 @@
-"""Samples of one frame: their type and shape, and how those follow from Image Pixel Description.
+"""Samples of one frame: their data type, shape and bits, as Image Pixel Description defines them.
 
 Source: PS3.5 §8.1; PS3.3 §C.7.6.3.
 """
@@ -21,25 +21,29 @@ PARTIAL_RANGE = frozenset(("YBR_PARTIAL_422", "YBR_PARTIAL_420"))
 
 
 def frame_bits(description: PixelDescription) -> int:
-    """Return the bits of one native frame."""
+    """Return the length of one native frame in bits."""
     samples = 2 if is_subsampled(description) else description.samples_per_pixel or 1
     return description.rows * description.columns * samples * bits_allocated(description)
 
 
 def is_subsampled(description: PixelDescription) -> bool:
-    """Whether native pixels come as Y1 Y2 Cb Cr (PS3.3 §C.7.6.3.1.2)."""
+    """Whether two native pixels are stored as Y1 Y2 Cb Cr (PS3.3 §C.7.6.3.1.2)."""
     return description.photometric_interpretation in ("YBR_FULL_422", "YBR_PARTIAL_422")
 
 
 def bits_allocated(description: PixelDescription) -> int:
-    """Return Bits Allocated, which float pixel data may leave out."""
+    """Return Bits Allocated; of float pixel data, which may lack the attribute, that of its tag."""
     if description.tag in (FLOAT_TAG, DOUBLE_FLOAT_TAG):
         return 32 if description.tag == FLOAT_TAG else 64
     return description.bits_allocated
 
 
 def dtype_of(description: PixelDescription) -> np.dtype[Any]:
-    """Return the type of decoded samples: uint8 for 1-bit pixels, little endian."""
+    """Return the data type of decoded samples, little endian; uint8 for 1-bit pixels.
+
+    Raises:
+        NotAcceptable: Bits Allocated is a number that cannot be decoded.
+    """
     if description.tag in (FLOAT_TAG, DOUBLE_FLOAT_TAG):
         return np.dtype("<f4" if description.tag == FLOAT_TAG else "<f8")
     size = max(1, description.bits_allocated // 8)
@@ -49,7 +53,7 @@ def dtype_of(description: PixelDescription) -> np.dtype[Any]:
 
 
 def shaped(values: Samples, description: PixelDescription) -> Samples:
-    """Give the values of one frame the shape of `Samples`, colour by pixel."""
+    """Reshape the values of one frame to `Samples`; planes become colour by pixel."""
     rows, columns, samples = description.rows, description.columns, description.samples_per_pixel or 1
     if samples == 1:
         return values.reshape(rows, columns)
@@ -59,7 +63,7 @@ def shaped(values: Samples, description: PixelDescription) -> Samples:
 
 
 def stored_bits(values: Samples, description: PixelDescription) -> Samples:
-    """Leave only the stored bits: PS3.5 §8.1.1 says nothing about the others (overlays once lay there)."""
+    """Remove the bits outside of Bits Stored, and extend the sign. PS3.5 §8.1.1 does not define those bits; retired overlays used them."""
     stored, allocated = description.bits_stored, description.bits_allocated
     if values.dtype.kind == "f" or not 0 < stored < allocated:
         return values
@@ -121,13 +125,13 @@ class DecodedHead:
 
 
 def check_head(head: Head, description: PixelDescription) -> None:
-    """Check that a bit stream has the size that its attributes say, before memory is taken for its samples.
+    """Check that a bit stream has the size that its attributes give, before memory is allocated for its samples.
 
     Raises:
-        ValueError: it has another size, or samples that do not fit into Bits Allocated.
+        ValueError: the sizes differ, or a sample does not fit into Bits Allocated.
     """
     stated = (head.rows, head.columns, head.samples)
-    # A stream may leave the number of rows to a later marker (DNL).
+    # A bit stream may give the number of rows in a later marker (DNL)
     expected = (description.rows if head.rows else 0, description.columns, description.samples_per_pixel or 1)
     if stated != expected:
         raise ValueError(f"the bit stream has rows, columns, samples {stated}, the attributes say {expected}")
@@ -136,10 +140,10 @@ def check_head(head: Head, description: PixelDescription) -> None:
 
 
 def conformed(samples: Samples, head: Head, description: PixelDescription) -> Samples:
-    """Give decoded samples the type that the attributes say.
+    """Convert decoded samples to `dtype_of(description)`.
 
-    JPEG, JPEG-LS and some JPEG 2000 streams carry signed samples as unsigned ones: the sign is then the highest bit of
-    the lesser of Bits Stored and the stream's precision. Lossy overshoot beyond Bits Stored is cut, not wrapped round.
+    JPEG, JPEG-LS and some JPEG 2000 bit streams hold signed samples as unsigned ones. The sign is then the highest bit of the smaller of
+    Bits Stored and the precision of the bit stream. Values of lossy bit streams that exceed Bits Stored are set to its largest value.
     """
     wanted = dtype_of(description)
     samples = np.ascontiguousarray(samples)
@@ -161,7 +165,7 @@ def unsigned(samples: Samples) -> Samples:
 
 
 def precision_of(samples: Samples, description: PixelDescription) -> int:
-    """Return Bits Stored, or Bits Allocated where a value needs more than that."""
+    """Return the precision to encode with: Bits Stored, or Bits Allocated where a sample needs more bits."""
     stored = description.bits_stored
     if not 0 < stored < description.bits_allocated:
         return description.bits_allocated
@@ -178,7 +182,7 @@ _PARTIAL_MATRIX = np.array([[1.1644, 0.0, 1.5960], [1.1644, -0.3918, -0.8130], [
 
 
 def rgb_from_partial(picture: Samples) -> Samples:
-    """Return 8-bit RGB of YBR_PARTIAL samples: luminance 16 to 235, chrominance 16 to 240 (PS3.3 §C.7.6.3.1.2)."""
+    """Convert 8-bit YBR_PARTIAL samples, luminance 16 to 235 and chrominance 16 to 240, to RGB (PS3.3 §C.7.6.3.1.2)."""
     values = (picture.astype(np.float64) - (16, 128, 128)) @ _PARTIAL_MATRIX.T
     rgb: Samples = np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
     return rgb

@@ -27,7 +27,7 @@ from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """Which decoded pixels an encoder takes (PS3.5 §8.2.1 to §8.2.16 have a table each).
+    """Which decoded pixels an encoder accepts (tables in PS3.5 §8.2.1 to §8.2.16).
 
     Attributes:
         allocated, stored: values of Bits Allocated and Bits Stored.
@@ -41,7 +41,7 @@ class Takes:
     signed: bool = True
 
     def fits(self, description: PixelDescription) -> bool:
-        """Say whether the encoder takes such pixels."""
+        """Say whether the encoder accepts such pixels."""
         if description.tag in (FLOAT_TAG, DOUBLE_FLOAT_TAG) or description.samples_per_pixel not in (1, 3):
             return False
         if description.pixel_representation and not self.signed:
@@ -56,17 +56,18 @@ class Codec:
     """A row: one transfer syntax.
 
     Attributes:
-        name: as PS3.6 has it, shortened.
+        name: of PS3.6, shortened.
         decode: bytes of one frame to samples.
         rgb_from: photometric interpretations that come out of `decode` as RGB.
         encode: samples to bytes of one frame; None where there is no encoder.
-        takes: what the encoder can be given; one of them must fit.
-        renamed: Photometric Interpretation of decoded samples to that of encoded ones, where it is another.
-        loss: Lossy Image Compression Method of `encode` (PS3.3 §C.7.6.1.1.5.1); "" where it keeps every bit.
-        is_native: frames are plain values, little endian.
-        is_bytewise: frames hold every allocated bit as it was.
+        takes: what the encoder accepts; one of them must fit.
+        renamed: Photometric Interpretation of decoded samples and of encoded ones, where they differ.
+        loss: Lossy Image Compression Method of `encode` (PS3.3 §C.7.6.1.1.5.1); "" where it is lossless.
+        is_native: frames are uncompressed values, little endian.
+        is_bytewise: frames keep every allocated bit.
         codec: name of the codec in imagecodecs that must be in the installed build; "" where none is needed.
-        method_of_loss: returns the Lossy Image Compression Method by which a bit stream has lost something, else "".
+        method_of_loss: returns the Lossy Image Compression Method of a bit stream, "" where it is lossless; None where the codec is
+            always lossless.
     """
 
     name: str
@@ -235,7 +236,7 @@ CODECS: dict[str, Codec] = {
         codec="HTJ2K",
         method_of_loss=htj2k.method_of_loss,
     ),
-    # A frame of colour may turn out reversible, and YBR_ICT would then be wrong: grey only
+    # Only grey: a frame may be encoded without loss, and for colour YBR_ICT would then be wrong
     "1.2.840.10008.1.2.4.203": Codec(
         "HTJ2K",
         htj2k.decode,

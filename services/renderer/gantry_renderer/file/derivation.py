@@ -1,11 +1,11 @@
-"""What an instance says about itself after lossy compression.
+"""Attributes of an instance after lossy compression.
 
-The pixels are others, so the instance is another: its SOP Instance UID is derived from that of the instance and the transfer syntax, the
-same for every request (PS3.3 §C.7.6.1.1.2 wants a new one where the difference may affect the professional interpretation, which nobody
-here can exclude). Image Type begins with DERIVED; Lossy Image Compression, its Ratio and Method, Derivation Description and Code and
-Source Image are written, after what is there from earlier compressions.
+Lossy compression makes a derived instance with its own SOP Instance UID: PS3.3 §C.7.6.1.1.2 requires a new one where the difference may
+affect the professional interpretation, which this server cannot exclude. The UID is derived from the UID of the source and the transfer
+syntax, so it is the same for every request. Image Type begins with DERIVED. Lossy Image Compression, its Ratio and Method, Derivation
+Description, Derivation Code Sequence and Source Image Sequence are written; values of earlier compressions are kept before the new ones.
 
-The ratio is that of the first frame, as it must be known before the others are made; PS3.3 calls it approximate.
+The ratio is that of the first frame, because it is written before the other frames are encoded; PS3.3 calls it approximate.
 
 Source: PS3.3 §C.7.6.1.1.5, §C.8.12.2, §C.12.4; PS3.16 CID 7203, CID 7202.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from gantry_standard.dicom.part10 import encode_element, encode_item
 
 FORM = 1
-"""Part of the derived UID: changes when the same request would give other pixels."""
+"""Part of the derived UID. It must be increased when the same request would give different pixels."""
 
 SOP_CLASS_UID, SOP_INSTANCE_UID = 0x00080016, 0x00080018
 MEDIA_STORAGE_SOP_INSTANCE_UID = 0x00020003
@@ -42,7 +42,7 @@ CONSULTED = frozenset(
         METHOD,
     )
 )
-"""Elements whose values `elements_of` looks at."""
+"""Elements whose values `elements_of` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Compression:
 
     Attributes:
         method: Lossy Image Compression Method.
-        ratio: uncompressed bytes of a frame to compressed ones; 0 where the pixels came so and are only decoded now.
-        transfer_syntax_uid, name: of the result; "" where the pixels came so.
+        ratio: uncompressed size of a frame divided by its compressed size; 0 where the stored pixels were lossy and are only decoded.
+        transfer_syntax_uid, name: of the result; "" where the stored pixels were lossy.
     """
 
     method: str
@@ -62,15 +62,15 @@ class Compression:
 
 
 def derived_uid(sop_instance_uid: str, transfer_syntax_uid: str) -> str:
-    """Return the SOP Instance UID of an instance after lossy compression: always the same one."""
+    """Return the SOP Instance UID of an instance after lossy compression; the same for the same arguments."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, f'{FORM} {sop_instance_uid} {transfer_syntax_uid}').int}"
 
 
 def elements_of(compression: Compression, values: Mapping[int, bytes]) -> dict[int, bytes]:
-    """Return the elements that are others after a compression, by tag.
+    """Return the elements that a compression changes, encoded, by tag.
 
     Args:
-        values: of the elements of `CONSULTED` that the instance has; of a sequence its items.
+        values: of those elements of `CONSULTED` that the instance has; for a sequence its encoded items.
     """
     if not compression.ratio:
         return _flagged(compression, values)
@@ -92,7 +92,7 @@ def elements_of(compression: Compression, values: Mapping[int, bytes]) -> dict[i
 
 
 def _flagged(compression: Compression, values: Mapping[int, bytes]) -> dict[int, bytes]:
-    """Return the flag of pixels that came with loss, where the instance does not have it: decoded, nothing else would tell."""
+    """Return Lossy Image Compression and its Method where the instance lacks them: decoded pixels do not show that they were lossy."""
     if _text(values, LOSSY_IMAGE_COMPRESSION) == "01":
         return {}
     changes = {LOSSY_IMAGE_COMPRESSION: encode_element(LOSSY_IMAGE_COMPRESSION, b"CS", b"01")}
@@ -115,7 +115,7 @@ def _derived_type(image_type: str) -> bytes:
 
 
 def _description(values: Mapping[int, bytes], compression: Compression) -> bytes:
-    # In the instance's own character set; what we add is ASCII, which every one of them has
+    # The value stays in the character set of the instance; the added text is ASCII, which every character set contains
     before = values.get(DERIVATION_DESCRIPTION, b"").rstrip(b" \0")
     added = f"Lossy compression: {compression.name}".encode()
     whole = before + b"; " + added if before else added

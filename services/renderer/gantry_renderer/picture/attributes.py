@@ -1,7 +1,7 @@
-"""What rendering needs to know besides pixels, read from DICOM JSON once per instance.
+"""Attributes that rendering needs besides pixels, read from the DICOM JSON of an instance.
 
-Values that differ per frame (Shared and Per-Frame Functional Groups) are resolved here. Tables that lie in bulkdata are named
-by their path first and filled in by `with_bulk`.
+Values of the Shared and Per-Frame Functional Groups are resolved for each frame. A lookup table in bulkdata is first known by the path of
+its element; `with_bulk` fills in its data.
 
 Source: PS3.3 §C.11.1 (Modality LUT), §C.11.2 (VOI LUT), §C.7.6.3.1.5 (palettes), §C.7.6.16 (functional groups).
 """
@@ -27,7 +27,7 @@ class LookupTable:
 
     Attributes:
         entries: number of entries.
-        first: stored value that the first entry is for.
+        first: stored value that maps to the first entry.
         bits: bits of an entry.
         data: entries, little endian; or the path of the bulkdata that holds them.
     """
@@ -48,7 +48,7 @@ class Modality:
 
     @property
     def is_identity(self) -> bool:
-        """Whether stored values are left as they are."""
+        """Whether the output equals the stored value."""
         return self.table is None and self.slope == 1 and self.intercept == 0
 
 
@@ -63,7 +63,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Red, green and blue Palette Color Lookup Tables (0028,1101)-(0028,1223); segmented data is not expanded yet."""
+    """Red, green and blue Palette Color Lookup Tables (0028,1101)-(0028,1223); segmented data is not expanded."""
 
     red: LookupTable
     green: LookupTable
@@ -73,12 +73,12 @@ class Palette:
 
 @dataclass(frozen=True, slots=True)
 class FrameAttributes:
-    """What one frame is rendered with.
+    """Attributes that one frame is rendered with.
 
     Attributes:
-        window, voi_table: the instance's own; the table goes first where both are there.
+        window, voi_table: of the instance; where it has both, the table is used.
         is_inverse: Presentation LUT Shape (2050,0020) is INVERSE.
-        padding: least and greatest stored value that is padding, (0028,0120) and (0028,0121).
+        padding: smallest and largest stored value that is padding, (0028,0120) and (0028,0121).
     """
 
     modality: Modality = Modality()
@@ -91,7 +91,12 @@ class FrameAttributes:
 
 @dataclass(frozen=True, slots=True)
 class RenderAttributes:
-    """All frames of one instance: `distinct[of_frame[i]]` is frame index i; `of_frame` is empty where all are alike."""
+    """Attributes of all frames of an instance.
+
+    Attributes:
+        distinct: attributes that occur, each once.
+        of_frame: for each frame index the index into `distinct`; empty where all frames have the same attributes.
+    """
 
     distinct: tuple[FrameAttributes, ...]
     of_frame: tuple[int, ...] = ()
@@ -102,16 +107,16 @@ class RenderAttributes:
         return self.distinct[self.of_frame[index] if index < len(self.of_frame) else 0]
 
     def bulk_paths(self) -> list[str]:
-        """Return the paths of tables that `with_bulk` must fill in."""
+        """Return the paths of the tables whose data is in bulkdata."""
         return sorted({table.data for frame in self.distinct for table in _tables(frame) if isinstance(table.data, str)})
 
     def with_bulk(self, values: Mapping[str, bytes]) -> "RenderAttributes":
-        """Return the same with tables filled in; a table whose path is not in `values` is left out."""
+        """Return the same attributes with the data of tables filled in, by path; a table that is not in `values` is left out."""
         return dataclasses.replace(self, distinct=tuple(_filled(frame, values) for frame in self.distinct))
 
     @property
     def size_bytes(self) -> int:
-        """Roughly what it takes in memory, for caches."""
+        """Approximate size in memory, for caches."""
         tables = sum(len(table.data) for frame in self.distinct for table in _tables(frame))
         return 512 + 512 * len(self.distinct) + 8 * len(self.of_frame) + tables
 
@@ -140,10 +145,10 @@ def read_attributes(dicom_json: bytes) -> RenderAttributes:
     """Read what rendering needs from a DICOM JSON object.
 
     Args:
-        dicom_json: as blob stores it; a byte 0x00 stands where the base URL of BulkDataURIs goes.
+        dicom_json: as blob stores it; a byte 0x00 is the placeholder for the base URL of BulkDataURIs.
 
     Raises:
-        CorruptInstance: it is not a JSON object.
+        CorruptInstance: the text is not a JSON object.
     """
     try:
         root = orjson.loads(dicom_json.replace(b"\0", b""))
@@ -191,13 +196,13 @@ def _modality(item: Item, path: str, base: FrameAttributes, is_signed: bool) -> 
     slope, intercept = _number(item, "00281053"), _number(item, "00281052")
     if slope is None and intercept is None:
         return base
-    # A slope of 0 would make every pixel equal; files that have it mean "none"
+    # A slope of 0 would make all pixels equal; writers use it for "no slope"
     return dataclasses.replace(base, modality=Modality(slope or 1.0, intercept or 0.0))
 
 
 def _voi(item: Item, path: str, base: FrameAttributes, is_signed: bool) -> FrameAttributes:
     for lut in _items(item, "00283010")[:1]:
-        # After a modality LUT values are what it gives, else stored values: the descriptor's sign follows (PS3.3 §C.11.2.1.1)
+        # The first value of the descriptor has the sign of the modality LUT's output (PS3.3 §C.11.2.1.1)
         table = _table(lut, "00283002", "00283006", f"{path}00283010/1/", is_signed or base.modality.intercept < 0)
         if table:
             base = dataclasses.replace(base, voi_table=table)
@@ -234,7 +239,7 @@ def _table(item: Item, descriptor_tag: str, data_tag: str, path: str, is_signed:
     if len(descriptor) != 3 or data is None:
         return None
     entries, first, bits = (int(number) for number in descriptor)
-    # PS3.3 §C.11.1.1: 0 entries stand for 65536; as SS the number of entries may look negative
+    # PS3.3 §C.11.1.1: 0 means 65536 entries; with VR SS the number of entries may be read as negative
     return LookupTable((entries & 0xFFFF) or 65536, _as_signed(first) if is_signed else first, bits, data)
 
 
@@ -264,7 +269,7 @@ def _values(item: Item, tag: str) -> list[Any]:
 
 
 def _items(item: Item, tag: str) -> list[Item]:
-    # An item that is no object still counts: paths number items
+    # An item that is not an object is counted too, because paths contain item numbers
     return [value if isinstance(value, dict) else {} for value in _values(item, tag)]
 
 

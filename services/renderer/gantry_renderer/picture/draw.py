@@ -1,13 +1,13 @@
-"""From one stored frame to one picture, in the order of PS3.4 §N.2 and PS3.18 §8.3.5.1.
+"""Render one stored frame to a picture, in the order of PS3.4 §N.2 and PS3.18 §8.3.5.1.
 
-Modality LUT, VOI LUT or window, presentation (MONOCHROME1, INVERSE), source region, viewport. Colour has neither LUT nor window.
-Cropping goes first where that changes nothing: each pixel is looked up by itself.
+The steps are: Modality LUT, VOI LUT or window, presentation (MONOCHROME1, INVERSE), source region, viewport. Colour images have neither LUT
+nor window. The frame is cropped first: each pixel is converted independently, so the result is the same.
 
-Grey pixels of at most 16 bits go through one table from stored value to grey, kept for the next frame with the same window;
-others are computed one by one with the same formulas.
+Grey samples of at most 16 bits are converted by one table from stored value to grey, which is cached for frames with the same window.
+Others are computed one by one with the same formulas.
 
-Without a window of the request or the instance: stored values of at most 8 unsigned bits are shown as they are (identity);
-deeper ones over the range of the frame, padding left out. Pixels that are padding are black.
+Where neither the request nor the instance has a window, unsigned samples of at most 8 bits are not changed. Other samples are scaled from
+the range of the frame, without padding, to black and white. Padding pixels are black.
 
 Source: PS3.3 §C.11.1, §C.11.2.1.2, §C.11.2.1.3, §C.7.6.3.1.2; PS3.18 §8.3.5.1.3, §8.3.5.1.4.
 """
@@ -34,10 +34,15 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Viewport:
-    """PS3.18 §8.3.5.1.3: size of the result, source region in pixels of the frame; None is to the edge, a negative size flips.
+    """The viewport of PS3.18 §8.3.5.1.3.
+
+    Attributes:
+        width, height: of the result, in pixels.
+        source_x, source_y, source_width, source_height: region of the frame, in pixels of the frame. A width or height of None extends to
+            the edge; a negative one flips the image.
 
     Raises:
-        BadRequest: a size is not positive or too large.
+        BadRequest: a size is not positive or too large, or the region is empty or not finite.
     """
 
     width: int
@@ -57,13 +62,14 @@ class Viewport:
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """What the request asks for.
+    """How the request wants the frame rendered.
 
     Attributes:
         quality: 1..100; 0 for the default.
 
     Raises:
         BadRequest: a value is out of its range.
+        NotAcceptable: the media type cannot be rendered.
     """
 
     media_type: str
@@ -96,7 +102,7 @@ def render(
     """Return one frame as an image file.
 
     Raises:
-        NotAcceptable: the frame cannot be decoded, or is of a photometric interpretation that is not known.
+        NotAcceptable: the frame cannot be decoded, or its photometric interpretation is not supported.
         BadRequest: the source region lies outside the frame, or the result would be too large.
     """
     picture = draw(transfer_syntax_uid, data, description, attributes, presentation.window, presentation.viewport)
@@ -111,7 +117,7 @@ def draw(
     window: Window | None,
     viewport: Viewport | None,
 ) -> Picture:
-    """Return one frame as a picture, before it is encoded."""
+    """Return one frame as a picture, not encoded. Raises what `render` raises."""
     region = _region(description, viewport)
     samples = coding.decode(transfer_syntax_uid, data, description)
     decoded = coding.decoded_description(transfer_syntax_uid, description)
@@ -130,7 +136,13 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """Part of a frame in pixels: the whole pixels that cover it, and where it lies in them."""
+    """Part of a frame, in pixels.
+
+    Attributes:
+        left, top, right, bottom: whole pixels that cover the region.
+        box: left, top, right and bottom of the region within these pixels.
+        width, height: of the region.
+    """
 
     left: int
     top: int
@@ -162,7 +174,7 @@ def _cropped(samples: Samples, region: _Region) -> Samples:
 
 
 def fitted(width: float, height: float, viewport: Viewport) -> tuple[int, int]:
-    """Return the largest size of the region's aspect ratio in the viewport: one side is exact."""
+    """Return the largest width and height with the aspect ratio of the region that fit into the viewport."""
     if viewport.width * height <= viewport.height * width:
         return viewport.width, max(1, round(viewport.width * height / width))
     return max(1, round(viewport.height * width / height)), viewport.height
@@ -195,7 +207,7 @@ def _grey(samples: Samples, region: _Region, description: PixelDescription, attr
         return _without_padding(grey, samples, attributes.padding)
     bits = 8 * samples.dtype.itemsize if description.pixel_representation else description.bits_stored or 8 * samples.dtype.itemsize
     table = _grey_table(samples.dtype.str, bits, attributes.modality, window, voi_table, limits, inverts, attributes.padding)
-    # Lossless streams may hold more bits than Bits Stored says; those values take the last entry
+    # Lossless bit streams may have values above Bits Stored; these use the last entry
     return np.take(table, samples.view(np.dtype(f"u{samples.dtype.itemsize}")), mode="clip")
 
 
@@ -210,7 +222,7 @@ def _grey_table(
     inverts: bool,
     padding: tuple[int, int] | None,
 ) -> Picture:
-    """Return the grey of every stored value, indexed by its bits as an unsigned number."""
+    """Return the grey of every stored value, indexed by the bits of the value as an unsigned number."""
     stored = np.arange(1 << bits, dtype=f"u{np.dtype(dtype).itemsize}").view(dtype)
     grey = _to_grey(_modality(stored.astype(np.float64), modality), window, voi_table, limits, inverts)
     return _without_padding(grey, stored, padding)
@@ -223,7 +235,7 @@ def _without_padding(grey: Picture, stored: Samples, padding: tuple[int, int] | 
 
 
 def _limits(samples: Samples, description: PixelDescription, attributes: FrameAttributes) -> tuple[float, float]:
-    """Return the values after the modality LUT that become black and white where nothing says so."""
+    """Return the values after the modality LUT that become black and white where there is no window and no VOI LUT."""
     if samples.dtype.kind == "u" and description.bits_stored <= 8 and samples.dtype.itemsize == 1 and attributes.modality.is_identity:
         return 0.0, float((1 << (description.bits_stored or 8)) - 1)
     values = samples.ravel()
@@ -242,14 +254,14 @@ def _limits(samples: Samples, description: PixelDescription, attributes: FrameAt
 
 
 def _modality(stored: Values, modality: Modality) -> Values:
-    """Apply PS3.3 §C.11.1."""
+    """Apply the modality LUT (PS3.3 §C.11.1)."""
     if modality.table is None:
         return stored if modality.is_identity else stored * modality.slope + modality.intercept
     return _looked_up(stored, modality.table).astype(np.float64)
 
 
 def _looked_up(values: Values, table: LookupTable) -> NDArray[np.uint16]:
-    # Values below the first entry take it, values above the last one that (PS3.3 §C.11.1.1)
+    # Values below the first entry use the first, values above the last entry the last (PS3.3 §C.11.1.1)
     index = np.clip(np.nan_to_num(values) - table.first, 0, table.entries - 1).astype(np.intp)
     return lookup.entries_of(table)[index]
 
@@ -288,7 +300,7 @@ def apply_window(values: Values, window: Window) -> Values:
         ramp = (values - center) / width + 0.5
         low, high = center - width / 2, center + width / 2
     else:
-        # A width of 1 is a threshold: the ramp is never used
+        # A width of 1 is a threshold, without a ramp
         ramp = (values - (center - 0.5)) / (width - 1) + 0.5 if width > 1 else np.zeros_like(values)
         low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
     return np.where(values <= low, 0.0, np.where(values > high, float(top), ramp * top))

@@ -1,8 +1,8 @@
-"""The job that makes native frames of an image file; runs in a process of the pool.
+"""The job that decodes an image file to native frames; runs in a worker.
 
-PNG: one frame, 8 or 16 bits as in the file (1, 2 and 4 bits become 8). GIF: each image of an animation is a frame, as it is seen: over
-what the images before left. Palettes become RGB, transparency is dropped with whatever colour is below it, and what holds only greys is
-MONOCHROME2: a PNG by its colour type, a GIF by its pixels.
+PNG: one frame of 8 or 16 bits as in the file; 1, 2 and 4 bits become 8. GIF: each image of an animation is a frame, drawn over the images
+before it. Palettes become RGB. Transparency is dropped; the colour of a transparent pixel is kept. A PNG with a grey colour type and a GIF
+that has only grey pixels become MONOCHROME2.
 
 Source: PS3.18 §10.5.2 and its notes; PS3.3 §C.7.6.3.
 """
@@ -22,7 +22,7 @@ FILE, FRAMES = "image", "frames"
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """What the frames are: samples interleaved, little endian, unsigned.
+    """Description of the decoded frames: interleaved unsigned samples in little endian.
 
     Attributes:
         samples: 1 (grey) or 3 (RGB).
@@ -37,16 +37,16 @@ class DecodedImage:
 
 
 def decode_image(media_type: str, directory: str, most_bytes: int) -> DecodedImage:
-    """Decode the file FILE of a directory into native frames, one after another, in FRAMES beside it.
+    """Decode the file FILE of a directory, and write the native frames one after another to the file FRAMES.
 
     Args:
         media_type: image/png or image/gif.
-        most_bytes: of all frames together.
+        most_bytes: largest size of all frames together.
 
     Raises:
-        errors.BadRequest: it is not such a file, or broken.
-        errors.PayloadTooLarge: its frames have more than `most_bytes`.
-        errors.UnsupportedMediaType: it is another media type.
+        errors.BadRequest: the file is not of the media type, or is broken.
+        errors.PayloadTooLarge: its frames exceed `most_bytes`.
+        errors.UnsupportedMediaType: the media type is another.
     """
     decode = _DECODERS.get(media_type)
     if decode is None:
@@ -86,7 +86,7 @@ def _decode_gif(directory: Path, most_bytes: int) -> DecodedImage:
 
 
 def _write_gif(directory: Path, most_bytes: int, *, is_grey: bool) -> DecodedImage | None:
-    """Write all frames as grey or as RGB; None where there is colour and grey was wanted."""
+    """Write all frames as grey or as RGB; return None if `is_grey` and a pixel has colour."""
     number_of_frames, rows, columns = 0, 0, 0
     samples = 1 if is_grey else 3
     with (directory / FRAMES).open("wb") as frames:

@@ -1,4 +1,4 @@
-"""Images in rendered media types: scaling and encoding; and the frames of GIF files. The only module that imports PIL.
+"""Scale pictures, encode them in rendered media types, and read the frames of GIF files. The only module that imports PIL.
 
 To add a rendered format, add a row to ENCODERS.
 
@@ -22,7 +22,7 @@ Picture = NDArray[np.uint8]
 
 DEFAULT_QUALITY = 90
 MAX_SIDE = 65_500
-"""Greatest side of an image: JPEG's own limit."""
+"""Largest width or height of an image, the limit of JPEG."""
 MAX_PIXELS = 100_000_000
 
 
@@ -30,15 +30,15 @@ def scale(picture: Picture, width: int, height: int, box: tuple[float, float, fl
     """Scale a part of a picture to exactly width x height.
 
     Args:
-        box: left, top, right, bottom of the part in pixels, fractions allowed.
+        box: left, top, right and bottom of the part in pixels, with fractions.
     """
     image = Image.fromarray(picture)
-    # Averages where it shrinks, interpolates where it grows; large shrinks begin with a whole factor
+    # Averages to shrink, interpolates to enlarge; a large reduction begins with a whole factor
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
 
 def rgb_from_ybr(picture: Picture) -> Picture:
-    """Convert YBR_FULL to RGB (PS3.3 §C.7.6.3.1.2; the same as JFIF's)."""
+    """Convert YBR_FULL to RGB (PS3.3 §C.7.6.3.1.2); the conversion of JFIF."""
     return np.asarray(Image.fromarray(picture, "YCbCr").convert("RGB"))
 
 
@@ -49,7 +49,7 @@ def _save(picture: Picture, form: str, **options: Any) -> bytes:
 
 
 def _encode_jpeg(picture: Picture, quality: int) -> bytes:
-    # From the default quality on colour is not sub-sampled
+    # At the default quality and above colour is not sub-sampled
     return _save(picture, "JPEG", quality=quality, subsampling=0 if quality >= DEFAULT_QUALITY else 2)
 
 
@@ -81,7 +81,7 @@ def encode(media_type: str, picture: Picture, quality: int) -> bytes:
         quality: 1..100, for lossy types; 0 is DEFAULT_QUALITY.
 
     Raises:
-        NotAcceptable: no row for this media type.
+        NotAcceptable: ENCODERS has no row for the media type.
     """
     encoder = ENCODERS.get(media_type)
     if encoder is None:
@@ -90,10 +90,10 @@ def encode(media_type: str, picture: Picture, quality: int) -> bytes:
 
 
 def gif_frames(path: Path) -> Iterator[Picture]:
-    """Yield the images of a GIF file as they are seen one after another, each over what those before it left; RGB.
+    """Yield the images of a GIF file in RGB, each drawn over the images before it.
 
     Raises:
-        errors.BadRequest: it is no GIF file, or broken.
+        errors.BadRequest: the file is not a GIF file, or is broken.
         errors.PayloadTooLarge: an image has more than MAX_PIXELS pixels.
     """
     try:
@@ -111,5 +111,5 @@ def gif_frames(path: Path) -> Iterator[Picture]:
 
 
 def warm() -> None:
-    """Load Pillow's plug-ins, so that the first image does not wait for them."""
+    """Load the plug-ins of Pillow, so that the first image does not wait for that."""
     Image.init()

@@ -1,4 +1,4 @@
-"""Lookup tables of the data set as arrays: palettes, Modality and VOI LUTs.
+"""Convert lookup tables of the data set to arrays: palettes, Modality and VOI LUTs.
 
 Source: PS3.3 §C.7.6.3.1.5, §C.7.6.3.1.6, §C.7.9.2 (segmented), §C.11.1.1, §C.11.2.1.1.
 """
@@ -14,7 +14,7 @@ from gantry_standard import errors
 
 @lru_cache(16)
 def entries_of(table: LookupTable) -> NDArray[np.uint16]:
-    """Return the entries of a table, one value each, whether stored as bytes or as words; short tables repeat their last one.
+    """Return the entries of a table that is stored as bytes or as words; a short table is filled up with its last entry.
 
     Raises:
         NotAcceptable: the table is empty.
@@ -36,9 +36,9 @@ def _of_length(entries: NDArray[np.uint16], length: int) -> NDArray[np.uint16]:
 
 
 def scale_of(table: LookupTable, entries: NDArray[np.uint16]) -> int:
-    """Return the greatest value that an entry may have.
+    """Return the largest value that an entry may have.
 
-    Descriptors say 16 bits over entries that use 8, and 8 or 10 over entries that use more, often enough.
+    The bits of the descriptor are increased where an entry needs more: many writers give too small a number.
     """
     greatest = int(entries.max())
     bits = min(max(table.bits, 1), 16)
@@ -62,10 +62,10 @@ def colors_of(palette: Palette) -> NDArray[np.uint8]:
 
 
 def expand_segments(table: LookupTable) -> NDArray[np.uint16]:
-    """Expand segmented palette data: discrete (0), linear (1) and indirect (2) segments.
+    """Expand segmented palette data of discrete (0), linear (1) and indirect (2) segments.
 
     Raises:
-        NotAcceptable: a segment reaches past the data, or its type is unknown.
+        NotAcceptable: a segment extends beyond the data, or its type is unknown.
     """
     data = table.data if isinstance(table.data, bytes) else b""
     words = np.frombuffer(data, np.uint8) if table.bits <= 8 else np.frombuffer(data[: len(data) // 2 * 2], "<u2")
@@ -89,7 +89,7 @@ def _expand(words: list[int], word_bytes: int, position: int, segments: int | No
                 out.extend(round(begin + (end - begin) * (step + 1) / length) for step in range(length))
                 position += 1
             elif kind == 2 and segments is None:
-                # A byte offset from the first word on, least significant part first, in four bytes
+                # Offset from the first word, in bytes: four bytes, least significant part first
                 parts = words[position : position + 4 // word_bytes]
                 offset = int.from_bytes(b"".join(part.to_bytes(word_bytes, "little") for part in parts), "little")
                 position += len(parts)

@@ -1,4 +1,4 @@
-"""The frames of a stored instance: how many, where they lie, and what they are.
+"""The frames of a stored instance: their number, their places and their pixel description.
 
 Source: PS3.5 §8.1.1 (frames of 1-bit pixels follow each other without padding); PS3.3 §C.7.6.3.
 """
@@ -29,7 +29,7 @@ def number_of_frames(stored: blob_pb2.StoredInstance) -> int:
 
 
 def locate(stored: blob_pb2.StoredInstance, frame_number: int) -> FramePlace:
-    """Return where a frame lies; numbers start at 1.
+    """Return the place of a frame; numbers start at 1.
 
     Raises:
         NotAcceptable: the instance has no pixel data, or its frames are not separate in the stored form.
@@ -44,7 +44,10 @@ def locate(stored: blob_pb2.StoredInstance, frame_number: int) -> FramePlace:
 
 
 def describe(stored: blob_pb2.StoredInstance) -> PixelDescription:
-    """Return the image pixel description of an instance, as its frames are: some writers say YBR_FULL_422 and write every sample."""
+    """Return the pixel description of the frames.
+
+    Some writers declare YBR_FULL_422 and write every sample; the length of a frame shows it, and the result is YBR_FULL.
+    """
     pixel, layout = stored.layout.pixel, stored.layout
     interpretation = pixel.photometric_interpretation
     whole_bits = pixel.rows * pixel.columns * 3 * pixel.bits_allocated

@@ -1,4 +1,4 @@
-"""Frames that a worker reads by itself from the files of the directory store, mapped: no byte of them passes through the pool."""
+"""Frames that a worker reads from the memory-mapped files of the directory store; they are not sent through the pool."""
 
 import mmap
 import os
@@ -10,16 +10,16 @@ from gantry_runtime.frame_places import FramePlace
 from gantry_standard import errors
 
 MOST_FILES = 64
-"""Files that a worker keeps mapped."""
+"""Most files that a worker keeps mapped."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFrame:
-    """A frame as a job is given it.
+    """A frame in a file, as an argument of a job.
 
     Attributes:
-        path: of the object.
-        is_native: its bytes are plain values, which need not be copied to be decoded.
+        path: of the object that holds the frame.
+        is_native: the frame is uncompressed and can be decoded from the mapped file without a copy.
     """
 
     path: str
@@ -28,17 +28,17 @@ class StoredFrame:
 
 
 class FrameFiles:
-    """Maps objects; the one used longest ago goes first."""
+    """Maps objects; above MOST_FILES the least recently used one is dropped."""
 
     def __init__(self) -> None:
         self._views: OrderedDict[str, memoryview] = OrderedDict()
 
     def load(self, frame: StoredFrame) -> bytes | memoryview:
-        """Return the bare bit stream of a frame, or its native values from bit 0 on.
+        """Return the bit stream of a frame without item headers, or its native values from bit 0 on.
 
         Raises:
-            NotFound: the object is no more.
-            BadRequest: a range reaches beyond its end.
+            NotFound: the object does not exist any more.
+            BadRequest: a range extends beyond the end of the object.
         """
         view = self._view(frame.path)
         for offset, length in frame.place.ranges:

@@ -1,7 +1,7 @@
-"""Native frames out of a PNG or GIF file, for a store that transforms them.
+"""Decode a PNG or GIF file into native frames, for a store that transforms them.
 
-The file is gathered in a temporary directory, a process of the pool writes the frames next to it, one after another, and the answer is read
-from there: what is in memory is at most one frame and its file, and that in the process that decodes.
+The file is written to a temporary directory. A worker writes the decoded frames to a second file there, one after another, and the response
+is read from that file. At most one frame and the image file are in memory, and only in the worker.
 
 Source: PS3.18 §10.5.2 and its notes.
 """
@@ -27,8 +27,8 @@ class ImageDecoding:
     """Decodes whole image files.
 
     Args:
-        most_bytes: of a file.
-        most_decoded_bytes: of all its frames.
+        most_bytes: largest file, in bytes.
+        most_decoded_bytes: largest size of all decoded frames of a file together, in bytes.
     """
 
     def __init__(self, pool: Pool, admission: Admission, most_bytes: int, most_decoded_bytes: int) -> None:
@@ -38,12 +38,12 @@ class ImageDecoding:
         self._most_decoded_bytes = most_decoded_bytes
 
     async def decode(self, requests: Requests) -> AsyncGenerator[renderer_pb2.DecodeImageResponse]:
-        """Yield the description, then the frames.
+        """Yield the pixel description, then the frames in chunks of at most 1 MiB.
 
         Raises:
             errors.BadRequest: the file cannot be read.
-            errors.PayloadTooLarge: it, or what is in it, is larger than this renderer takes.
-            errors.Overloaded: there is no room for another one.
+            errors.PayloadTooLarge: the file or its decoded frames exceed the limits.
+            errors.Overloaded: the limit of concurrent requests is reached.
         """
         with self._admission(), tempfile.TemporaryDirectory(prefix="gantry-image-") as directory:
             media_type = await self._gather(requests, Path(directory) / FILE)
@@ -57,7 +57,10 @@ class ImageDecoding:
                     yield renderer_pb2.DecodeImageResponse(data=data)
 
     async def _gather(self, requests: Requests, path: Path) -> str:
-        """Write the file down; take all of it also when it is too large, so that the client hears why."""
+        """Write the file to `path` and return its media type.
+
+        A file that is too large is read to its end, so that the client gets the error and not a broken connection.
+        """
         media_type, size, held = "", 0, bytearray()
         with path.open("wb") as file:
             async for message in requests:
@@ -76,7 +79,7 @@ class ImageDecoding:
 
 
 def description(image: DecodedImage) -> blob_pb2.PixelDescription:
-    """Return what the frames are."""
+    """Return the Image Pixel Description of decoded frames."""
     return blob_pb2.PixelDescription(
         rows=image.rows,
         columns=image.columns,

@@ -1,4 +1,4 @@
-"""Requests that share one result."""
+"""Share one result between identical requests that run at the same time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 class Flights:
-    """Lets identical requests in flight be one.
+    """Runs the work of identical concurrent requests once.
 
-    The work goes on as long as anyone waits for it; when the last one is cancelled it is cancelled too.
+    When the last request that waits for a result is cancelled, the work is cancelled too.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,11 @@ class Flights:
         self._waiting: dict[Hashable, int] = {}
 
     async def share(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """Return what `work` returns, or what the same key's work in flight does."""
+        """Run `work`, or wait for running work of the same key, and return its result.
+
+        Raises:
+            Exception: what the work raised.
+        """
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(self._run(key, work))

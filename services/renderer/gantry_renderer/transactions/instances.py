@@ -1,4 +1,4 @@
-"""One stored instance as the renderer works on it: its frames and attributes, read through the port."""
+"""A stored instance: its frames and rendering attributes, read through the port BlobReader."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,11 +23,15 @@ Key = tuple[str, int, int]
 
 ATTRIBUTES_ROOM_BYTES = 32 << 20
 SMALL_JSON_BYTES = 64 << 10
-"""DICOM JSON up to this size is read in 0.3 ms; larger ones are read in a worker."""
+"""DICOM JSON up to this size is parsed in this process (0.3 ms); larger objects are parsed in a worker."""
 
 
 class Instance:
-    """What a request's `Source` says, with numbers that are checked."""
+    """The instance that a `Source` describes.
+
+    Raises:
+        BadRequest: the source has no location.
+    """
 
     def __init__(self, source: renderer_pb2.Source) -> None:
         if not source.stored.HasField("location"):
@@ -41,7 +45,7 @@ class Instance:
 
     @property
     def name(self) -> str:
-        """SOP Instance UID, for messages."""
+        """SOP Instance UID, for error messages."""
         uid: str = self.stored.sop_instance_uid
         return uid
 
@@ -52,10 +56,10 @@ class Instance:
 
 
 async def read(reader: BlobReader, object_key: str, ranges: Sequence[tuple[int, int]]) -> bytes:
-    """Return ranges of an object, one after another.
+    """Read ranges of an object and return them joined.
 
     Raises:
-        Unavailable: the object is no more: it was moved or swept since index was asked. The next request finds its new place.
+        Unavailable: the object was moved or deleted since index gave its place. A new request gets the new place.
     """
     try:
         ready = reader.ready(object_key, ranges)
@@ -67,29 +71,29 @@ async def read(reader: BlobReader, object_key: str, ranges: Sequence[tuple[int, 
 
 
 async def read_frame(reader: BlobReader, instance: Instance, frame_number: int) -> bytes:
-    """Return the bare bit stream of a frame, or its native values from bit 0 on."""
+    """Read a frame: its bit stream without item headers, or its native values from bit 0 on."""
     place = frames.locate(instance.stored, frame_number)
     data = await read(reader, instance.object_key, place.ranges)
     return data if place.is_aligned else await asyncio.to_thread(frames.aligned, place, data)
 
 
 async def run_with_frame(reader: BlobReader, pool: Pool, job: str, instance: Instance, frame_number: int, *arguments: Any) -> Any:
-    """Run a job of the pool: its arguments are transfer syntax, frame, pixel description and `arguments`.
+    """Run a job of the pool with the arguments: transfer syntax, frame, pixel description and `arguments`.
 
-    A worker reads the frame by itself where the objects are files of this machine. Errors as `Pool.run` and `BlobReader`.
+    Where the objects are files on this machine, the worker reads the frame itself. Raises what `Pool.run` and `read` raise.
     """
     place = frames.locate(instance.stored, frame_number)
     path = reader.path(instance.object_key)
     uid, description = instance.transfer_syntax_uid, instance.description
     if path is not None:
         frame = StoredFrame(path, place, coding.is_native(uid))
-        with suppress(errors.NotFound):  # moved a moment ago; the reader may know better
+        with suppress(errors.NotFound):  # the object was moved; the reader can still find it
             return await pool.run(job, uid, frame, description, *arguments)
     return await pool.run(job, uid, await read_frame(reader, instance, frame_number), description, *arguments)
 
 
 class AttributesReader:
-    """Reads what rendering needs from the DICOM JSON of an instance, once per version."""
+    """Reads rendering attributes from the DICOM JSON of instances, and caches them by version."""
 
     def __init__(self, reader: BlobReader, pool: Pool) -> None:
         self._reader = reader
@@ -101,7 +105,9 @@ class AttributesReader:
         """Return the attributes of all frames.
 
         Raises:
-            BadRequest: the source came without DICOM JSON.
+            BadRequest: the source has no DICOM JSON.
+            CorruptInstance: the DICOM JSON cannot be parsed.
+            Unavailable: as `read`.
         """
         cached = self._cache.get(instance.key)
         if cached is not None:
@@ -111,13 +117,13 @@ class AttributesReader:
     async def _read(self, instance: Instance) -> RenderAttributes:
         dicom_json = await self._json(instance)
         if len(dicom_json) <= SMALL_JSON_BYTES:
-            found = attributes.read_attributes(dicom_json)
+            render_attributes = attributes.read_attributes(dicom_json)
         else:
-            found = await self._pool.run("attributes", dicom_json)
-        if paths := found.bulk_paths():
-            found = found.with_bulk(await self._bulk(instance, paths))
-        self._cache.put(instance.key, found)
-        return found
+            render_attributes = await self._pool.run("attributes", dicom_json)
+        if paths := render_attributes.bulk_paths():
+            render_attributes = render_attributes.with_bulk(await self._bulk(instance, paths))
+        self._cache.put(instance.key, render_attributes)
+        return render_attributes
 
     async def _json(self, instance: Instance) -> bytes:
         stored = instance.stored

@@ -1,7 +1,7 @@
-"""Frames and whole instances in another transfer syntax, frame by frame.
+"""Transcode frames and whole instances to another transfer syntax, frame by frame.
 
-An instance is its head, patched; the pixel element, written anew around frames that are decoded in parallel and sent in order;
-and its tail, untouched. At most a window of frames is in memory.
+A transcoded instance has three parts: the head with changed elements, a new pixel element, and the unchanged elements after it. Frames are
+transcoded in parallel and sent in order. At most one frame per worker and one more are in memory.
 
 Source: PS3.18 §8.7.3.5, §10.4; PS3.5 §8.2, §A.4.
 """
@@ -43,7 +43,7 @@ T = TypeVar("T")
 MAX_ELEMENT_BYTES = 2**32 - 2
 MAX_HEAD_BYTES = 256 << 20
 SMALL_HEAD_BYTES = 32 << 10
-"""Heads up to this size are patched in half a millisecond; larger ones are in a worker."""
+"""Heads up to this size are patched in this process (0.5 ms); larger ones are patched in a worker."""
 
 _PIXEL_DATA = 0x7FE00010
 _PHOTOMETRIC_INTERPRETATION = 0x00280004
@@ -52,12 +52,12 @@ _PLANAR_CONFIGURATION = 0x00280006
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to come from what is stored to a transfer syntax.
+    """How stored frames are converted to a transfer syntax.
 
     Attributes:
-        is_copy: frames are sent as they are.
-        result: attributes of the frames that come out.
-        decoded: attributes of the frames in between.
+        is_copy: frames are sent as stored.
+        result: pixel description of the frames that are sent.
+        decoded: pixel description of the decoded frames, before they are encoded.
     """
 
     target_uid: str
@@ -67,10 +67,10 @@ class Plan:
 
 
 def plan(instance: Instance, target_uid: str) -> Plan:
-    """Return how an instance's frames get into a transfer syntax.
+    """Return how the frames of an instance are converted to a transfer syntax.
 
     Raises:
-        NotAcceptable: they cannot; the message says what is available.
+        NotAcceptable: they cannot be converted; the message lists the transfer syntaxes that are available.
     """
     source_uid, description = instance.transfer_syntax_uid, instance.description
     if source_uid == target_uid:
@@ -94,7 +94,7 @@ def _require_known(target_uid: str) -> None:
 
 
 class Transcoding:
-    """Transcodes; frames that are asked for again are kept."""
+    """Transcodes frames and instances; transcoded frames are cached."""
 
     def __init__(self, reader: BlobReader, pool: Pool, admission: Admission, cache: ByteBoundedCache[bytes]) -> None:
         self._reader = reader
@@ -104,26 +104,28 @@ class Transcoding:
         self._flights = Flights()
 
     async def frames(self, instance: Instance, frame_numbers: Iterable[int], target_uid: str) -> AsyncGenerator[tuple[int, bytes], None]:
-        """Yield (frame number, bytes) in the order asked for: bare bit streams, or native values in little endian.
+        """Yield (frame number, bytes) in the order of `frame_numbers`: bit streams without item headers, or native values in little endian.
 
         Raises:
             NotFound: the instance has fewer frames.
-            NotAcceptable: a frame cannot be decoded, or not encoded to the target.
+            NotAcceptable: a frame cannot be decoded, or cannot be encoded to the target.
+            Overloaded: the limit of concurrent transcodings is reached.
         """
         numbers = list(frame_numbers)
         for number in numbers:
             if not 1 <= number <= instance.number_of_frames:
                 raise errors.NotFound(f"frame {number} of {instance.name}: the instance has {instance.number_of_frames} frames")
         with self._admission():
-            async with aclosing(self._in_order(instance, numbers, plan(instance, target_uid))) as found:
-                async for number, data in found:
+            async with aclosing(self._in_order(instance, numbers, plan(instance, target_uid))) as transcoded:
+                async for number, data in transcoded:
                     yield number, data
 
     async def instance(self, instance: Instance, target_uid: str) -> AsyncGenerator[bytes, None]:
-        """Yield a PS3.10 file in chunks of at most 1 MiB. The first one comes when the first frame is ready.
+        """Yield a PS3.10 file in chunks of at most 1 MiB. The first chunk is yielded when the first frame is ready.
 
         Raises:
-            NotAcceptable: a frame cannot be decoded or encoded to the target, or the pixel data would pass 2^32-2 bytes.
+            NotAcceptable: a frame cannot be decoded or encoded to the target, or the pixel data would exceed 2^32-2 bytes.
+            Overloaded: the limit of concurrent transcodings is reached.
         """
         with self._admission():
             planned = plan(instance, target_uid)
@@ -162,7 +164,7 @@ class Transcoding:
         yield await self._head(instance, _wire(instance), planned, None)
 
     async def _compression(self, instance: Instance, planned: Plan, first_bytes: int) -> Compression | None:
-        """Return what was lost, now or before."""
+        """Return the lossy compression that the instance must declare: that of the target, or one of the stored frames; else None."""
         source_uid, target_uid = instance.transfer_syntax_uid, planned.target_uid
         if planned.is_copy or (source_uid, target_uid) in REWRITES:
             return None
@@ -195,7 +197,7 @@ class Transcoding:
             raise errors.Unavailable("the bytes of the instance were moved a moment ago") from error
 
     def _in_order(self, instance: Instance, numbers: Iterable[int], planned: Plan) -> AsyncGenerator[tuple[int, bytes], None]:
-        # One frame more than there are workers is read while they decode
+        # One frame more than there are workers: it is read while the workers decode
         return in_order(numbers, lambda number: self._frame(instance, number, planned), self._pool.size + 1)
 
     async def _frame(self, instance: Instance, frame_number: int, planned: Plan) -> bytes:
@@ -219,7 +221,7 @@ class Transcoding:
 async def in_order(
     numbers: Iterable[int], work: Callable[[int], Coroutine[Any, Any, T]], window: int
 ) -> AsyncGenerator[tuple[int, T], None]:
-    """Yield (number, result) in the order of `numbers`, with at most `window` results made ahead."""
+    """Yield (number, result) in the order of `numbers`; at most `window` calls of `work` run or wait to be yielded."""
     tasks: deque[tuple[int, asyncio.Task[T]]] = deque()
     try:
         for number in numbers:
@@ -245,7 +247,7 @@ async def _data_of(first: tuple[int, bytes], others: AsyncIterator[tuple[int, by
 async def _native_element(
     frames: AsyncIterator[bytes], description: PixelDescription, number_of_frames: int
 ) -> AsyncGenerator[bytes, None]:
-    """Write Pixel Data of known length; 1-bit frames follow each other without padding (PS3.5 §8.1.1)."""
+    """Yield a native Pixel Data element; frames of 1-bit pixels follow each other without padding (PS3.5 §8.1.1)."""
     bits = frame_bits(description)
     length = (number_of_frames * bits + 7) // 8
     vr = b"OB" if description.bits_allocated <= 8 else b"OW"
@@ -275,7 +277,7 @@ async def _bits_joined(frames: AsyncIterator[bytes], frame_bits: int) -> AsyncGe
 async def _encapsulated_element(
     frames: AsyncIterator[bytes], description: PixelDescription, number_of_frames: int
 ) -> AsyncGenerator[bytes, None]:
-    """Write encapsulated Pixel Data: an empty Basic Offset Table, one fragment per frame, padded to even lengths."""
+    """Yield an encapsulated Pixel Data element: an empty Basic Offset Table, and one fragment per frame, padded to an even length."""
     yield encode_element_header(_PIXEL_DATA, b"OB", UNDEFINED_LENGTH) + encode_item_header(0)
     async for data in frames:
         yield encode_item_header(len(data) + len(data) % 2)
@@ -286,10 +288,10 @@ async def _encapsulated_element(
 
 
 async def _chunks(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Join small pieces and cut large ones, to chunks of at most 1 MiB."""
+    """Yield the bytes of pieces in chunks of at most 1 MiB: small pieces are joined, large ones are divided."""
     small = bytearray()
-    async with aclosing(pieces) as found:
-        async for piece in found:
+    async with aclosing(pieces):
+        async for piece in pieces:
             if len(small) + len(piece) <= CHUNK_BYTES:
                 small += piece
                 continue
@@ -306,7 +308,7 @@ async def _chunks(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, 
 
 
 def _changes(instance: Instance, result: PixelDescription) -> dict[int, bytes]:
-    """Return the elements of group 0028 that are others after transcoding (PS3.5 §8.2)."""
+    """Return the elements of group 0028 that transcoding changes, by tag (PS3.5 §8.2)."""
     stored, changes = instance.stored.layout.pixel, {}
     if result.photometric_interpretation != stored.photometric_interpretation:
         value = result.photometric_interpretation.encode()
@@ -324,12 +326,12 @@ def _around_pixels(instance: Instance) -> tuple[list[tuple[int, int]], list[tupl
     """Return the ranges of the wire form before and after the pixel element.
 
     Raises:
-        CorruptInstance: the layout's wire form does not hold the pixel element.
+        CorruptInstance: the wire form of the layout does not contain the pixel element.
     """
     layout = instance.stored.layout
     begin, pixels_length = layout.pixel_element.offset, layout.pixel_element.length
     if layout.HasField("pixel_element_header"):
-        # The header lies apart, directly before the value in the wire form
+        # The header is stored apart from the value; in the wire form it comes directly before the value
         begin, pixels_length = layout.pixel_element_header.offset, layout.pixel_element_header.length + pixels_length
     before: list[tuple[int, int]] = []
     ranges = _wire(instance)
@@ -344,7 +346,7 @@ def _around_pixels(instance: Instance) -> tuple[list[tuple[int, int]], list[tupl
 
 
 def _without_first(ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """Return ranges without their first `count` bytes: the element may go on in the next range."""
+    """Return ranges without their first `count` bytes; these may extend over several ranges."""
     rest = []
     for offset, length in ranges:
         skipped = min(count, length)

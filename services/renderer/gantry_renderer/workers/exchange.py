@@ -1,6 +1,6 @@
-"""Messages between the pool and its workers: a length and a pickle on a socket, and a piece of shared memory for large results.
+"""Messages between the pool and its workers: a length and a pickle on a socket, and shared memory for large results.
 
-Both ends are ours, of one version, and of one user: nothing of a request is ever unpickled.
+Pickle is safe here: both processes run the same version as the same user, and no bytes of a request are unpickled.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ import struct
 from typing import Any
 
 SHARED_BYTES = 32 << 20
-"""Size of the memory that a worker shares with the pool; only pages that were used are there. Larger results go through the socket."""
+"""Size of the memory that a worker shares with the pool; only used pages take memory. Larger results are sent on the socket."""
 
 SHARED_FROM_BYTES = 16 << 10
-"""Results from this size on go through it."""
+"""Results of at least this size are passed through the shared memory."""
 
 _LENGTH = struct.Struct("<Q")
 _FIRST_BYTES = 64 << 10
@@ -29,21 +29,21 @@ def shared_memory() -> int:
 
 
 def mapped(fd: int) -> mmap.mmap:
-    """Map such memory."""
+    """Map the memory of a file descriptor of `shared_memory`."""
     return mmap.mmap(fd, SHARED_BYTES)
 
 
 def packed(message: Any) -> bytes:
-    """Return a message as it is sent."""
+    """Return the bytes of a message."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(data)) + data
 
 
 def receive(connection: socket.socket) -> Any:
-    """Wait for a message.
+    """Wait for a message and return it.
 
     Raises:
-        EOFError: the other end has closed.
+        EOFError: the other end closed the connection.
     """
     data, wanted = bytearray(), _LENGTH.size
     while len(data) < wanted:
@@ -56,7 +56,7 @@ def receive(connection: socket.socket) -> Any:
 
 
 async def received(connection: socket.socket) -> Any:
-    """Wait for a message, on a non-blocking socket. Errors as `receive`."""
+    """Wait for a message on a non-blocking socket and return it. Raises what `receive` raises."""
     loop = asyncio.get_running_loop()
     data, wanted = bytearray(), _LENGTH.size
     while len(data) < wanted:

@@ -1,8 +1,9 @@
-"""A pool of processes that decode, and whose death harms nobody else.
+"""A pool of worker processes that decode and render; a crash of a decoder ends one worker only.
 
-Each worker is a process of its own with a socket (`worker.py`), and the event loop waits for what comes from it: a job is a small message,
-the pixels are read by the worker itself, and what it makes comes through shared memory. A worker that dies is replaced; its job is tried
-once more on another, then refused: the frame kills decoders. A job that takes too long loses its worker and is not tried again.
+Each worker is a process (`worker.py`) that is connected by a socket. A job is a small message: the worker reads the pixels itself where it
+can, and returns large results through shared memory. A worker that dies is replaced. Its job is tried once more on another worker; if that
+one dies too, the job is refused, because the frame crashes the decoder. A worker whose job exceeds the time limit is killed and replaced,
+and the job is not tried again.
 """
 
 import asyncio
@@ -35,17 +36,17 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerDied(Exception):
-    """The process ended in the middle of a job."""
+    """The process ended during a job."""
 
 
 def _request() -> CallContext:
-    """Return the request that a job belongs to. A worker looks at nothing but its job, so it need not know the caller."""
+    """Return the request id and trace context of a job's request. The caller is left out: a worker needs only its job."""
     context = CURRENT.get()
     return CallContext(context.request_id, context.traceparent)
 
 
 class Worker:
-    """One process; one task uses it at a time."""
+    """One worker process. Only one job runs at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,10 +63,10 @@ class Worker:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Start the process and wait until it is warm.
+        """Start the process and wait until it is ready for jobs.
 
         Raises:
-            WorkerDied: it ended before that.
+            WorkerDied: the process ended before it was ready.
         """
         await asyncio.to_thread(self._spawn)
         await self._receive()
@@ -85,10 +86,10 @@ class Worker:
         self._connection = ours
 
     async def call(self, job: str, arguments: tuple[Any, ...]) -> Any:
-        """Do one job.
+        """Run one job in the process and return its result.
 
         Raises:
-            WorkerDied: the process ended first.
+            WorkerDied: the process ended before it returned a result.
             GantryError: what the job raised.
         """
         if self._connection is None or self._shared is None:
@@ -115,12 +116,12 @@ class Worker:
             raise WorkerDied from error
 
     def kill(self) -> None:
-        """End the process now; a `call` under way then raises WorkerDied."""
+        """Kill the process; a running `call` then raises WorkerDied."""
         if self._process is not None:
             self._process.kill()
 
     def close(self) -> None:
-        """End the process and forget it."""
+        """Kill the process, wait for its end, and close its socket and memory."""
         if self._process is not None:
             self.kill()
             self._process.wait()
@@ -132,7 +133,12 @@ class Worker:
 
 
 class Admission:
-    """Bounds how many requests are inside at once."""
+    """Bounds the number of concurrent requests of one kind.
+
+    Args:
+        limit: of concurrent requests.
+        what: plural noun of the requests, for the error message.
+    """
 
     def __init__(self, limit: int, what: str) -> None:
         self._limit = limit
@@ -141,10 +147,10 @@ class Admission:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Be inside while the context is open.
+        """Count one request while the context is open.
 
         Raises:
-            Overloaded: there is no room.
+            Overloaded: the limit is reached.
         """
         if self.inside >= self._limit:
             raise errors.Overloaded(f"the renderer has {self.inside} {self._what} in hand, which is its limit", retry_after_s=1)
@@ -156,7 +162,12 @@ class Admission:
 
 
 class Pool:
-    """Runs jobs in `size` processes, first come first served."""
+    """Runs jobs in `size` processes, in the order in which they come.
+
+    Args:
+        size: number of processes.
+        timeout_s: seconds that one job may take.
+    """
 
     def __init__(self, size: int, timeout_s: float) -> None:
         self.size = size
@@ -170,22 +181,22 @@ class Pool:
 
     @property
     def ready_workers(self) -> int:
-        """Workers that are alive."""
+        """Number of workers that are alive."""
         return sum(worker.is_alive() for worker in self._workers)
 
     @property
     def waiting_jobs(self) -> int:
-        """Jobs that wait for a worker."""
+        """Number of jobs that wait for a worker."""
         return len(self._waiting)
 
     @property
     def running_jobs(self) -> int:
-        """Jobs that a worker has in hand, those included that nobody waits for any more."""
+        """Number of jobs that run in a worker, including those whose request was cancelled."""
         return self._running
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the workers."""
+        """Process ids of the workers; 0 for one that is being started."""
         return [worker.pid for worker in self._workers]
 
     async def _start(self) -> None:
@@ -210,8 +221,8 @@ class Pool:
     async def keep(self) -> NoReturn:
         """Replace workers that die while they are idle, as long as the pool is open.
 
-        A worker that dies during a job is replaced by that job. Of an idle one only this task learns before the next job: without it a
-        renderer whose last worker died would be not ready, get no request, and stay so.
+        A worker that dies during a job is replaced at once. The death of an idle worker is noticed only by this task or by the next job.
+        Without this task, a renderer whose last worker died would not be ready, get no requests, and never become ready again.
         """
         while True:
             await asyncio.sleep(CHECK_IDLE_S)
@@ -223,11 +234,11 @@ class Pool:
     async def run(self, job: str, *arguments: Any) -> Any:
         """Run one of `worker.JOBS` and return its result.
 
-        Cancelling takes a waiting job out of the queue; a running one ends by itself and its result is dropped.
+        Cancelling removes a waiting job from the queue. A running job runs to its end and its result is dropped.
 
         Raises:
-            NotAcceptable: the job killed two workers.
-            Unavailable: it took longer than the time limit.
+            NotAcceptable: two workers died during the job.
+            Unavailable: the job exceeded the time limit.
             GantryError: what the job raised.
         """
         begin = time.perf_counter()
@@ -247,10 +258,11 @@ class Pool:
         worker = await self._take()
         done = self._own(worker.call(job, arguments))
         self._running += 1
-        # The worker comes back when its job has ended, whoever still waits for it by then
+        # The worker returns to the pool when its job has ended, also where the request was cancelled before
         done.add_done_callback(lambda future: self._give_back(worker, future))
         try:
-            # Not wait_for: that of Python 3.11 loses a cancellation that meets the result, and the work of a client that went away goes on.
+            # Not wait_for: in Python 3.11 it loses a cancellation that arrives together with the result (python/cpython#86296), and the
+            # work of a disconnected client would go on
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.shield(done)
         except TimeoutError:
@@ -308,7 +320,7 @@ class Pool:
             try:
                 await worker.start()
             except Exception:
-                # Whatever it was (no process, thread or file handle left), a worker that is given up is missing for ever
+                # Any error (no process, thread or file handle left) is retried: a worker that is not restarted is missing for good
                 log.exception("worker does not start")
                 await asyncio.sleep(RESTART_PAUSE_S)
             else:
@@ -325,7 +337,15 @@ class Pool:
 
 @asynccontextmanager
 async def opened(size: int, timeout_s: float) -> AsyncIterator[Pool]:
-    """Open a pool whose workers are warm; `size` 0 takes one worker per core."""
+    """Open a pool and wait until its workers are ready.
+
+    Args:
+        size: number of workers; 0 for one per core.
+        timeout_s: seconds that one job may take.
+
+    Raises:
+        RuntimeError: a worker ended before it was ready.
+    """
     pool = Pool(size or os.cpu_count() or 1, timeout_s)
     try:
         await pool._start()

@@ -1,8 +1,8 @@
-"""One process of the pool: takes jobs from a socket, one after another, and answers each.
+"""A worker process of the pool: receives jobs on a socket, one after another, and sends the result of each.
 
-`python -m gantry_renderer.workers.worker SOCKET MEMORY`, two file descriptors. It imports the decoders and
-nothing that serves; it is warm before it says so, and ends when the socket does. Anything may kill it: a bit stream that breaks
-a decoder takes this process and nothing else.
+Command: `python -m gantry_renderer.workers.worker SOCKET MEMORY`; both arguments are file descriptors. The process imports the decoders but
+no server. It reports that it is ready when the decoders are loaded, and ends when the socket is closed. A bit stream that crashes a decoder
+ends only this process.
 """
 
 import logging
@@ -63,10 +63,10 @@ def _warm() -> None:
 
 
 def serve(connection: socket.socket, shared: mmap.mmap) -> None:
-    """Do jobs until the other end closes."""
+    """Run jobs until the other end closes the connection."""
     _warm()
     files = FrameFiles()
-    # The other end closes when the renderer ends, in whatever way
+    # The connection closes however the renderer ends
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         connection.sendall(exchange.packed(None))
         while True:
@@ -80,7 +80,7 @@ def serve(connection: socket.socket, shared: mmap.mmap) -> None:
 
 
 def _answer(files: FrameFiles, job: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
-    """Return "result" and the result, or "error" and the error: one of ours, or a traceback for the log."""
+    """Run a job; return ("result", its result) or ("error", a GantryError or the traceback of another exception)."""
     try:
         given = [files.load(argument) if isinstance(argument, StoredFrame) else argument for argument in arguments]
         return "result", JOBS[job](*given)
@@ -92,7 +92,7 @@ def _answer(files: FrameFiles, job: str, arguments: tuple[Any, ...]) -> tuple[st
 
 
 if __name__ == "__main__":
-    # Ctrl-C goes to every process of the terminal; the renderer decides when its workers end
+    # Ctrl-C signals every process of the terminal; only the renderer ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.configure("renderer", os.environ.get("GANTRY_LOG_LEVEL", "info"))
     serve(socket.socket(fileno=int(sys.argv[1])), exchange.mapped(int(sys.argv[2])))

@@ -91,11 +91,11 @@ class RenderRequest(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     VIEWPORT_FIELD_NUMBER: _builtins.int
     frame_number: _builtins.int
-    """From 1."""
+    """Of the subject, from 1."""
     media_type: _builtins.str
     """image/jpeg, image/png, image/gif."""
     quality: _builtins.int
-    """1..100; 0: the server's default."""
+    """1 to 100; 0 for the default."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
         """The instances that the rendering is made of, at most 64; more, none or two subjects are INVALID_ARGUMENT."""
@@ -124,7 +124,7 @@ Global___RenderRequest: _TypeAlias = RenderRequest  # noqa: Y015
 
 @_typing.final
 class Window(_message.Message):
-    """VOI window of the request, in units after the modality LUT."""
+    """VOI window of the request, in output units of the modality LUT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,7 +152,7 @@ Global___Window: _TypeAlias = Window  # noqa: Y015
 
 @_typing.final
 class Viewport(_message.Message):
-    """PS3.18 §8.3.5.1.3. width and height in pixels of the result; the source region in pixels of the frame."""
+    """PS3.18 §8.3.5.1.3: width and height of the result in its pixels, the source region in pixels of the frame."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -167,7 +167,7 @@ class Viewport(_message.Message):
     source_x: _builtins.float
     source_y: _builtins.float
     source_width: _builtins.float
-    """Negative: flipped."""
+    """A negative width or height flips the image."""
     source_height: _builtins.float
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RendererServiceStub:
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing.
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class RendererServiceStub:
 
 
 class RendererServiceServicer:
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing.
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing.
     """
 
     def Render(self, request, context):
@@ -74,7 +74,7 @@ class RendererServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TranscodeFrames(self, request, context):
-        """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set.
+        """Frames in another transfer syntax, in the order of the request. A frame is one or more messages; `last` is set in its last message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,9 +88,9 @@ class RendererServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecodeImage(self, request_iterator, context):
-        """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
-        The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
-        the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+        """Native frames of an image/png or image/gif file. A palette becomes RGB, transparency is dropped, every image of an animation is a frame.
+        The client sends the file in messages of at most 1 MiB, the first with the media type. The first response has the pixel description, the
+        others the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one above the limits RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,7 @@ def add_RendererServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RendererService:
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing.
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing.
     """
 
     @staticmethod

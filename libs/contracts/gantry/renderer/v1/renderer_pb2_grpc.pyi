@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RendererServiceStub:
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing."""
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,36 +36,36 @@ class RendererServiceStub:
     Render: _grpc.UnaryUnaryMultiCallable[_renderer_pb2.RenderRequest, _renderer_pb2.RenderResponse]
     """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it."""
     TranscodeFrames: _grpc.UnaryStreamMultiCallable[_renderer_pb2.TranscodeFramesRequest, _renderer_pb2.TranscodeFramesResponse]
-    """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
+    """Frames in another transfer syntax, in the order of the request. A frame is one or more messages; `last` is set in its last message."""
     TranscodeInstance: _grpc.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]
     """A whole PS3.10 file in another transfer syntax, frame by frame, as chunks of at most 1 MiB."""
     DecodeImage: _grpc.StreamStreamMultiCallable[_renderer_pb2.DecodeImageRequest, _renderer_pb2.DecodeImageResponse]
-    """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
-    The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
-    the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+    """Native frames of an image/png or image/gif file. A palette becomes RGB, transparency is dropped, every image of an animation is a frame.
+    The client sends the file in messages of at most 1 MiB, the first with the media type. The first response has the pixel description, the
+    others the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one above the limits RESOURCE_EXHAUSTED.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_renderer_pb2.GetStatusRequest, _renderer_pb2.GetStatusResponse]
 
 @_typing.type_check_only
 class RendererServiceAsyncStub(RendererServiceStub):
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing."""
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Render: _aio.UnaryUnaryMultiCallable[_renderer_pb2.RenderRequest, _renderer_pb2.RenderResponse]  # type: ignore[assignment]
     """One frame as one image in a rendered media type. The kind of content of the subject decides what makes it."""
     TranscodeFrames: _aio.UnaryStreamMultiCallable[_renderer_pb2.TranscodeFramesRequest, _renderer_pb2.TranscodeFramesResponse]  # type: ignore[assignment]
-    """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
+    """Frames in another transfer syntax, in the order of the request. A frame is one or more messages; `last` is set in its last message."""
     TranscodeInstance: _aio.UnaryStreamMultiCallable[_renderer_pb2.TranscodeInstanceRequest, _renderer_pb2.TranscodeInstanceResponse]  # type: ignore[assignment]
     """A whole PS3.10 file in another transfer syntax, frame by frame, as chunks of at most 1 MiB."""
     DecodeImage: _aio.StreamStreamMultiCallable[_renderer_pb2.DecodeImageRequest, _renderer_pb2.DecodeImageResponse]  # type: ignore[assignment]
-    """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
-    The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
-    the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+    """Native frames of an image/png or image/gif file. A palette becomes RGB, transparency is dropped, every image of an animation is a frame.
+    The client sends the file in messages of at most 1 MiB, the first with the media type. The first response has the pixel description, the
+    others the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one above the limits RESOURCE_EXHAUSTED.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_renderer_pb2.GetStatusRequest, _renderer_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Decodes, transcodes, renders. Reads blob itself. Owns nothing."""
+    """Decodes, transcodes and renders stored instances. It reads their bytes from blob and stores nothing."""
 
     @_abc_1.abstractmethod
     def Render(
@@ -81,7 +81,7 @@ class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _renderer_pb2.TranscodeFramesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_renderer_pb2.TranscodeFramesResponse], _abc.AsyncIterator[_renderer_pb2.TranscodeFramesResponse]]:
-        """Frames in another transfer syntax, in the order asked for. Each frame is one or more messages; a frame ends where `last` is set."""
+        """Frames in another transfer syntax, in the order of the request. A frame is one or more messages; `last` is set in its last message."""
 
     @_abc_1.abstractmethod
     def TranscodeInstance(
@@ -97,9 +97,9 @@ class RendererServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_renderer_pb2.DecodeImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_renderer_pb2.DecodeImageResponse], _abc.AsyncIterator[_renderer_pb2.DecodeImageResponse]]:
-        """Native frames out of an image/png or image/gif file: palette made RGB, transparency dropped, an animation with all its frames.
-        The client sends the file in messages of at most 1 MiB, the first with the media type. The first answer holds the description, the others
-        the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one past the limits RESOURCE_EXHAUSTED.
+        """Native frames of an image/png or image/gif file. A palette becomes RGB, transparency is dropped, every image of an animation is a frame.
+        The client sends the file in messages of at most 1 MiB, the first with the media type. The first response has the pixel description, the
+        others the frames in order, at most 1 MiB each. A file that cannot be read is INVALID_ARGUMENT, one above the limits RESOURCE_EXHAUSTED.
         """
 
     @_abc_1.abstractmethod
