@@ -14,7 +14,9 @@ import httpx
 import pydicom
 import pytest
 
+from gantry.events.v1.events_pb2 import Change
 from tests.support import instances
+from tests.support.changes import wait_for_changes
 from tests.support.dicomweb import AS_STORED, JSON, DicomWeb, items, related, value
 from tests.support.suite import Suite
 from tests.support.workitems import STATE, Worklist, listening, new_ae_title
@@ -83,6 +85,58 @@ def test_killing_a_part_during_a_store_loses_nothing_that_was_answered(breakable
     suite.restart()
     check_all(dicomweb, study, sent)
     assert suite.run("verify", "--data", str(suite.data)).stdout.strip().endswith("all digests agree")
+
+
+def delete_patiently(dicomweb: DicomWeb, path: str) -> None:
+    """Delete, again and again as a client does, until it is deleted."""
+    end = time.monotonic() + 60
+    while True:
+        with suppress(httpx.HTTPError):
+            status = dicomweb.request("DELETE", path).status_code
+            if status in (200, 204, 404, 410):
+                return
+            assert status == 503, status
+        assert time.monotonic() < end, f"{path} could not be deleted"
+        time.sleep(0.1)
+
+
+KINDS = {Change.KIND_CREATED: "created", Change.KIND_DELETED: "deleted", Change.KIND_SETTLED: "settled"}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "shared_breakable_suite", ["one-machine", pytest.param("distributed", marks=pytest.mark.distributed)], indirect=True
+)
+@pytest.mark.parametrize("part", ["index", "nats", "workflow", "blob"])
+def test_killing_a_part_during_stores_and_deletions_leaves_each_decision_on_the_stream_in_order(breakable_suite: Suite, part: str) -> None:
+    suite = breakable_suite
+    dicomweb, study = suite.client(), instances.new_uid()
+    sent, acknowledged = files(36, study), set[str]()
+    uids = list(sent)
+    series = pydicom.dcmread(io.BytesIO(sent[uids[0]]), stop_before_pixels=True).SeriesInstanceUID
+    kill_at = random.Random(part).sample(range(len(uids)), 4)
+    deleted = uids[::3]
+    for number, uid in enumerate(uids):
+        if number in kill_at:
+            threading.Timer(random.Random(number).random() * 0.05, suite.kill, [part]).start()
+        store_patiently(dicomweb, {uid: sent[uid]}, acknowledged)
+        if uid in deleted:
+            delete_patiently(dicomweb, f"/studies/{study}/series/{series}/instances/{uid}")
+    suite.wait_ready()
+    expected = {uid: ["created", "deleted"] if uid in deleted else ["created"] for uid in uids}
+
+    def told(changes: list[Change]) -> dict[str, list[str]]:
+        by_uid: dict[str, list[str]] = {uid: [] for uid in uids}
+        for change in changes:
+            for one in change.instances:
+                by_uid[one.sop_instance_uid].append(KINDS[change.kind])
+        return by_uid
+
+    changes = wait_for_changes(suite, study, lambda changes: told(changes) == expected)
+    assert told(changes) == expected
+    sequences = [change.sequence for change in changes if change.kind != Change.KIND_SETTLED]
+    assert sequences == sorted(sequences)
+    assert [change.id for change in changes] == [f"{change.sequence}-{KINDS[change.kind]}" for change in changes]
 
 
 def test_killing_everything_at_once_loses_nothing_and_leaves_nobody_behind(breakable_suite: Suite) -> None:

@@ -22,6 +22,7 @@ SWEEPER_LAST_RUN = Gauge("gantry_sweeper_last_run_seconds", "When the sweeper's 
 EVENTS_APPLIED = Counter("gantry_events_applied_total", "Events applied by index", ["kind"])
 EVENTS_POISON = Counter("gantry_events_poison_total", "Events that could not be applied and were passed", ["kind"])
 INDEX_LAG = Gauge("gantry_index_lag_messages", "Messages on STORE that index has not applied")
+CHANGES_WAITING = Gauge("gantry_changes_waiting_seconds", "Seconds for which NATS has not taken what is to be told on CHANGES")
 TERMS_LEFT_OUT = Counter("gantry_index_terms_left_out_total", "Values not indexed because of a limit", ["limit"])
 RENDER_SECONDS = Histogram("gantry_render_seconds", "Time of one job in the renderer's pool", ["kind"])
 RENDER_QUEUE = Gauge("gantry_render_queue_jobs", "Jobs that wait for a worker")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gantry.events.v1.events_pb2 import Change, StudyChanged
+from gantry.events.v1.events_pb2 import Change
 from gantry_index.applying import changes
 from gantry_index.stores.elasticsearch.store import ElasticsearchStore
 from gantry_index.stores.port import Batch
 from gantry_runtime.events import streams
 from tests.stores.test_index_store import drop
+from tests.support.changes import read_changes
 from tests.support.nats_server import NatsServer, until
 from tests.unit.index.test_service import DUPLICATE, NEW, STUDY, Suite, instance
 
@@ -40,20 +41,9 @@ async def suite(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     nats.stop()
 
 
-async def told(suite: Suite, *studies: str) -> list[Change]:
-    """Return what is on CHANGES about studies, in order, each change once."""
-    seen: dict[str, Change] = {}
-    _, last = await streams.stream_state(suite.js, streams.CHANGES)
-    first, _ = await streams.stream_state(suite.js, streams.CHANGES)
-    for sequence in range(first, last + 1):
-        raw = await suite.js.get_msg("CHANGES", sequence)
-        message = StudyChanged.FromString(raw.data or b"")
-        assert (raw.subject or "").endswith(f".{message.study_instance_uid}")
-        if message.study_instance_uid in (studies or (STUDY,)):
-            for change in message.changes:
-                before = seen.setdefault(change.id, change)
-                assert before == change, "one id, one change"
-    return list(seen.values())
+async def told(suite: Suite, study: str = STUDY) -> list[Change]:
+    """Return what is on CHANGES about a study, in order, each change once."""
+    return await read_changes(suite.js, study)
 
 
 def brief(found: list[Change]) -> list[tuple[int, list[str]]]:
@@ -175,6 +165,16 @@ async def test_a_lost_stream_is_made_again_above_its_sequences(suite: Suite) -> 
     assert (await streams.stream_state(suite.js, streams.CHANGES))[0] > before
 
 
+async def test_streams_that_nats_lost_are_there_again_before_anything_is_decided(suite: Suite) -> None:
+    for name in ("CHANGES", "STORE"):
+        await suite.js.delete_stream(name)
+
+    async def are_there() -> bool:
+        return all([await streams.describe_stream(suite.js, stream) for stream in (streams.STORE, streams.CHANGES)])
+
+    await until(are_there, 20)
+
+
 async def test_a_study_that_gets_no_instance_for_a_while_has_settled_once(suite: Suite) -> None:
     suite.reader.changes._settled_s = 0.5
     await suite.announce(instance("1.1"))
@@ -241,6 +241,31 @@ async def test_what_elasticsearch_applied_in_part_is_told_whole_with_the_same_id
     assert isinstance(suite.store, ElasticsearchStore)
     await drop(suite.store._cluster.client, suite.store._cluster.prefix)
     await suite.stop()
+    nats.stop()
+
+
+async def test_a_process_that_takes_over_a_partition_tells_what_the_other_one_left(elasticsearch_url: str, tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path / "nats")
+    nats.start()
+    first, second = (Suite(tmp_path / name, nats) for name in ("first", "second"))
+    first.elasticsearch = second.elasticsearch = (elasticsearch_url, f"test-{uuid.uuid4().hex}")
+    second.blob = first.blob
+    await first.start()
+    first.reader.changes._publish = _never  # type: ignore[method-assign]
+    studies = [f"2.{number}" for number in range(8)]
+    for study in studies:
+        await first.announce(instance(f"{study}.1", study=study))
+    await second.start()
+    await first.stop()
+    for study in studies:
+
+        async def is_told(study: str = study) -> bool:
+            return brief(await told(second, study)) == [(CREATED, [f"{study}.1"])]
+
+        await until(is_told, 30)
+    assert isinstance(second.store, ElasticsearchStore)
+    await drop(second.store._cluster.client, second.store._cluster.prefix)
+    await second.stop()
     nats.stop()
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from gantry.events.v1.events_pb2 import Change, StudyChanged
 from gantry_index.applying.decide import change_id
 from gantry_index.stores.port import Batch, IndexStore, Untold
+from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
@@ -82,6 +83,8 @@ class Changes:
         self._applied_s = 0.0
         """When the last batch was applied, in monotonic seconds."""
         self._news = asyncio.Event()
+        self._has_stream = False
+        """Whether the stream was there when a reader last began: a reader begins anew where NATS lost its streams."""
 
     async def join(self, reader: str, cursor: int) -> None:
         """Begin to tell for a reader, first what an earlier process left.
@@ -93,6 +96,7 @@ class Changes:
             known = self._settling.get(study)
             if known is None or known.sequence < sequence:
                 self._note(reader, study, sequence)
+        self._has_stream = False
         self._windows[reader] = _Window(0, cursor)
         self._waiting.add(reader)
         self._news.set()
@@ -139,6 +143,8 @@ class Changes:
                     await self._news.wait()
                 await asyncio.sleep(GATHER_S)
             self._news.clear()
+            if not self._has_stream:
+                await self._ensure()
             try:
                 await self._tell_decided()
                 await self._tell_settled()
@@ -154,6 +160,7 @@ class Changes:
         while True:
             try:
                 await streams.ensure_stream(js, streams.CHANGES, int(time.time() * FIRST_PER_S))
+                self._has_stream = True
                 return
             except errors.GantryError as error:
                 log.warning("the stream CHANGES is not there", extra={"reason": error.message})
@@ -205,12 +212,15 @@ class Changes:
 
     async def _say(self, subject: str, data: bytes, message_id: str) -> None:
         """Publish one message, as often as it takes: what comes after it waits."""
+        begun_s = time.monotonic()
         while True:
             try:
                 await self._publisher.publish(subject, data, message_id)
+                telemetry.CHANGES_WAITING.set(0)
                 return
             except errors.GantryError as error:
                 log.warning("changes are not told yet", extra={"reason": error.message})
+                telemetry.CHANGES_WAITING.set(time.monotonic() - begun_s)
             await asyncio.sleep(RETRY_S)
             await self._ensure()
 
