@@ -1,5 +1,7 @@
 """Render: one frame as an image in a rendered media type (PS3.18 §10.4.1.1.3)."""
 
+from collections.abc import Hashable
+
 from gantry_renderer.codecs import coding
 from gantry_renderer.picture.draw import Presentation
 from gantry_renderer.stored.frames import locate
@@ -38,18 +40,20 @@ class Rendering:
         key = ("render", sources.key, frame_number, presentation)
         image = self._cache.get(key)
         if image is None:
-            image = await self._flights.share(key, lambda: self._render(sources, frame_number, presentation))
-            self._cache.put(key, image)
+            image = await self._flights.share(key, lambda: self._render(key, sources, frame_number, presentation))
         if len(image) > MAX_IMAGE_BYTES:
             raise errors.PayloadTooLarge(f"the image has {len(image)} bytes; {MAX_IMAGE_BYTES} are possible, a viewport makes it smaller")
         return image
 
-    async def _render(self, sources: Sources, frame_number: int, presentation: Presentation) -> bytes:
+    async def _render(self, key: Hashable, sources: Sources, frame_number: int, presentation: Presentation) -> bytes:
         maker = self._makers.get(sources.kind)
         if maker is None:
             raise _no_rendering(sources, frame_number)
         with self._admission():
-            return await maker.make(sources, frame_number, presentation)
+            image = await maker.make(sources, frame_number, presentation)
+        # Cached before the work ends: a request that comes then finds either the running work or the image
+        self._cache.put(key, image)
+        return image
 
 
 def _no_rendering(sources: Sources, frame_number: int) -> errors.NotAcceptable:

@@ -9,7 +9,7 @@ Source: PS3.18 §8.7.3.5, §10.4; PS3.5 §8.2, §A.4.
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Hashable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -206,15 +206,15 @@ class Transcoding:
         key = ("frame", instance.key, frame_number, planned.target_uid)
         data = self._cache.get(key)
         if data is None:
-            data = await self._flights.share(key, lambda: self._transcode(instance, frame_number, planned))
-            self._cache.put(key, data)
+            data = await self._flights.share(key, lambda: self._transcode(key, instance, frame_number, planned))
         return data
 
-    async def _transcode(self, instance: Instance, frame_number: int, planned: Plan) -> bytes:
+    async def _transcode(self, key: Hashable, instance: Instance, frame_number: int, planned: Plan) -> bytes:
         try:
             data: bytes = await run_with_frame(self._reader, self._pool, "transcode", instance, frame_number, planned.target_uid)
         except errors.NotAcceptable as error:
             raise errors.NotAcceptable(f"frame {frame_number} of {instance.name}: {error.message}") from error
+        self._cache.put(key, data)
         return data
 
 

@@ -1,5 +1,6 @@
 """Makers: sources by role, and the kind of content that decides."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,14 @@ from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer.picture.draw import Presentation
 from gantry_renderer.settings import RendererSettings
 from gantry_renderer.transactions.makers.table import MAKERS
-from gantry_renderer.transactions.sources import MOST_SOURCES, Sources
+from gantry_renderer.transactions.render import Rendering
+from gantry_renderer.transactions.sources import MOST_SOURCES, Sources, parse_sources
+from gantry_renderer.workers.pool import Admission
+from gantry_runtime.byte_bounded_cache import ByteBoundedCache
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
 from gantry_standard.dicom.content_kinds import ContentKind
+from tests.support import stored_instances
 from tests.support.images import file_of, image_dataset
 
 SUBJECT, REFERENCED = renderer_pb2.SOURCE_ROLE_SUBJECT, renderer_pb2.SOURCE_ROLE_REFERENCED
@@ -94,3 +99,24 @@ async def test_a_row_is_all_that_another_kind_needs(serve_with: Any, monkeypatch
     assert await rendered(served, [first, state, second, other]) == b"packs/1.pack|packs/2.pack,packs/3.pack|packs/4.pack"
     # Another source makes another rendering, which is cached by itself
     assert await rendered(served, [first, state]) == b"packs/1.pack|packs/2.pack|"
+
+
+async def test_a_request_that_comes_as_the_work_ends_does_not_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, later = [], []
+
+    class Counts(Names):
+        async def make(self, sources: Sources, frame_number: int, presentation: Presentation) -> bytes:
+            made.append(frame_number)
+            asyncio.get_running_loop().call_soon(lambda: later.append(asyncio.ensure_future(ask())))
+            return b"image"
+
+    monkeypatch.setitem(MAKERS, ContentKind.IMAGE, Counts)
+    source = stored_instances.store(file_of(image_dataset(np.zeros((1, 4, 6), "<u2"))), "packs/1.pack").source
+    rendering = Rendering(None, None, Admission(1, "frames"), ByteBoundedCache[bytes](1 << 20, len))  # type: ignore[arg-type]
+
+    async def ask() -> bytes:
+        return await rendering.render(parse_sources([source]), 1, Presentation("image/png"))
+
+    assert await ask() == b"image"
+    assert await asyncio.gather(*later) == [b"image"]
+    assert made == [1]
