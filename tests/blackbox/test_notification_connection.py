@@ -1,6 +1,8 @@
 """The notification connection as the WebSocket protocol has it (RFC 6455), spoken by the package websockets."""
 
 import json
+import time
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -47,6 +49,12 @@ def test_pings_are_answered_and_what_the_client_says_is_not_listened_to(worklist
     assert connection.close_code == 1000
 
 
+def lines_of(suite: Suite, request_id: str) -> list[dict[str, Any]]:
+    """Return the lines of the gateways' logs that have a request id."""
+    text = "".join(path.read_text() for path in (suite.data / "logs").glob("gateway*.log"))
+    return [json.loads(line) for line in text.splitlines(keepends=True) if request_id in line and line.endswith("\n")]
+
+
 @pytest.mark.parametrize(
     ("path", "status"), [("/subscribers/{}", 101), ("/subscribers/A%2F{}", 404), ("/subscribers/{}%00", 400), ("/studies/{}", 404)]
 )
@@ -60,7 +68,10 @@ def test_a_handshake_has_a_request_id_and_one_line_in_the_log(suite: Suite, work
         response = refused.response
     assert response is not None
     assert (response.status_code, response.headers["x-request-id"]) == (status, request_id)
-    text = "".join(path.read_text() for path in (suite.data / "logs").glob("gateway*.log"))
-    lines = [json.loads(line) for line in text.splitlines() if request_id in line]
+    # The line is written after the answer.
+    end = time.monotonic() + 10
+    while not (lines := lines_of(suite, request_id)):
+        assert time.monotonic() < end, "a handshake is not in the log"
+        time.sleep(0.02)
     transaction = "OpenNotificationConnection" if status == 101 else "other"
     assert [(line["event"], line["transaction"], line["status"]) for line in lines] == [("request", transaction, status)]
