@@ -26,13 +26,13 @@ from gantry_index.stores.port import (
     Dead,
     IndexStore,
     Move,
+    OutboxRow,
     Place,
     PoisonEvent,
     Present,
     Put,
     Remove,
     Scope,
-    Untold,
     WorkitemDocument,
     WorkitemStore,
 )
@@ -548,20 +548,20 @@ async def test_what_elasticsearch_cannot_parse_is_told_from_what_an_operator_can
     await store.close()
 
 
-def untold(sequence: int, *sops: str, reader: str = "3", study: str = STUDY) -> Untold:
+def outbox_row(sequence: int, *sops: str, reader: str = "3", study: str = STUDY) -> OutboxRow:
     """Return a row of the outbox: instances that were created with the sequence as their version."""
     change = Change(id=f"{sequence}-created", kind=Change.KIND_CREATED, sequence=sequence)
     for sop in sops:
         change.instances.add(series_instance_uid=SERIES, sop_instance_uid=sop, version=sequence)
-    return Untold(reader, sequence, study, StudyChanged(study_instance_uid=study, changes=[change]).SerializeToString())
+    return OutboxRow(reader, sequence, study, StudyChanged(study_instance_uid=study, changes=[change]).SerializeToString())
 
 
-async def told(store: IndexStore, above: int = 0, up_to: int = 1 << 60, limit: int = 100, readers: str = "3") -> list[Untold]:
-    return await store.untold(dict.fromkeys(readers, (above, up_to)), limit)
+async def told(store: IndexStore, above: int = 0, up_to: int = 1 << 60, limit: int = 100, readers: str = "3") -> list[OutboxRow]:
+    return await store.outbox_rows(dict.fromkeys(readers, (above, up_to)), limit)
 
 
 async def test_what_a_batch_is_to_tell_stays_until_a_batch_says_that_it_was_told(store: IndexStore) -> None:
-    first, second, other = untold(5, "1.1"), untold(7, "1.2"), untold(6, "2.1", reader="4", study="2")
+    first, second, other = outbox_row(5, "1.1"), outbox_row(7, "1.2"), outbox_row(6, "2.1", reader="4", study="2")
     await store.apply(replace(batch(5, put("1.1", 5)), reader="3", outbox=[first]))
     await store.apply(replace(batch(7, put("1.2", 7)), reader="3", outbox=[second]))
     await store.apply(replace(batch(6, put("2.1", 6, study="2")), reader="4", outbox=[other]))
@@ -570,13 +570,13 @@ async def test_what_a_batch_is_to_tell_stays_until_a_batch_says_that_it_was_told
     assert await told(store, readers="43", limit=2) == [first, other]
     assert await told(store, above=5) == [second]
     assert await told(store, up_to=6) == [first]
-    await store.apply(Batch("", 0, told=[5, 6]))
+    await store.apply(Batch("", 0, published=[5, 6]))
     assert await told(store, readers="43") == [second]
     assert await store.cursors(["3", "4"]) == {"3": 7, "4": 6}
 
 
 async def test_what_is_to_be_told_is_the_same_when_a_batch_is_applied_again(store: IndexStore) -> None:
-    row = untold(5, "1.1", "1.2")
+    row = outbox_row(5, "1.1", "1.2")
     for _ in range(2):
         await store.apply(replace(batch(5, put("1.1", 5), put("1.2", 5)), reader="3", outbox=[row], settling={STUDY: 5}))
     assert await told(store) == [row]
@@ -597,7 +597,7 @@ async def test_a_study_settles_once_unless_another_upload_came(store: IndexStore
 
 
 async def test_what_is_to_be_told_stays_when_a_built_generation_takes_over(store: IndexStore) -> None:
-    row = untold(5, "1.1")
+    row = outbox_row(5, "1.1")
     await store.apply(replace(batch(5, put("1.1", 5)), reader="3", outbox=[row], settling={STUDY: 5}))
     built = await store.build()
     await built.apply(batch(5, put("1.1", 5)))
@@ -609,13 +609,13 @@ async def test_a_row_of_which_something_else_was_decided_after_a_crash_tells_onl
     """Another reader stored one of the two instances in its study, between the row and the instances."""
     prefix = f"test-{uuid.uuid4().hex}"
     store = await ElasticsearchStore.opened(elasticsearch_url, prefix)
-    ours = replace(batch(5, put("1.1", 5), put("1.2", 5), seen={"1.1": 0, "1.2": 0}), reader="3", outbox=[untold(5, "1.1", "1.2")])
-    await Writing(store._cluster, ours)._keep_untold()
+    ours = replace(batch(5, put("1.1", 5), put("1.2", 5), seen={"1.1": 0, "1.2": 0}), reader="3", outbox=[outbox_row(5, "1.1", "1.2")])
+    await Writing(store._cluster, ours)._write_outbox()
     await store.apply(replace(batch(4, put("1.1", 4, study="2")), reader="4"))
     with pytest.raises(errors.Unavailable):
         await store.apply(ours)
-    await store.apply(replace(batch(5, put("1.2", 5), seen={"1.2": 0}), reader="3", outbox=[untold(5, "1.2")]))
-    assert await told(store) == [untold(5, "1.2")]
+    await store.apply(replace(batch(5, put("1.2", 5), seen={"1.2": 0}), reader="3", outbox=[outbox_row(5, "1.2")]))
+    assert await told(store) == [outbox_row(5, "1.2")]
     await drop(store._cluster.client, prefix)
     await store.close()
 
@@ -626,8 +626,8 @@ async def test_an_older_database_gets_its_outbox_when_it_is_opened(tmp_path: Pat
     await store._database.write(lambda connection: connection.execute("DROP TABLE outbox"))
     await store.close()
     store = SqliteStore(tmp_path)
-    await store.apply(replace(batch(5, put("1.2", 5)), reader="3", outbox=[untold(5, "1.2")]))
-    assert (await told(store), await uids(store)) == ([untold(5, "1.2")], [STUDY])
+    await store.apply(replace(batch(5, put("1.2", 5)), reader="3", outbox=[outbox_row(5, "1.2")]))
+    assert (await told(store), await uids(store)) == ([outbox_row(5, "1.2")], [STUDY])
     await store.close()
 
 

@@ -66,7 +66,7 @@ async def outbox(suite: Suite) -> tuple[int, int]:
     """Return how many rows are to be told, and how many studies have not settled."""
     readers = dict.fromkeys(("all", *map(str, range(streams.PARTITIONS))), (0, 1 << 60))
     settling = [len(await suite.store.settling(reader)) for reader in readers]
-    return len(await suite.store.untold(readers, 1000)), sum(settling)
+    return len(await suite.store.outbox_rows(readers, 1000)), sum(settling)
 
 
 async def test_each_decision_is_told_in_order_with_the_versions_that_the_records_have(suite: Suite) -> None:

@@ -1,14 +1,14 @@
-"""Tells on the stream CHANGES what was decided, from the outbox of the index store.
+"""Publishes on the stream CHANGES what was decided, from the outbox of the index store.
 
-A row of the outbox is written with the decision and removed after the stream has acknowledged it, with a later batch. So each decision is
-told at least once, also after a crash. Rows of one study are told in their order. Rows that wait for each other's study share a message:
-a StudyChanged is a list, and two serialized ones joined are one.
+An outbox row is written with the decision. It is removed with a later batch, after the stream has acknowledged it. So each decision is
+published at least once, also after a crash, and the rows of one study are published in order. Rows of one study that wait together share a
+message: StudyChanged is a list, and two serialized ones joined are one.
 
-What a study that got an upload is told last, when none came for `settled_s` seconds, is that it has settled. Where a process takes over,
-that time begins anew.
+When a study got no upload for `settled_s` seconds, it is published as settled, after everything else about it. Where another process takes
+over, that time begins again.
 
-The answer to the gateway does not wait for any of this. Two processes may tell the same rows for a moment, with the same ids: each begins
-with the oldest that is not removed, so that the first time that a change is told is in order.
+The answer to the gateway does not wait for any of this. Two processes may publish the same rows for a moment, with the same ids. Each
+begins with the oldest row that is not removed, so the first time that each change is published is in order.
 
 Source: docs/decisions/0131-changes.md.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from gantry.events.v1.events_pb2 import Change, StudyChanged
 from gantry_index.applying.decide import change_id
-from gantry_index.stores.port import Batch, IndexStore, Untold
+from gantry_index.stores.port import Batch, IndexStore, OutboxRow
 from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
@@ -32,15 +32,15 @@ from gantry_standard.dicom.uids import is_valid_uid
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.1
-"""Seconds between a decision and its telling, so that what a study gets one by one is one message."""
+"""Seconds between a decision and its publication, so that changes of a study that come one by one share a message."""
 TIDY_S = 1.0
-"""Seconds after which what was told is removed although no batch came that would do it."""
+"""Seconds without a batch after which published rows are removed in a transaction of their own."""
 ROWS = 200
-"""Rows that are told at once."""
+"""Rows that are read from the outbox at once."""
 MESSAGE_BYTES = 256 << 10
 """Rows of one study share a message up to this size. A row, of one event, is smaller."""
 TOGETHER = 16
-"""Studies that are told about at the same time."""
+"""Studies whose rows are published at the same time."""
 RETRY_S = 0.2
 FIRST_PER_S = 1000
 """A stream that is made anew begins at the milliseconds since 1970, above every sequence of one that was lost."""
@@ -48,9 +48,9 @@ FIRST_PER_S = 1000
 
 @dataclass(slots=True)
 class _Window:
-    """Of a reader, up to which sequence rows were told, and up to which they are applied."""
+    """Of a reader, up to which sequence rows are published, and up to which they are applied."""
 
-    told: int
+    published: int
     applied: int
 
 
@@ -64,7 +64,7 @@ class _Settling:
 
 
 class Changes:
-    """Tells what the readers of this process decided. `lock` is the readers': nothing is removed while it is held."""
+    """Publishes what the readers of this process decided. `lock` is the readers': nothing is removed while it is held."""
 
     def __init__(self, store: IndexStore, client: streams.Client, lock: asyncio.Lock, settled_s: float) -> None:
         self._store = store
@@ -74,12 +74,12 @@ class Changes:
         self._publisher = streams.Publisher(client)
         self._windows: dict[str, _Window] = {}
         self._waiting: set[str] = set()
-        """Readers that have rows to tell."""
+        """Readers that have rows to publish."""
         self._settling: dict[str, _Settling] = {}
         """By study, the one that is due first first."""
-        self._told: set[int] = set()
+        self._published: set[int] = set()
         self._settled: dict[str, int] = {}
-        """What was told and is to be removed."""
+        """What is published and to be removed."""
         self._applied_s = 0.0
         """When the last batch was applied, in monotonic seconds."""
         self._news = asyncio.Event()
@@ -87,7 +87,7 @@ class Changes:
         """Whether the stream was there when a reader last began: a reader begins anew where NATS lost its streams."""
 
     async def join(self, reader: str, cursor: int) -> None:
-        """Begin to tell for a reader, first what an earlier process left.
+        """Begin to publish for a reader, first what an earlier process left.
 
         Raises:
             errors.Unavailable: the store does not answer.
@@ -102,24 +102,24 @@ class Changes:
         self._news.set()
 
     def leave(self, reader: str) -> None:
-        """Tell no more for a reader; another process may."""
+        """Publish no more for a reader; another process may."""
         self._windows.pop(reader, None)
         self._waiting.discard(reader)
         self._settling = {study: one for study, one in self._settling.items() if one.reader != reader}
 
     def to_remove(self, settling: Mapping[str, int]) -> tuple[list[int], dict[str, int]]:
-        """Return what was told and is to be removed with the next batch, `told` and `settled`; no study that the batch has uploads of."""
-        return list(self._told), {study: sequence for study, sequence in self._settled.items() if study not in settling}
+        """Return what is to be removed with the next batch, `published` and `settled`; no study that the batch has uploads of."""
+        return list(self._published), {study: sequence for study, sequence in self._settled.items() if study not in settling}
 
-    def removed(self, told: Sequence[int], settled: Mapping[str, int]) -> None:
+    def removed(self, published: Sequence[int], settled: Mapping[str, int]) -> None:
         """Note that what `to_remove` returned is removed."""
-        self._told.difference_update(told)
+        self._published.difference_update(published)
         for study, sequence in settled.items():
             if self._settled.get(study) == sequence:
                 del self._settled[study]
 
     def applied(self, reader: str, sequence: int, has_rows: bool, settling: Mapping[str, int]) -> None:
-        """Note what a batch brought: whether there is something to tell, and uploads of studies."""
+        """Note what a batch brought: whether there is something to publish, and uploads of studies."""
         self._applied_s = time.monotonic()
         for study, last in settling.items():
             self._settled.pop(study, None)
@@ -135,7 +135,7 @@ class Changes:
         self._settling[study] = _Settling(reader, sequence, time.monotonic() + self._settled_s)
 
     async def run(self) -> None:
-        """Tell for ever. Waits while NATS or the store does not answer."""
+        """Publish for ever. Waits while NATS or the store does not answer."""
         await self._ensure()
         while True:
             with suppress(TimeoutError):
@@ -146,11 +146,11 @@ class Changes:
             if not self._has_stream:
                 await self._ensure()
             try:
-                await self._tell_decided()
-                await self._tell_settled()
+                await self._publish_decided()
+                await self._publish_settled()
                 await self._tidy()
             except errors.RetryLater as error:
-                log.warning("changes are not told yet", extra={"reason": error.message})
+                log.warning("changes are not published yet", extra={"reason": error.message})
                 self._news.set()
                 await asyncio.sleep(RETRY_S)
 
@@ -166,25 +166,25 @@ class Changes:
                 log.warning("the stream CHANGES is not there", extra={"reason": error.message})
             await asyncio.sleep(RETRY_S)
 
-    async def _tell_decided(self) -> None:
+    async def _publish_decided(self) -> None:
         while self._waiting:
             windows = {reader: self._windows[reader] for reader in self._waiting}
-            bounds = {reader: (window.told, window.applied) for reader, window in windows.items()}
-            rows = await self._store.untold(bounds, ROWS)
-            await self._publish([row for row in rows if row.sequence not in self._told])
+            bounds = {reader: (window.published, window.applied) for reader, window in windows.items()}
+            rows = await self._store.outbox_rows(bounds, ROWS)
+            await self._publish([row for row in rows if row.sequence not in self._published])
             for row in rows:
-                windows[row.reader].told = row.sequence
-                self._told.add(row.sequence)
+                windows[row.reader].published = row.sequence
+                self._published.add(row.sequence)
             if len(rows) == ROWS:
                 continue
             for reader, (_, applied) in bounds.items():
-                windows[reader].told = applied
+                windows[reader].published = applied
                 if windows[reader].applied == applied and self._windows.get(reader) is windows[reader]:
                     self._waiting.discard(reader)
 
-    async def _publish(self, rows: Sequence[Untold]) -> None:
+    async def _publish(self, rows: Sequence[OutboxRow]) -> None:
         """Publish rows: those of one study one after the other, those of several at the same time."""
-        by_study: dict[str, list[list[Untold]]] = {}
+        by_study: dict[str, list[list[OutboxRow]]] = {}
         for row in rows:
             messages = by_study.setdefault(row.study_instance_uid, [])
             if not messages or sum(len(one.data) for one in messages[-1]) + len(row.data) > MESSAGE_BYTES:
@@ -192,13 +192,15 @@ class Changes:
             messages[-1].append(row)
         free = asyncio.Semaphore(TOGETHER)
 
-        async def publish(study: str, messages: Sequence[Sequence[Untold]]) -> None:
+        async def publish(study: str, messages: Sequence[Sequence[OutboxRow]]) -> None:
             async with free:
                 for parts in messages:
                     data = b"".join(row.data for row in parts)
                     # What a crash kept from being applied leaves a row without changes.
                     if StudyChanged.FromString(data).changes:
-                        await self._say(_subject("StudyChanged", study), data, f"{study} {parts[0].sequence}-{parts[-1].sequence}")
+                        await self._publish_message(
+                            _subject("StudyChanged", study), data, f"{study} {parts[0].sequence}-{parts[-1].sequence}"
+                        )
 
         publishing = [asyncio.create_task(publish(study, messages), name="changes") for study, messages in by_study.items()]
         if not publishing:
@@ -210,7 +212,7 @@ class Changes:
         finally:
             await end_tasks(publishing)
 
-    async def _say(self, subject: str, data: bytes, message_id: str) -> None:
+    async def _publish_message(self, subject: str, data: bytes, message_id: str) -> None:
         """Publish one message, as often as it takes: what comes after it waits."""
         begun_s = time.monotonic()
         while True:
@@ -219,34 +221,34 @@ class Changes:
                 telemetry.CHANGES_WAITING.set(0)
                 return
             except errors.GantryError as error:
-                log.warning("changes are not told yet", extra={"reason": error.message})
+                log.warning("changes are not published yet", extra={"reason": error.message})
                 telemetry.CHANGES_WAITING.set(time.monotonic() - begun_s)
             await asyncio.sleep(RETRY_S)
             await self._ensure()
 
-    async def _tell_settled(self) -> None:
+    async def _publish_settled(self) -> None:
         now_s = time.monotonic()
         while self._settling:
             study, one = next(iter(self._settling.items()))
             window = self._windows.get(one.reader)
-            if one.due_s > now_s or window is None or (one.reader in self._waiting and window.told < one.sequence):
-                # It is not due, or not everything before it is told.
+            if one.due_s > now_s or window is None or (one.reader in self._waiting and window.published < one.sequence):
+                # It is not due, or not everything before it is published.
                 return
             message = StudyChanged(study_instance_uid=study)
             message.changes.add(id=change_id(one.sequence, Change.KIND_SETTLED), kind=Change.KIND_SETTLED, sequence=one.sequence)
-            await self._say(_subject("StudySettled", study), message.SerializeToString(), f"{study} {one.sequence} settled")
+            await self._publish_message(_subject("StudySettled", study), message.SerializeToString(), f"{study} {one.sequence} settled")
             if self._settling.get(study) is one:
                 del self._settling[study]
                 self._settled[study] = one.sequence
 
     async def _tidy(self) -> None:
-        """Remove what was told where no batch came to do it."""
-        if time.monotonic() - self._applied_s < TIDY_S or self._lock.locked() or not (self._told or self._settled):
+        """Remove what is published where no batch came to do it."""
+        if time.monotonic() - self._applied_s < TIDY_S or self._lock.locked() or not (self._published or self._settled):
             return
         async with self._lock:
-            told, settled = self.to_remove({})
-            await self._store.apply(Batch("", 0, told=told, settled=settled))
-            self.removed(told, settled)
+            published, settled = self.to_remove({})
+            await self._store.apply(Batch("", 0, published=published, settled=settled))
+            self.removed(published, settled)
 
 
 def _subject(name: str, study: str) -> str:

@@ -27,7 +27,7 @@ from gantry.events.v1.events_pb2 import (
     StoreOutcomes,
     StudyChanged,
 )
-from gantry_index.stores.port import DUE_KINDS, Dead, Move, Place, Present, Put, Remove, Untold, place_of
+from gantry_index.stores.port import DUE_KINDS, Dead, Move, OutboxRow, Place, Present, Put, Remove, place_of
 from gantry_index.stores.port import Change as StoreChange
 
 OnDuplicate = Literal["reject", "replace"]
@@ -123,7 +123,7 @@ class Decisions:
         changed: instances whose records are no longer what they were, by study.
         applied: reply subjects of deletions and restores.
         packs: of which nothing is missing on the stream.
-        told: by sequence of the event, what is to be told on CHANGES.
+        study_changes: by sequence of the event, what is to be published on CHANGES.
     """
 
     changes: dict[str, StoreChange] = field(default_factory=dict)
@@ -134,12 +134,13 @@ class Decisions:
     changed: dict[str, list[str]] = field(default_factory=dict)
     applied: list[str] = field(default_factory=list)
     packs: list[str] = field(default_factory=list)
-    told: dict[int, StudyChanged] = field(default_factory=dict)
+    study_changes: dict[int, StudyChanged] = field(default_factory=dict)
 
-    def outbox(self, reader: str) -> list[Untold]:
-        """Return what is to be told as rows of the outbox of a reader."""
+    def outbox(self, reader: str) -> list[OutboxRow]:
+        """Return the study changes as outbox rows of a reader."""
         return [
-            Untold(reader, sequence, message.study_instance_uid, message.SerializeToString()) for sequence, message in self.told.items()
+            OutboxRow(reader, sequence, message.study_instance_uid, message.SerializeToString())
+            for sequence, message in self.study_changes.items()
         ]
 
     def to_keep(self) -> list[tuple["Decision.Kind.ValueType", list[Location], list[InstanceUids]]]:
@@ -208,7 +209,7 @@ class _Batch:
         if (dead := self.dead.get(place)) is not None:
             return OUTCOME_OF_DEAD[dead.kind]
         if now is None or (now.deleted and now.place != place):
-            self._tell(event, Change.KIND_CREATED, instance, self._put(event, instance))
+            self._note_change(event, Change.KIND_CREATED, instance, self._put(event, instance))
             return events_pb2.OUTCOME_NEW
         if now.place == place:
             # Applied before: this is a repetition.
@@ -218,7 +219,7 @@ class _Batch:
             return events_pb2.OUTCOME_SAME
         if self.on_duplicate == "replace" and _has_same_parents(now.stored, instance):
             self._kill(now.place, Dead(Decision.KIND_REPLACED, event.time_s, now.stored.location.object))
-            self._tell(event, Change.KIND_REPLACED, instance, self._put(event, instance))
+            self._note_change(event, Change.KIND_REPLACED, instance, self._put(event, instance))
             self._changed(instance)
             return events_pb2.OUTCOME_REPLACED
         self._kill(place, Dead(Decision.KIND_REFUSED, event.time_s, instance.location.object))
@@ -263,7 +264,7 @@ class _Batch:
             version = max(event.sequence, now.version + 1)
             self.state[upload.sop_instance_uid] = Present(now.stored, version, deleted=True)
             self.decisions.changes[upload.sop_instance_uid] = Remove(now.stored, version)
-            self._tell(event, Change.KIND_DELETED, now.stored, version)
+            self._note_change(event, Change.KIND_DELETED, now.stored, version)
             self._changed(now.stored)
         if event.event.reply_subject:
             self.decisions.applied.append(event.event.reply_subject)
@@ -286,7 +287,7 @@ class _Batch:
             kept = without_json(facts[0])
             self.state[upload.sop_instance_uid] = Present(kept, version)
             self.decisions.changes[upload.sop_instance_uid] = Put(kept, facts[1], version)
-            self._tell(event, Change.KIND_RESTORED, kept, version)
+            self._note_change(event, Change.KIND_RESTORED, kept, version)
             self._changed(kept)
         if event.event.reply_subject:
             self.decisions.applied.append(event.event.reply_subject)
@@ -297,11 +298,11 @@ class _Batch:
             if (dead := self.dead.get(place)) is not None and dead.kind in DUE_KINDS:
                 self._kill(place, Dead(Decision.KIND_SWEPT, event.time_s, dead.object))
 
-    def _tell(self, event: Event, kind: "Change.Kind.ValueType", stored: StoredInstance, version: int) -> None:
+    def _note_change(self, event: Event, kind: "Change.Kind.ValueType", stored: StoredInstance, version: int) -> None:
         """Note for CHANGES what an event does to an instance."""
-        message = self.decisions.told.get(event.sequence)
+        message = self.decisions.study_changes.get(event.sequence)
         if message is None:
-            message = self.decisions.told[event.sequence] = StudyChanged(study_instance_uid=event.event.study_instance_uid)
+            message = self.decisions.study_changes[event.sequence] = StudyChanged(study_instance_uid=event.event.study_instance_uid)
         change = next((one for one in message.changes if one.kind == kind), None)
         if change is None:
             name = change_id(event.sequence, kind)

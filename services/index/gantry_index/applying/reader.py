@@ -189,7 +189,9 @@ class Reader:
 
         def made(present: Mapping[str, Present]) -> Batch:
             made = _batch(reader, sequence, decisions, present)
-            return replace(made, healed=healed, outbox=decisions.outbox(reader), settling=settling, told=removed[0], settled=removed[1])
+            return replace(
+                made, healed=healed, outbox=decisions.outbox(reader), settling=settling, published=removed[0], settled=removed[1]
+            )
 
         def decide_at_once(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch | None:
             nonlocal decisions
@@ -205,7 +207,7 @@ class Reader:
             await self._keep(decisions, messages[-1])
             await self.store.apply(made(present))
         self.changes.removed(*removed)
-        self.changes.applied(reader, sequence, bool(decisions.told), settling)
+        self.changes.applied(reader, sequence, bool(decisions.study_changes), settling)
         if poisoned:
             poisoned.difference_update(healed)
         _STORE_EVENTS_APPLIED.inc(len(batch))

@@ -129,8 +129,8 @@ class PoisonEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Untold:
-    """One row of the outbox: what one event changed, until it is told on the stream CHANGES.
+class OutboxRow:
+    """One row of the outbox: what one event changed, until it is published on the stream CHANGES.
 
     Attributes:
         reader: whose batch it was in.
@@ -160,11 +160,11 @@ class Batch:
             study has not applied that, a crash came between.
         poison: events that were passed because they cannot be parsed.
         healed: names of poison events that were announced again and applied.
-        outbox: what is to be told of these changes.
-        settling: by Study Instance UID, the sequence of the last upload of a study: it is to be told when the study has settled.
-        told: sequences of rows of the outbox that were told: they go. Of any reader.
-        settled: by Study Instance UID, the sequence with which that it has settled was told: the study goes from `settling`, unless
-            another upload came. Of any reader.
+        outbox: what is to be published about these changes.
+        settling: by Study Instance UID, the sequence of the last upload of a study: to be published when the study has settled.
+        published: sequences of outbox rows, of any reader, that were published and are to be removed.
+        settled: by Study Instance UID, the sequence of the last upload when it was published that the study has settled. The study is
+            removed from `settling`, unless another upload came. Of any reader.
     """
 
     reader: str
@@ -176,9 +176,9 @@ class Batch:
     poison: Sequence[PoisonEvent] = ()
     seen: Mapping[str, int] = field(default_factory=dict)
     healed: Sequence[str] = ()
-    outbox: Sequence[Untold] = ()
+    outbox: Sequence[OutboxRow] = ()
     settling: Mapping[str, int] = field(default_factory=dict)
-    told: Sequence[int] = ()
+    published: Sequence[int] = ()
     settled: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -338,7 +338,7 @@ class IndexStore(Protocol):
         """Return the names of the poison events that have one."""
         ...
 
-    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+    async def outbox_rows(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[OutboxRow]:
         """Return rows of the outbox, by sequence, at most `limit`. They are written with the changes that they are about, or before.
 
         A row of which nothing was applied, because something else was decided after a crash, has no changes.

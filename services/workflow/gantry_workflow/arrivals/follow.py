@@ -4,7 +4,7 @@ A study has arrived when index says on the stream CHANGES that it has settled: n
 that stream behind a lease; its cursor is before the oldest study that is not worked on yet, so that nothing is forgotten whenever it dies.
 What it does may be done again: the UID of a workitem follows from the rule and what matched, so that a second time it is there already.
 
-What is told on CHANGES is applied in index, so its metadata can be read at once. Deletions are no arrivals, and of what has been deleted
+What is on CHANGES is applied in index, so its metadata can be read at once. Deletions are no arrivals, and of what has been deleted
 meanwhile nothing is made.
 """
 
@@ -189,7 +189,7 @@ class Arrivals:
     async def _note_left_on_store(self, bucket: streams.Bucket, cursor: int) -> None:
         """Wait for the studies that came after the cursor on STORE of an earlier version, which has not tried rules on them.
 
-        Their uploads may have been applied before index told anything on CHANGES.
+        Their uploads may have been applied before index published anything on CHANGES.
 
         Raises:
             errors.Unavailable: NATS does not answer.

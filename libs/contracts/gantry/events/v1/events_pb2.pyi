@@ -417,7 +417,7 @@ Global___RecordsChanged: _TypeAlias = RecordsChanged  # noqa: Y015
 class StudyChanged(_message.Message):
     """On CHANGES, subject change.decided.{study}: what index decided about the instances of a study, oldest first; and, alone in its message,
     subject change.settled.{study}: that no instance of it came for a while.
-    Each change is told at least once, those of one study in their order. One that is told again has the same id.
+    Each change is published at least once, those of one study in order. One that is published again has the same id.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -482,7 +482,7 @@ class Change(_message.Message):
     TIME_S_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Sequence and kind: the same whenever this change is told, and of no other change."""
+    """Sequence and kind: the same whenever this change is published, and no other change has it."""
     kind: Global___Change.Kind.ValueType
     sequence: _builtins.int
     """On STORE, of the event that was decided; of KIND_SETTLED, of the last upload of the study."""

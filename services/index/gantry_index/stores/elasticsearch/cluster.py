@@ -80,7 +80,7 @@ class Cluster:
 
     @property
     def outbox(self) -> str:
-        """The index of what is to be told, the same for each generation."""
+        """The index of the outbox, the same for each generation."""
         return f"{self.prefix}-outbox"
 
     async def create_outbox(self, mapping: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ OUTBOX_MAPPING: dict[str, Any] = {
     "sequence": {"type": "long"},
     "data": KEPT,
 }
-"""Of one index that belongs to no generation: what is not told yet stays so when the index is built anew."""
+"""Of one index that belongs to no generation: rows that are not published yet stay when the index is rebuilt."""
 WORKITEM_MAPPING = {
     "uid": KEYWORD,
     "sort_key": KEYWORD,

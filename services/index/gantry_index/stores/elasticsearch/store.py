@@ -7,9 +7,9 @@ Every document is compared and set: an instance that another reader wrote since 
 partitions) is decided again. A bulk is not atomic: what is dead is written first; a study says up to which sequence its instances are in
 its counts (`applied`); where that disagrees with its instances after a crash, it is counted anew. The cursor is written last.
 
-What is to be told of a batch is written before its instances. After a crash between, the same events are decided again: a row that is
+The outbox rows of a batch are written before its instances. After a crash between, the same events are decided again: a row that is
 there already gets what is new beside what it has. A row that was not written in one undisturbed run of this process is compared with the
-instances before it is told, since another reader may have written one of them meanwhile.
+instances before it is published, since another reader may have written one of them meanwhile.
 
 The client and its indices: `elasticsearch_cluster`; mappings and ids: `elasticsearch_mappings`; what a batch writes:
 `elasticsearch_writing`; queries: `elasticsearch_search`.
@@ -26,7 +26,7 @@ from gantry_index.stores.elasticsearch.cluster import Cluster, answered, opened,
 from gantry_index.stores.elasticsearch.mappings import MAPPINGS, OUTBOX_MAPPING, dead_id, pack_id
 from gantry_index.stores.elasticsearch.search import ORDER, UID_FIELD, Searching
 from gantry_index.stores.elasticsearch.writing import Writing
-from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, Page, Place, Present, Scope, Untold
+from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, OutboxRow, Page, Place, Present, Scope
 from gantry_standard import errors
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query
@@ -127,14 +127,14 @@ class ElasticsearchStore:
         """See IndexStore."""
         writing = Writing(self._cluster, batch)
         await writing.run()
-        operations = writing.told()
+        operations = writing.outbox_removals()
         if batch.reader:
             operations += [
                 {"index": {"_index": self._cluster.index("meta"), "_id": f"cursor {batch.reader}"}},
                 {"kind": "cursor", "value": str(batch.sequence)},
             ]
         await self._cluster.bulk(operations, refresh=False)
-        self._undisturbed.difference_update(batch.told)
+        self._undisturbed.difference_update(batch.published)
         if writing.is_undisturbed and len(self._undisturbed) < MOST_UNDISTURBED:
             self._undisturbed.update(one.sequence for one in batch.outbox)
 
@@ -235,7 +235,7 @@ class ElasticsearchStore:
         pages = self._cluster.pages("meta", query, [{"name": "asc"}], ["name", "lies_in"])
         return [(source["name"], source["lies_in"]) async for page in pages for source in page]
 
-    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+    async def outbox_rows(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[OutboxRow]:
         """See IndexStore."""
         await answered(self._cluster.client.indices.refresh(index=self._cluster.outbox))
         each = [
@@ -254,10 +254,10 @@ class ElasticsearchStore:
             )
         )
         sources = [hit["_source"] for hit in found["hits"]["hits"]]
-        rows = [Untold(one["reader"], one["sequence"], one["study"], unpacked(one["data"])) for one in sources]
+        rows = [OutboxRow(one["reader"], one["sequence"], one["study"], unpacked(one["data"])) for one in sources]
         return [row if row.sequence in self._undisturbed else await self._applied(row) for row in rows]
 
-    async def _applied(self, row: Untold) -> Untold:
+    async def _applied(self, row: OutboxRow) -> OutboxRow:
         """Return a row with those of its changes that were applied."""
         message = StudyChanged.FromString(row.data)
         uids = [one.sop_instance_uid for change in message.changes for one in change.instances]
@@ -268,7 +268,7 @@ class ElasticsearchStore:
             if applied := [one for one in change.instances if versions.get(one.sop_instance_uid, -1) >= one.version]:
                 one = kept.changes.add(id=change.id, kind=change.kind, sequence=change.sequence, time_s=change.time_s)
                 one.instances.extend(applied)
-        return Untold(row.reader, row.sequence, row.study_instance_uid, kept.SerializeToString())
+        return OutboxRow(row.reader, row.sequence, row.study_instance_uid, kept.SerializeToString())
 
     async def settling(self, reader: str) -> dict[str, int]:
         """See IndexStore."""

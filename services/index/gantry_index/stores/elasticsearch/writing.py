@@ -35,7 +35,7 @@ from gantry_index.stores.elasticsearch.mappings import (
     settling_id,
     term_fields,
 )
-from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, PoisonEvent, Put, Remove, Untold
+from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, OutboxRow, PoisonEvent, Put, Remove
 from gantry_runtime import telemetry
 from gantry_standard import errors
 from gantry_standard.query import terms
@@ -64,7 +64,7 @@ class Writing:
         operations: list[dict[str, Any]] = []
         for sop, change in batch.changes.items():
             operations += self._instance(sop, change, before.get(sop))
-        keeping = asyncio.create_task(self._keep_untold(), name="outbox")
+        keeping = asyncio.create_task(self._write_outbox(), name="outbox")
         try:
             studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *batch.versions}))
         finally:
@@ -93,8 +93,8 @@ class Writing:
         changed = [self._cluster.index(kind) for kind in MAPPINGS]
         await answered(self._cluster.client.indices.refresh(index=changed))
 
-    async def _keep_untold(self) -> None:
-        """Write what is to be told, before the instances that it is about."""
+    async def _write_outbox(self) -> None:
+        """Write the outbox rows, before the instances that they are about."""
         index = self._cluster.outbox
         rows = {change_id(one.sequence): one for one in self._batch.outbox}
         operations: list[dict[str, Any]] = []
@@ -115,10 +115,10 @@ class Writing:
             operations += [{"index": {"_index": index, "_id": name}}, _row(replace(rows[name], data=_both(before, rows[name].data)))]
         await self._cluster.bulk(operations, refresh=False)
 
-    def told(self) -> list[dict[str, Any]]:
-        """Return the operations that remove what was told."""
+    def outbox_removals(self) -> list[dict[str, Any]]:
+        """Return the operations that remove what was published."""
         index = self._cluster.outbox
-        operations: list[dict[str, Any]] = [{"delete": {"_index": index, "_id": change_id(sequence)}} for sequence in self._batch.told]
+        operations: list[dict[str, Any]] = [{"delete": {"_index": index, "_id": change_id(sequence)}} for sequence in self._batch.published]
         for study, sequence in self._batch.settled.items():
             # Where another upload came, what is there has a higher version.
             action = {"_index": index, "_id": settling_id(study), "version": sequence, "version_type": "external_gte"}
@@ -271,7 +271,7 @@ class Writing:
         return _compared({"_index": self._cluster.index(kind), "_id": one}, before, document)
 
 
-def _row(one: Untold) -> dict[str, Any]:
+def _row(one: OutboxRow) -> dict[str, Any]:
     """Return the document of a row of the outbox."""
     return {
         "kind": "change",

@@ -56,7 +56,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 """Tables that a database made by an older program gets when it is opened.
 
 `outbox` has two kinds of rows, so that a commit changes one page for both: `c` and the sequence in 20 digits, what one event changed and is
-to be told; `s` and the study, the last upload of a study that has not settled.
+to be published; `s` and the study, the last upload of a study that has not settled.
 """
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}

@@ -24,11 +24,11 @@ from gantry_index.stores.port import (
     Decide,
     Fragment,
     IndexStore,
+    OutboxRow,
     Page,
     Place,
     Present,
     Scope,
-    Untold,
 )
 from gantry_index.stores.sqlite.database import Database, chunks, fsync_directory, marks, meta, set_meta
 from gantry_index.stores.sqlite.schema import ADDED, SCHEMA, change_key
@@ -232,13 +232,13 @@ class SqliteStore:
         rows = await self._database.read(lambda connection: connection.execute("SELECT name FROM poison_names").fetchall())
         return {name for (name,) in rows}
 
-    async def untold(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[Untold]:
+    async def outbox_rows(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[OutboxRow]:
         """See IndexStore."""
         statement = "SELECT reader, sequence, study, data FROM outbox WHERE key > ? AND key <= ? AND reader = ? ORDER BY key LIMIT ?"
 
-        def work(connection: sqlite3.Connection) -> list[Untold]:
+        def work(connection: sqlite3.Connection) -> list[OutboxRow]:
             rows = [
-                Untold(*row)
+                OutboxRow(*row)
                 for reader, (above, up_to) in windows.items()
                 for row in connection.execute(statement, (change_key(above), change_key(up_to), reader, limit))
             ]

@@ -96,9 +96,9 @@ class Writing:
             set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
 
     def _outbox(self, batch: Batch) -> None:
-        """Write what is to be told, and remove what was."""
-        if batch.told:
-            self.connection.executemany("DELETE FROM outbox WHERE key = ?", [(change_key(sequence),) for sequence in batch.told])
+        """Write what is to be published, and remove what was."""
+        if batch.published:
+            self.connection.executemany("DELETE FROM outbox WHERE key = ?", [(change_key(sequence),) for sequence in batch.published])
         if batch.settled:
             removed = [(settling_key(study), sequence) for study, sequence in batch.settled.items()]
             self.connection.executemany("DELETE FROM outbox WHERE key = ? AND sequence = ?", removed)
