@@ -72,9 +72,10 @@ async def store(request: Request) -> Response:
             await upload.close()
         announced = {result.part_number for result in results if not result.failure_reason}
         await outcomes.wait_for(announced, settings.store_outcome_s)
-        for result in results:
-            if outcomes.by_part.get(result.part_number) == events_pb2.OUTCOME_REPLACED:
-                retrieval.of(request).records.changed(result.study_instance_uid)
+        outcome_of = outcomes.by_part.get
+        replaced = {result.study_instance_uid for result in results if outcome_of(result.part_number) == events_pb2.OUTCOME_REPLACED}
+        for study_instance_uid in replaced:
+            retrieval.of(request).records.changed(study_instance_uid)
     hidden = await _hidden_duplicates(request, results, outcomes.by_part) if call_context.caller().is_restricted else frozenset()
     return respond(request, results, outcomes.by_part, hidden)
 

@@ -341,6 +341,18 @@ async def test_more_parts_than_the_limit_are_too_large(gateway: Running) -> None
     assert gateway.blob.ended == before
 
 
+async def test_cached_records_of_each_study_in_which_something_was_replaced_are_dropped_once(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(gateway.gateway.retrieval.records, "changed", dropped.append)
+    gateway.blob.outcome = dict.fromkeys((0, 1, 3), events_pb2.OUTCOME_REPLACED) | {2: events_pb2.OUTCOME_SAME}
+    studies = (b"1.2", b"1.2", b"1.3", b"1.4")
+    answer = await store(gateway, payload(*[study + b" 1.2.3 1.2.3." + str(n).encode() for n, study in enumerate(studies)]))
+    assert answer.status_code == 200
+    assert sorted(dropped) == ["1.2", "1.4"]
+
+
 async def test_blob_that_is_down_is_503(nats_server: NatsServer) -> None:
     async with running(nats_server, without=["blob"]) as gateway:
         answer = await store(gateway, payload(ONE))
