@@ -30,7 +30,7 @@ S = TypeVar("S", bound="ProcessSettings")
 class ProcessSettings:
     """What every process of ours can be told."""
 
-    log_level: str = setting("info", "Least level that is logged: debug, info, warning, error.")
+    log_level: str = setting("info", "Lowest level that is logged: debug, info, warning, error.")
     nats_url: str = setting("nats://127.0.0.1:4222", "NATS server, or several separated by commas.")
 
 

@@ -1,4 +1,4 @@
-"""What blob can be told."""
+"""Settings of blob."""
 
 import re
 from dataclasses import dataclass
@@ -15,48 +15,52 @@ class BlobSettings(ProcessSettings):
     """Settings of gantry-blob."""
 
     blob_listen: str = setting(
-        "127.0.0.1:7001", "HOST:PORT that blob listens on; `,local:PATH` may follow, a socket for processes of this machine."
+        "127.0.0.1:7001", "HOST:PORT that blob listens on; `,local:PATH` may follow: a socket for processes on this machine."
     )
     blob_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of blob's metrics and health.")
     index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")
-    object_store: Literal["directory", "s3"] = setting("directory", "Where objects are kept: directory or s3.")
+    object_store: Literal["directory", "s3"] = setting("directory", "Object store: directory or s3.")
     blob_directory: Path = setting(Path(".gantry/objects"), "Directory of the objects (object store directory).")
     s3_endpoint: str = setting("http://127.0.0.1:9000", "URL of the S3 server.")
     s3_access_key: str = setting("", "Access key of the S3 server.")
     s3_secret_key: str = setting("", "Secret key of the S3 server.")
-    s3_bucket: str = setting("gantry", "Bucket of the objects; made when it is not there.")
-    s3_part_bytes: int = setting(8 << 20, "Bytes of one part of an upload to S3, at least 5 MiB; two are held in memory per upload.")
-    accept_private_sop_classes: bool = setting(True, "Store instances of private and of not yet known SOP classes.")
-    coercion_rules: Path | None = setting(None, "TOML file of coercion rules (see coercion.py); without it nothing is coerced.")
-    modifying_system: str = setting("GANTRY", "Modifying System (0400,0563) of what coercion changes; 1 to 64 characters of ASCII.")
-    fallback_max_bytes: int = setting(
-        64 << 20, "Largest instance that a second, lenient reader is tried on where its structure is broken; 0: none is."
-    )
+    s3_bucket: str = setting("gantry", "Bucket of the objects; created if it does not exist.")
+    s3_part_bytes: int = setting(8 << 20, "Bytes of an S3 part, at least 5 MiB; an upload holds two in memory.")
+    accept_private_sop_classes: bool = setting(True, "Accept instances of private and unknown SOP classes.")
+    coercion_rules: Path | None = setting(None, "TOML file of coercion rules (see coercion.py); empty: no coercion.")
+    modifying_system: str = setting("GANTRY", "Modifying System (0400,0563) of coerced instances; 1 to 64 ASCII characters.")
+    fallback_max_bytes: int = setting(64 << 20, "Largest inconsistent instance that the second reader (pydicom) tries; 0: none.")
     fallback_timeout_s: float = setting(20.0, "Seconds that the second reader may take for one instance.")
-    fallback_max_parts: int = setting(1000, "Instances of one store request that the second reader is tried on; further broken ones fail.")
+    fallback_max_parts: int = setting(
+        1000, "Maximum number of instances per store request that the second reader tries; further inconsistent ones fail."
+    )
     fallback_budget_s: float = setting(
-        60.0, "Seconds that the second reader has for all instances of one store request, waiting included; further broken ones fail."
+        60.0, "Seconds for the second reader per store request, including waiting; further inconsistent instances fail."
     )
     fallback_max_waiting: int = setting(
-        32, "Store requests that the second reader reads for or that wait for it; of further ones broken instances fail."
+        32, "Maximum number of store requests that use or wait for the second reader; inconsistent instances of further requests fail."
     )
-    disk_reserve_percent: float = setting(2.0, "Part of the disk that Store leaves free, in percent; then it answers 503 with A700.")
-    pack_max_bytes: int = setting(4 << 30, "A pack of so many bytes closes, and the next begins.")
-    pack_max_instances: int = setting(1000, "A pack of so many instances closes.")
-    pack_max_trailer_bytes: int = setting(16 << 20, "A pack with a trailer of so many bytes closes.")
-    store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
-    scan_max_elements: int = setting(2_000_000, "Most elements, items and fragments of an instance; more is failure reason 0110.")
-    scan_max_depth: int = setting(64, "Most sequences within sequences; more is failure reason 0110.")
-    scan_max_value_bytes: int = setting(64 << 20, "Most bytes of values of an instance that are not bulk; more is failure reason 0110.")
-    scan_max_inflated_bytes: int = setting(4 << 30, "Most bytes of a deflated data set, inflated; more is failure reason 0110.")
-    concurrent_uploads: int = setting(64, "Store requests at once; more are answered 503.")
-    concurrent_reads: int = setting(512, "Read calls at once; more are answered 503.")
+    disk_reserve_percent: float = setting(2.0, "Percentage of the disk that Store leaves free; below it 503 with A700.")
+    pack_max_bytes: int = setting(4 << 30, "Bytes after which a pack is closed and the next begins.")
+    pack_max_instances: int = setting(1000, "Number of instances after which a pack is closed.")
+    pack_max_trailer_bytes: int = setting(16 << 20, "Bytes of trailer after which a pack is closed.")
+    store_max_parts: int = setting(
+        100_000, "Maximum number of parts of a store request, including the data sets of metadata parts; above it 413."
+    )
+    scan_max_elements: int = setting(
+        2_000_000, "Maximum number of elements, items and fragments of an instance; above it failure reason 0110."
+    )
+    scan_max_depth: int = setting(64, "Maximum depth of nested sequences; above it failure reason 0110.")
+    scan_max_value_bytes: int = setting(64 << 20, "Maximum bytes of values of an instance without bulkdata; above it failure reason 0110.")
+    scan_max_inflated_bytes: int = setting(4 << 30, "Maximum bytes of an inflated data set; above it failure reason 0110.")
+    concurrent_uploads: int = setting(64, "Maximum number of simultaneous store requests; above it 503.")
+    concurrent_reads: int = setting(512, "Maximum number of simultaneous read calls; above it 503.")
     blob_read_threads: int = setting(16, "Threads that read objects.")
-    announce_every_s: float = setting(60.0, "Seconds between looks for packs that index does not know.")
-    delete_after_s: float = setting(604_800.0, "Seconds after which the bytes of what was deleted, replaced or stored twice are swept.")
+    announce_every_s: float = setting(60.0, "Seconds between checks for packs that index does not know.")
+    delete_after_s: float = setting(604_800.0, "Seconds after which the bytes of deleted, replaced and redundant uploads are swept.")
     sweep_every_s: float = setting(600.0, "Seconds between two runs of the sweeper.")
-    sweep_settle_s: float = setting(60.0, "Seconds that a pack stays after what was left of it was copied, for those who read it.")
-    sweep_trash_s: float = setting(86_400.0, "Seconds that swept packs stay in the trash before they are removed.")
+    sweep_settle_s: float = setting(60.0, "Seconds that a pack remains for its readers after its other instances were copied.")
+    sweep_trash_s: float = setting(86_400.0, "Seconds that swept packs remain in the trash.")
 
     def __post_init__(self) -> None:
         """Check what belongs together.

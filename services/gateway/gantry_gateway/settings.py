@@ -1,4 +1,4 @@
-"""What the gateway can be told."""
+"""Settings of the gateway."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class GatewaySettings(ProcessSettings):
     port: int = setting(8080, "Port that the gateway listens on.")
     port_shared_by: Path | None = setting(
         None,
-        "File by which gateways on one port of this machine learn of each other's changes; empty: one gateway has the port.",
+        "File through which gateways that share a port notice each other's changes; empty: one gateway uses the port.",
     )
     gateway_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of the gateway's metrics and health.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
@@ -24,36 +24,35 @@ class GatewaySettings(ProcessSettings):
     workflow_address: str = setting("127.0.0.1:7004", "HOST:PORT of workflow, or `local:PATH`.")
     base_path: str = setting("/dicom-web", "Path of the DICOMweb root.")
     wado_path: str = setting("/wado", "Path of the URI service.")
-    public_url: str = setting("", "Scheme and authority of the URLs handed out; empty: from the request (Forwarded, X-Forwarded-*, Host).")
-    cors_origins: tuple[str, ...] = setting(
-        (), "Origins that browsers may call from, separated by commas; empty: local origins only; * for any."
-    )
-    strict_accept: bool = setting(
-        False, "Answer 406 where a request without Accept might have a payload, as PS3.18 §8.7.5 says; else it means */*."
-    )
+    public_url: str = setting("", "Scheme and authority of URLs in responses; empty: from the request (Forwarded, X-Forwarded-*, Host).")
+    cors_origins: tuple[str, ...] = setting((), "Allowed CORS origins, separated by commas; empty: local origins only; * for any.")
+    strict_accept: bool = setting(False, "Answer 406 to a request without Accept, as PS3.18 §8.7.5 says; else a missing Accept means */*.")
     blob_directory: Path | None = setting(
-        None, "Directory of the objects, where this gateway shares it with blob: pixels are mapped instead of streamed."
+        None, "Directory of the objects, if this gateway shares it with blob: files are mapped instead of streamed."
     )
     store_outcome_s: float = setting(5.0, "Seconds to wait for index after a store; then 202 with a Warning.")
     store_max_s: float = setting(3600.0, "Seconds that one store request may take.")
-    upload_idle_s: float = setting(60.0, "Seconds without a byte after which a payload is given up.")
-    store_max_bytes: int = setting(1 << 40, "Largest payload of one store request in bytes; more is 413, and nothing of it is stored.")
-    store_max_parts: int = setting(100_000, "Most parts of one store request, the data sets of its metadata parts included; more is 413.")
-    workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; more is 413.")
-    requesting_ae: str = setting("GANTRY", "Requesting AE (0074,1236) of a cancel request: a web request names none.")
-    fallback_ae_titles: tuple[str, ...] = setting(
-        (), "AE titles, separated by commas, that hear of restarts (SCP Status Change) without any subscription, also of those while away."
+    upload_idle_s: float = setting(60.0, "Seconds without a byte after which an upload is aborted.")
+    store_max_bytes: int = setting(1 << 40, "Largest payload of a store request in bytes; above it 413, and nothing is stored.")
+    store_max_parts: int = setting(
+        100_000, "Maximum number of parts of a store request, including the data sets of metadata parts; above it 413."
     )
-    websocket_max_connections: int = setting(10_000, "Most open notification connections of one gateway; more is 503.")
-    search_max_results: int = setting(1000, "Most results of one search; also the page size without limit.")
-    retrieve_max_bytes: int = setting(0, "Most bytes, as stored, that one retrieve may answer with; more is 413; 0: no limit.")
-    request_timeout_s: float = setting(30.0, "Seconds that other services have to answer one search, retrieve or change.")
-    drain_s: float = setting(10.0, "Seconds that running requests have to end when the gateway stops.")
-    record_cache_entries: int = setting(50_000, "Instance records kept for retrieve.")
+    workitem_max_bytes: int = setting(4 << 20, "Largest workitem payload in bytes; above it 413.")
+    requesting_ae: str = setting("GANTRY", "Requesting AE (0074,1236) of cancel requests, because a web request does not name one.")
+    fallback_ae_titles: tuple[str, ...] = setting(
+        (),
+        "AE titles, separated by commas, that get SCP Status Change reports of restarts without a subscription, also after an absence.",
+    )
+    websocket_max_connections: int = setting(10_000, "Maximum number of open notification connections per gateway; above it 503.")
+    search_max_results: int = setting(1000, "Maximum number of results of a search, and the page size if the request has no limit.")
+    retrieve_max_bytes: int = setting(0, "Maximum stored bytes of a retrieve response; above it 413; 0: no limit.")
+    request_timeout_s: float = setting(30.0, "Seconds for the response of other services to a search, retrieve or change.")
+    drain_s: float = setting(10.0, "Seconds for running requests to end when the gateway stops.")
+    record_cache_entries: int = setting(50_000, "Maximum number of cached instance records.")
     metadata_cache_bytes: int = setting(
         32 << 20,
-        "Bytes of metadata kept for the next request, which asks index whether they still hold; an eighth of it at most for one; 0: none.",
+        "Bytes of the cache of metadata responses; one response may take an eighth of it; 0: no cache.",
     )
     rendition_cache_bytes: int = setting(
-        32 << 20, "Bytes of transcoded frames and instances kept for the next request, an eighth of it at most for one; 0: none."
+        32 << 20, "Bytes of the cache of transcoded frames and instances; one entry may take an eighth of it; 0: no cache."
     )

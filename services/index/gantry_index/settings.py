@@ -1,4 +1,4 @@
-"""What index can be told."""
+"""Settings of index."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +10,24 @@ from gantry_runtime.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSettings(ProcessSettings):
-    """What index can be told."""
+    """Settings of index."""
 
-    index_store: Literal["sqlite", "elasticsearch"] = setting("sqlite", "Where facts are kept: sqlite or elasticsearch.")
+    index_store: Literal["sqlite", "elasticsearch"] = setting("sqlite", "Index store: sqlite or elasticsearch.")
     index_directory: Path = setting(Path(".gantry/index"), "Directory of the SQLite files.")
     elasticsearch_url: str = setting("http://127.0.0.1:9200", "Elasticsearch, or several nodes separated by commas.")
-    elasticsearch_prefix: str = setting("gantry", "What the names of all its indices begin with.")
+    elasticsearch_prefix: str = setting("gantry", "Prefix of the names of all Elasticsearch indices.")
     index_listen: str = setting("127.0.0.1:7002", "HOST:PORT of index's gRPC; `,local:PATH` may follow.")
     index_admin_listen: str = setting("127.0.0.1:7102", "HOST:PORT of index's /metrics and /healthz.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     on_duplicate: Literal["reject", "replace"] = setting(
-        "reject", "What becomes of another content under a SOP Instance UID that is there: reject (failure reason 0111H) or replace."
+        "reject", "Other content under an existing SOP Instance UID: reject (failure reason 0111H) or replace."
     )
-    index_search_maximum: int = setting(10_000, "Most rows that index gives for one search, whatever limit is asked for.")
-    index_current_timeout_s: float = setting(3.0, "Seconds that a worklist search with no-cache waits for the stream.")
+    index_search_maximum: int = setting(10_000, "Maximum number of rows of a search, whatever limit the request has.")
+    index_current_timeout_s: float = setting(3.0, "Seconds that a worklist search with no-cache waits until index has read the stream.")
     study_settled_s: float = setting(
-        30.0, "Seconds without an upload of an instance after which a study has settled, and rules are tried on it; 0.1 to 86400."
+        30.0, "Seconds without an upload after which a study has settled and rules are tried on it; 0.1 to 86400."
     )
-    index_sqlite_readers: int = setting(4, "Threads that read SQLite at the same time.")
+    index_sqlite_readers: int = setting(4, "Number of threads that read SQLite.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

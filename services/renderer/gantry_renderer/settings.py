@@ -14,14 +14,16 @@ class RendererSettings(ProcessSettings):
     renderer_listen: str = setting("127.0.0.1:7003", "HOST:PORT that the renderer listens on; `,local:PATH` may follow.")
     renderer_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of the renderer's metrics and health.")
     renderer_workers: int = setting(0, "Processes that decode and render; 0: one per core.")
-    renderer_queue: int = setting(64, "Requests that may wait for a process, renderings and streams each; more is 503.")
-    renderer_cache_bytes: int = setting(128 << 20, "Bytes of rendered and transcoded frames kept for the next request.")
-    render_timeout_s: float = setting(30.0, "Seconds that one frame may take in a process; then the process is replaced.")
-    image_max_bytes: int = setting(64 << 20, "Most bytes of a PNG or GIF file of a store; more is failure reason 0110.")
-    image_max_decoded_bytes: int = setting(512 << 20, "Most bytes of its frames, decoded; more is failure reason 0110.")
+    renderer_queue: int = setting(
+        64, "Maximum number of requests that wait for a process, for renderings and for streams each; above it 503."
+    )
+    renderer_cache_bytes: int = setting(128 << 20, "Bytes of the cache of rendered and transcoded frames.")
+    render_timeout_s: float = setting(30.0, "Seconds for one frame in a process; after that the process is replaced.")
+    image_max_bytes: int = setting(64 << 20, "Maximum bytes of a PNG or GIF file in a store request; above it failure reason 0110.")
+    image_max_decoded_bytes: int = setting(512 << 20, "Maximum bytes of its decoded frames; above it failure reason 0110.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     blob_directory: Path | None = setting(
-        None, "Directory of the objects, where this renderer shares it with blob: pixels are mapped instead of streamed."
+        None, "Directory of the objects, if this renderer shares it with blob: files are mapped instead of streamed."
     )
 
     def __post_init__(self) -> None:

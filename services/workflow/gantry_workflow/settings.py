@@ -1,4 +1,4 @@
-"""What workflow can be told."""
+"""Settings of workflow."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +16,27 @@ class WorkflowSettings(ProcessSettings):
     workflow_admin_listen: str = setting("127.0.0.1:0", "HOST:PORT of workflow's metrics and health.")
     blob_address: str = setting("127.0.0.1:7001", "HOST:PORT of blob, or `local:PATH`.")
     workitem_create: Literal["lenient", "strict"] = setting(
-        "lenient", "A new workitem that lacks attributes of type 2: lenient adds them empty, with a Warning; strict answers 400."
+        "lenient", "A new workitem without attributes of type 2: lenient adds them empty, with a Warning; strict answers 400."
     )
-    deletion_locks: bool = setting(True, "Grant deletion locks to subscribers; else subscriptions are made without, with a Warning.")
+    deletion_locks: bool = setting(True, "Grant deletion locks to subscribers; false: subscriptions have no lock, with a Warning.")
     workitem_keep_s: float = setting(
-        30 * 86_400.0, "Seconds after its last change that a COMPLETED or CANCELED workitem without deletion locks is deleted; 0: never."
+        30 * 86_400.0, "Seconds after its last change until a COMPLETED or CANCELED workitem without deletion lock is deleted; 0: never."
     )
     workitem_tombstone_s: float = setting(
-        30 * 86_400.0, "Seconds that a deleted workitem answers 410, then 404; longer than index may be away."
+        30 * 86_400.0, "Seconds that a deleted workitem answers 410, then 404; must be longer than an outage of index."
     )
-    workitem_history_s: float = setting(3600.0, "Seconds that superseded states of workitems are kept on the stream.")
+    workitem_history_s: float = setting(3600.0, "Seconds that superseded states of workitems remain on the stream.")
     workitem_copy_lag_s: float = setting(
-        60.0, "Seconds that the copies of workitems in the object store may be behind before workflow is not ready."
+        60.0, "Seconds that the copies of workitems in the object store may lag before workflow reports not ready."
     )
     index_address: str = setting("127.0.0.1:7002", "HOST:PORT of index, or `local:PATH`.")
     workitem_rules: Path | None = setting(
-        None, "TOML file of rules that make workitems of what arrives (see workitem_rules.py); without it nothing does."
+        None, "TOML file of rules that make workitems from arriving studies (see arrivals/rules.py); empty: no rules."
     )
     workitem_rules_url: str = setting(
-        "", "DICOMweb root at which the input of these workitems is retrieved, such as https://host/dicom-web; `gantry up` fills it in."
+        "", "DICOMweb root for the Retrieve URLs in these workitems, such as https://host/dicom-web; `gantry up` sets it."
     )
-    workitem_rules_quiet_s: str = setting("", "No longer used, and refused: `GANTRY_STUDY_SETTLED_S` took its place.")
+    workitem_rules_quiet_s: str = setting("", "Refused; replaced by `GANTRY_STUDY_SETTLED_S`.")
 
     def __post_init__(self) -> None:
         """Check what belongs together.
