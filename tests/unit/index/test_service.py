@@ -44,8 +44,12 @@ class RecordingBlob(Blob):
     def __init__(self) -> None:
         super().__init__()
         self.trailers: dict[str, list[blob_pb2.StoredInstance]] = {}
+        self.away: set[str] = set()
+        """Packs that cannot be read now."""
 
     async def ReadTrailer(self, request: Any, context: Any) -> AsyncIterator[blob_pb2.ReadTrailerResponse]:
+        if request.object in self.away:
+            raise errors.Unavailable("the object store is away")
         if request.object not in self.trailers:
             raise errors.NotFound(f"{request.object}: no such object")
         yield blob_pb2.ReadTrailerResponse(instances=self.trailers[request.object])
@@ -457,6 +461,43 @@ async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_annou
     await announce()
     assert (await unknown(suite, "packs/a"), await poison_events(suite)) == ([], 0)
     assert len(await suite.records(study_instance_uid=STUDY)) == 1
+
+
+async def test_a_partition_that_waits_is_a_problem_whatever_the_others_apply(suite: Suite) -> None:
+    suite.blob.away = {"packs/a"}
+    event = InstancesStored(object="packs/a", study_instance_uid="9", instances=[blob_pb2.StoredInstance()], facts_in_pack=True)
+    message = streams.Message(10**6, subject_of("9"), {}, event.SerializeToString())
+    waiting = asyncio.create_task(suite.reader.apply("7", [message]))
+    await until(lambda: suite.reader.problem)
+    assert await suite.announce(instance("1.1")) == {0: NEW}
+    assert "away" in suite.reader.problem
+    suite.blob.away = set()
+    suite.blob.trailers["packs/a"] = [blob_pb2.StoredInstance(sop_instance_uid="9.1", study_instance_uid="9", dicom_json=b"{}")]
+    await waiting
+    assert suite.reader.problem == ""
+    assert await poison_events(suite) == 0
+
+
+async def test_elasticsearch_that_is_read_only_for_a_moment_is_waited_for(elasticsearch_url: str, tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path / "nats")
+    nats.start()
+    suite = Suite(tmp_path / "index", nats)
+    suite.elasticsearch = (elasticsearch_url, f"test-{uuid.uuid4().hex}")
+    await suite.start()
+    assert isinstance(suite.store, ElasticsearchStore)
+    client, prefix = suite.store._cluster.client, suite.store._cluster.prefix
+    await client.indices.put_settings(index=f"{prefix}-*", settings={"index.blocks.read_only": True})
+    announced = asyncio.create_task(suite.announce(instance("1.1"), instance("1.2")))
+    await until(lambda: "cluster_block_exception" in suite.reader.problem)
+    assert not announced.done()
+    await client.indices.put_settings(index=f"{prefix}-*", settings={"index.blocks.read_only": None})
+    assert await announced == {0: NEW, 1: NEW}
+    assert len(await suite.records(study_instance_uid=STUDY)) == 2
+    assert (await poison_events(suite), await unknown(suite, "packs/0001")) == (0, [])
+    for index in await client.indices.get(index=f"{prefix}-*"):
+        await client.indices.delete(index=index)
+    await suite.stop()
+    nats.stop()
 
 
 async def test_what_cannot_be_told_is_no_poison(suite: Suite) -> None:

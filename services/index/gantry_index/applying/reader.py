@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 ALL = "all"
 """The one reader of every partition."""
+NOTICES = "notices"
+"""Under which a problem of core NATS is noted, beside the readers."""
 BLOB_TIMEOUT_S = 10.0
 HEARTBEAT_S = 0.5
 LOCATIONS_PER_DECISION = 10_000
@@ -100,7 +102,8 @@ class Reader:
         self.store = store
         self.lock = asyncio.Lock()
         self.changes = Changes(store, client, self.lock, settled_s)
-        self.problem = "the stream has not been looked at yet"
+        self._problems = {"": "the stream has not been looked at yet"}
+        """What keeps a reader from applying, by its name; under "" what keeps all of them."""
         self.applied = 0
         self._blob = blob
         self._client = client
@@ -108,26 +111,43 @@ class Reader:
         self._on_duplicate = on_duplicate
         self._poisoned: dict[str, set[str]] = {}
 
+    @property
+    def problem(self) -> str:
+        """What keeps a reader of this process from applying events; "" where nothing does."""
+        return next((problem for problem in self._problems.values() if problem), "")
+
+    @problem.setter
+    def problem(self, problem: str) -> None:
+        self._problems[""] = problem
+
     async def follow(self, reader: str, subjects: Sequence[str]) -> None:
-        """Apply the stream from the reader's cursor on, for ever."""
+        """Apply the stream from the reader's cursor on, for ever; of ALL, until the stream or the store does not answer."""
+        try:
+            await self._follow(reader, subjects)
+        finally:
+            if reader != ALL:
+                # Another process has the partition now, and its problem.
+                self._problems.pop(reader, None)
+
+    async def _follow(self, reader: str, subjects: Sequence[str]) -> None:
         while True:
             try:
                 cursor = await self.store.cursor(reader)
                 self.applied = max(self.applied, cursor)
                 self._poisoned[reader] = await self.store.poisoned()
                 await self.changes.join(reader, cursor)
-                self.problem = ""
+                self.problem = self._problems[reader] = ""
                 async for messages in streams.read_from(self._js, streams.STORE, cursor, subjects, ticks=False):
                     if messages:
                         await self.apply(reader, messages)
                     elif await streams.describe_stream(self._js, streams.STORE) is None:
                         raise errors.Unavailable("the stream STORE is not there")
             except errors.Conflict as error:
-                self.problem = error.message
+                self._problems[reader] = error.message
                 log.error("stream does not fit the index", extra={"reason": error.message})
                 await asyncio.sleep(1)
             except errors.RetryLater as error:
-                self.problem = error.message
+                self._problems[reader] = error.message
                 await asyncio.sleep(0.1)
                 if reader == ALL:
                     return
@@ -160,16 +180,16 @@ class Reader:
             try:
                 async with self.lock:
                     decisions = await self._apply(reader, messages)
-                self.problem = ""
+                self._problems[reader] = ""
                 return decisions
             except errors.RetryLater as error:
-                self.problem = error.message
+                self._problems[reader] = error.message
                 log.warning("batch waits", extra={"reason": error.message, "sequence": messages[0].sequence})
                 await asyncio.sleep(0.2)
             except (Poison, errors.CorruptInstance):
                 raise
             except Exception as error:
-                self.problem = f"events from {messages[0].sequence} on cannot be applied: {type(error).__name__}"
+                self._problems[reader] = f"events from {messages[0].sequence} on cannot be applied: {type(error).__name__}"
                 log.exception("batch waits", extra={"sequence": messages[0].sequence})
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -289,10 +309,10 @@ class Reader:
                 await streams.say(self._client, subject, data)
                 return
             except errors.RetryLater as error:
-                self.problem = error.message
+                self._problems[NOTICES] = error.message
                 log.warning("telling waits", extra={"reason": error.message, "subject": subject})
                 await asyncio.sleep(0.2)
-                self.problem = ""
+                self._problems[NOTICES] = ""
             except errors.BadRequest as error:
                 log.error("not told", extra={"reason": error.message, "subject": subject})
                 return
@@ -307,6 +327,7 @@ class Reader:
             with suppress(errors.RetryLater):
                 await self.store.apply(Batch(reader, message.sequence, poison=[poison]))
                 self._poisoned.setdefault(reader, set()).add(name)
+                self._problems[reader] = ""
                 return
             await asyncio.sleep(0.2)
 
