@@ -162,28 +162,29 @@ def workitem_attributes() -> str:
 
 
 WORKLIST = (
-    "SOP classes: UPS Push, Pull, Watch, Event and Query. The table is PS3.4 Table CC.2.5-3 (types requester/server; `NA` not allowed; "
-    "final: R both, P COMPLETED, p may be empty, X CANCELED; match: U unique, R required, O optional); any other attribute may be set, "
-    "matched and returned, but for bulk data (groups 50xx, 54xx, 60xx, 7FE0, and values by BulkDataURI), which is left out "
-    "with a Warning.\n\n"
-    "*Create*: missing attributes of type 2 are added empty with a Warning, or refused (`GANTRY_WORKITEM_CREATE=strict`); Worklist Label, "
-    "where it is missing, is `Worklist`. *Update*: an attribute that may not be set refuses the whole update. *State*: the Transaction UID "
-    "of the claim is the only lock; it never leaves the server. CANCELED gets the time of cancellation and, without a reason, "
-    "(110513, DCM). *Request cancellation*: what is SCHEDULED becomes CANCELED by way of IN PROGRESS; of what is IN PROGRESS the "
-    "subscribers hear, and without any it is 409; the server is no performer and never refuses for one. Requesting AE is "
-    "`GANTRY_REQUESTING_AE`.\n\n"
-    "*Search*: keys as in the Studies search; a sequence's keys meet in one item; DT without an offset is UTC; order is Scheduled "
-    "Procedure Step Start DateTime, then UID. Transaction UID as a key is 400. LT, ST and UT are matched too, by "
+    "SOP classes: UPS Push, Pull, Watch, Event and Query. The table is PS3.4 Table CC.2.5-3 (types requester/server; `NA` not "
+    "allowed; final: R both, P COMPLETED, p may be empty, X CANCELED; match: U unique, R required, O optional). Any other "
+    "attribute may be set, matched and returned, except bulkdata (groups 50xx, 54xx, 60xx, 7FE0, and values by BulkDataURI), "
+    "which is left out with a Warning.\n\n"
+    "*Create*: missing attributes of type 2 are added empty with a Warning, or refused (`GANTRY_WORKITEM_CREATE=strict`). "
+    "Worklist Label, where it is missing, is `Worklist`. *Update*: an attribute that may not be set refuses the whole update. "
+    "*State*: the Transaction UID of the claim is the only lock; the server never returns it. CANCELED gets the time of "
+    "cancellation and, without a reason, (110513, DCM). *Request cancellation*: a SCHEDULED workitem becomes CANCELED by way "
+    "of IN PROGRESS. If it is IN PROGRESS, its subscribers get a report; without subscribers the answer is 409. The server is "
+    "not a performer and never refuses for one. Requesting AE is `GANTRY_REQUESTING_AE`.\n\n"
+    "*Search*: keys as in the Studies search. Keys of one sequence must match in one item. A DT without an offset is UTC. The "
+    "order is Scheduled Procedure Step Start DateTime, then UID. Transaction UID as a key is 400. LT, ST and UT are matched by "
     "their first 1,024 characters.\n\n"
-    "*Subscriptions*: any AE title may subscribe. Deletion locks are granted, unless `GANTRY_DELETION_LOCKS=false` (Warning). One AE title "
-    "may have one subscription to the whole worklist and up to 64 filtered ones (1,000 of all; more is 403). A filter is compared as a "
-    "search does it; a key that cannot be matched is 400. A filtered subscription covers a workitem while it matches: its subscriber hears "
-    "of the change by which it begins to match, of all while it does, and of that by which it ceases; its lock holds while it matches. "
-    "DELETE and suspend concern all filters of the AE title, or the one in the query. Unsubscribing from the whole worklist ends the "
-    "subscriptions to workitems too, not the filtered ones. A refused or lost delivery changes no subscription.\n\n"
-    "*Deletion*: a final workitem that nobody holds a lock on is deleted `GANTRY_WORKITEM_KEEP_S` after its last change, or "
-    "after the end of "
-    "the subscription that held the lock; it answers 410 for `GANTRY_WORKITEM_TOMBSTONE_S`, then 404. Until then its UID is taken."
+    "*Subscriptions*: any AE title may subscribe. Deletion locks are granted, unless `GANTRY_DELETION_LOCKS=false` (Warning). "
+    "One AE title may have one subscription to the whole worklist and up to 64 filtered ones (1,000 of all; more is 403). A "
+    "filter is compared like a search; a key that cannot be matched is 400. A filtered subscription covers a workitem while it "
+    "matches: its subscriber gets the change by which it begins to match, all changes while it matches, and the change by "
+    "which it stops matching. Its lock holds while the workitem matches. DELETE and suspend apply to all filters of the AE "
+    "title, or to the one in the query. Unsubscribing from the whole worklist also ends the subscriptions to workitems, but "
+    "not the filtered ones. A refused or lost delivery changes no subscription.\n\n"
+    "*Deletion*: a final workitem without deletion lock is deleted `GANTRY_WORKITEM_KEEP_S` after its last change, or after "
+    "the end of the subscription that held the lock. It answers 410 for `GANTRY_WORKITEM_TOMBSTONE_S`, then 404. Until then "
+    "its UID cannot be used again."
 )
 
 SECTIONS = (
@@ -192,55 +193,58 @@ SECTIONS = (
     (
         "Search keys",
         matching_keys,
-        "At most `GANTRY_SEARCH_MAX_RESULTS` matches a page, paged by `limit` and `offset` to 100,000. Person names match without regard "
-        "to case and accents, wildcards included; other text is case sensitive; DS and IS compare as numbers; dates and times by meaning. "
-        "Any other attribute of the instance can be a matching key too, at any depth.",
+        "At most `GANTRY_SEARCH_MAX_RESULTS` matches per page, paged by `limit` and `offset` up to 100,000. Person names match "
+        "without regard to case and accents, also with wildcards. Other text is case sensitive. DS and IS are compared as "
+        "numbers, dates and times by meaning. Any other attribute of the instance can be a matching key too, at any depth.",
     ),
     ("Worklist", workitem_attributes, WORKLIST),
     (
         "Transfer syntaxes",
         syntaxes,
-        "What PS3.18 §8.7.3 keeps off the wire leaves as Explicit VR Little Endian; the original stays, byte for byte.",
+        "Instances in transfer syntaxes that PS3.18 §8.7.3 forbids in responses are sent as Explicit VR Little Endian; the "
+        "original is kept byte for byte.",
     ),
     (
         "Representations",
         representations,
-        "The first is what `*/*` selects; what is marked *by name* no wildcard selects: octet-stream of a study, series or instance is "
-        "its bulkdata, `application/zip` an extension (files as stored with a DICOMDIR). A transfer syntax that is not named is "
-        "Explicit VR Little Endian, or the default of the compressed media type; what is lossy already and cannot be decoded (video), or "
-        "is too long uncompressed, then leaves as stored. Several ranges are answered with the whole. HTTP/2 (A-002) is the matter of the "
-        "proxy in front, which also speaks TLS; between it and the gateway HTTP/1.1 does not limit anything.",
+        "The first is selected by `*/*`. Those marked *by name* are not selected by a wildcard: octet-stream of a study, "
+        "series or instance is its bulkdata, and `application/zip` is an extension (files as stored with a DICOMDIR). Without "
+        "a named transfer syntax the answer is Explicit VR Little Endian, or the default of the compressed media type; pixel "
+        "data that is lossy and cannot be decoded (video), or is too long uncompressed, is then sent as stored. A request for "
+        "several ranges is answered with the whole. HTTP/2 (A-002) is provided by the proxy in front, which also speaks TLS; "
+        "between it and the gateway HTTP/1.1 does not limit anything.",
     ),
     (
         "Transcoding",
         transcoding,
         "All of these are decoded. Lossless encoding keeps every allocated bit. Float pixel data, 4 samples per pixel, "
-        "YBR_PARTIAL and what a row does not take is 406 in that transfer syntax, with what there is in the body. Not decoded: "
-        "video, JPEG processes that no decoder knows, JPIP, and JPEG 2000 Part 2 with several frames in one code stream. "
-        "Deflated Explicit VR Little Endian is inflated at ingest and not sent.\n\n"
-        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2): its SOP Instance UID is 2.25 and a UUID made of the "
-        "original's UID and the transfer syntax, the same for every request; Image Type begins with DERIVED; Lossy Image "
-        "Compression is 01, Ratio (that of the first frame) and Method are appended; Derivation Description, Derivation Code "
-        "Sequence (113040) and Source Image Sequence (the original, 121320) are written. Frame Type of functional groups stays. "
-        "Frames by themselves carry no UID. Quality: JPEG 90, JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the "
-        "range, JPEG XL distance 0.1. Pixels that came with loss and are decoded keep their UID; Lossy Image Compression "
-        "becomes 01 where it was missing.",
+        "YBR_PARTIAL and pixels that a row does not take are 406 in that transfer syntax; the body lists the available "
+        "representations. Not decoded: video, JPEG processes without a decoder, JPIP, and JPEG 2000 Part 2 with several frames "
+        "in one code stream. Deflated Explicit VR Little Endian is inflated when it is stored and not sent.\n\n"
+        "Lossy compression makes another instance (PS3.3 §C.7.6.1.1.2). Its SOP Instance UID is 2.25 and a UUID made of the "
+        "original's UID and the transfer syntax, the same for every request. Image Type begins with DERIVED. Lossy Image "
+        "Compression is 01; Ratio (that of the first frame) and Method are appended. Derivation Description, Derivation Code "
+        "Sequence (113040) and Source Image Sequence (the original, 121320) are written. Frame Type of functional groups "
+        "stays. Single frames have no UID. Quality: JPEG 90, JPEG-LS NEAR 2, JPEG 2000 60 dB, HTJ2K steps of 0.16 % of the "
+        "range, JPEG XL distance 0.1. Lossy pixels that are decoded keep their UID; Lossy Image Compression becomes 01 if it "
+        "was missing.",
     ),
     (
         "Store reasons",
         store_reasons,
-        "Any storage SOP class is taken; private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`; classes that are "
-        "no storage class are refused with 0122H. Attributes are coerced by the rules of `GANTRY_COERCION_RULES` only, and by none "
-        "without it; rules change text attributes of the data set, never UIDs, pixel data or what describes it, and each change is told "
-        "with B000H and an item of the Original Attributes Sequence, in the answer and in the object. The same upload again is 200 and "
-        "changes nothing. A part that is no instance, or does not say which, is an item of the Other Failures Sequence. Of several "
-        "reasons the response tells one: B000H, then B007H, then B006H. A full disk is 503 with `Warning: A700`, and nothing is stored.",
+        "Any storage SOP class is accepted, private and unknown ones too unless `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES=false`. "
+        "Classes that are not storage classes are refused with 0122H. Attributes are coerced only by the rules of "
+        "`GANTRY_COERCION_RULES`. Rules change text attributes of the data set, never UIDs, pixel data or attributes that "
+        "describe it. Each change is reported with B000H and an item of the Original Attributes Sequence, in the answer and in "
+        "the object. The same upload again is 200 and changes nothing. A part that is not an instance, or does not identify "
+        "itself, is an item of the Other Failures Sequence. Of several warning reasons the response contains one: B000H, else "
+        "B007H, else B006H. A full disk is 503 with `Warning: A700`, and nothing is stored.",
     ),
     (
         "SOP classes",
         storage_classes,
-        "Stored whatever `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES` says; an instance is kept with all its attributes, standard and private "
-        "(level 2, full).",
+        "Stored whatever `GANTRY_ACCEPT_PRIVATE_SOP_CLASSES` says. An instance is stored with all its attributes, standard and "
+        "private (level 2, full).",
     ),
 )
 
@@ -277,37 +281,39 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
 
 
 REPRESENTATIONS = (
-    "Metadata, search results and store responses are DICOM JSON or Native DICOM Model XML, by negotiation; what PS3.19 leaves open is in "
-    "[decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and Accept-Charset are ignored. They are "
-    "sent in the coding zstd or gzip where Accept-Encoding names it; other payloads never are. Values of OB, OD, OF, OL, OV, OW and UN "
-    "above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a BulkDataURI."
+    "Metadata, search results and store responses are DICOM JSON or Native DICOM Model XML, by negotiation; choices that "
+    "PS3.19 leaves open are in [decision 0020](decisions/0020-native-xml.md). Both are UTF-8; other values of `charset` and "
+    "Accept-Charset are ignored. They are coded with zstd or gzip if Accept-Encoding names it; other payloads are not coded. "
+    "Values of OB, OD, OF, OL, OV, OW and UN above 1,024 bytes, pixel data, and FL and FD that are not finite numbers are a "
+    "BulkDataURI."
 )
 STORE_PAYLOADS = (
-    "Parts may come in any order. Bulkdata is found by its Content-Location, which is the BulkDataURI after both are resolved against the "
-    "request URI, or literally; several parts with one location, or parts at its `/frames/1`, `/frames/2` …, are the frames of Pixel Data. "
-    "The transfer syntax is the one named by the part or its metadata if it agrees with the bit stream, else that of the bit stream. "
-    "Image Pixel Description attributes that are left out come from the bit stream; Rows, Columns, Samples per Pixel and Bits Allocated "
-    "that contradict it fail the instance (A902H). JP2 files are stored as their codestream. Of PNG and GIF the attributes describe the "
-    "result: palettes become RGB, transparency is dropped, an animated GIF has all its frames. Of a video only MP4 files tell Number of "
-    "Frames. Arithmetic and progressive JPEG go into the retired transfer syntax of their process. JPEG XL that names none is 4.112."
+    "Parts may come in any order. Bulkdata is found by its Content-Location, which equals the BulkDataURI literally or after "
+    "both are resolved against the request URI. Several parts with one location, or parts at its `/frames/1`, `/frames/2` …, "
+    "are the frames of Pixel Data. The transfer syntax is the one named by the part or its metadata if it agrees with the bit "
+    "stream, else that of the bit stream. Missing Image Pixel Description attributes come from the bit stream. Rows, Columns, "
+    "Samples per Pixel and Bits Allocated that contradict it fail the instance (A902H). JP2 files are stored as their "
+    "codestream. For PNG and GIF the attributes describe the result: palettes become RGB, transparency is dropped, an animated "
+    "GIF keeps all its frames. Of videos only MP4 files contain Number of Frames. Arithmetic and progressive JPEG is stored in "
+    "the retired transfer syntax of its process. JPEG XL that names none is 4.112."
 )
 NOTIFICATIONS = (
-    "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the Subscribe answer. "
-    "`/ws/subscribers/{aetitle}` and the base itself with `?requester=` are the same. The AE title of the URL says whose reports come; any "
-    "number of connections, on any gateway, each get all of them. One text frame holds one DICOM JSON object; what a subscriber sends is "
-    "not read, and above 64 KiB closes the connection (1009). A ping goes out every 20 s and soon after a report; a peer that does not "
-    "answer within 20 s is cut (1011); a gateway that stops says 1012. A report that was not seen to arrive (ping and pong) may come again "
-    "after a broken connection, with the same Message ID. Whoever was away gets what it missed, of the last 7 days and 1,000,000 reports; "
-    "of older ones an SCP Status Change tells (Unified Procedure Step List Status COLD START: look at the worklist again). "
-    "Every restart is "
-    "told by one to all who are connected or come back, `GANTRY_FALLBACK_AE_TITLES` included: WARM START, or COLD START where nothing of "
-    "an earlier run was found."
+    "Supported: WebSocket (RFC 6455) at `/subscribers/{aetitle}` below the base; the URL is the Content-Location of the "
+    "Subscribe answer. `/ws/subscribers/{aetitle}` and the base itself with `?requester=` are equivalent. The AE title in the "
+    "URL selects the reports. An AE title may have any number of connections, on any gateway; each gets all of its reports. "
+    "One text frame holds one DICOM JSON object. Messages of a subscriber are ignored; one above 64 KiB closes the connection "
+    "(1009). A ping is sent every 20 s and soon after a report. A peer that does not answer within 20 s is disconnected "
+    "(1011). A gateway that stops sends 1012. A report whose arrival was not confirmed (ping and pong) may be repeated after a "
+    "broken connection, with the same Message ID. An absent subscriber gets the reports that it missed, of the last 7 days and "
+    "1,000,000 reports; for older ones it gets an SCP Status Change (Unified Procedure Step List Status COLD START: read the "
+    "worklist again). After every restart all connected and returning subscribers get one, and so do "
+    "`GANTRY_FALLBACK_AE_TITLES`: WARM START, or COLD START if no data of an earlier run exists."
 )
 SECURITY = (
-    "The server has no access control of its own: it listens on the loopback address unless told otherwise, lets browser pages of local "
-    "origins alone read its answers, and belongs behind a proxy that authenticates and speaks TLS. Logs, metrics and error messages hold "
-    "no patient attributes. An upload is read by a scan that holds bounded memory; a second reader runs in a process with limits of its "
-    "own. A preamble that could be run leaves as zeros. What bounds a request:"
+    "The server has no access control. It listens on the loopback address unless told otherwise, and only browser pages of "
+    "local origins may read its answers. Run it behind a proxy that authenticates and speaks TLS. Logs, metrics and error "
+    "messages contain no patient attributes. The scan of an upload uses bounded memory. A second reader runs in a process with "
+    "its own limits. A preamble that could be executed is sent as zeros. Limits of a request:"
 )
 SECURITY_SETTINGS = (
     "GANTRY_HOST",

@@ -150,7 +150,7 @@ def _options(url: str, name: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def connected(url: str, name: str) -> AsyncIterator[Client]:
-    """Connect to NATS and stay connected: for ever trying again, every 100 ms, after a loss."""
+    """Connect to NATS. After a lost connection, reconnect every 100 ms without limit."""
     client = await nats.connect(**_options(url, name))
     try:
         yield client
@@ -161,10 +161,10 @@ async def connected(url: str, name: str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def listening(client: Client, handlers: Mapping[str, Callable[[bytes], None]]) -> AsyncIterator[None]:
-    """Hear core NATS subjects while the context is open: what is said while nobody listens, or while disconnected, is not heard.
+    """Subscribe to core NATS subjects while the context is open. Messages sent while the client is disconnected are lost.
 
     Args:
-        handlers: subject -> what to do with a message; it must not raise or block.
+        handlers: from subject to the function that is called with each message; it must not raise or block.
     """
 
     async def listen(stack: AsyncExitStack, subject: str, handle: Callable[[bytes], None]) -> None:

@@ -1,9 +1,9 @@
-"""Coercion: an operator's rules that change attributes of what is stored. Without a file of rules nothing is ever changed.
+"""Coercion: rules of the operator that change attributes when an instance is stored. Without a rule file nothing is changed.
 
     [[rule]]
     name = "patients of the north site"
 
-    [rule.match]                          # all must hold; a regular expression against the whole value, "" where there is none
+    [rule.match]                          # all must match; regular expressions for the whole value, "" if it is absent
     InstitutionName = "North.*"
 
     [[rule.action]]
@@ -15,11 +15,11 @@
     attribute = "PatientID"
     prefix = "N-"                         # or strip_prefix = "…"; or pattern = "…" and replacement = "…", as re.sub has them
 
-Rules act in their order, each on what the one before left. The uploaded file stays as it is; what leaves, metadata and search are those
-of the changed data set, whose Original Attributes Sequence (0400,0561) says what was there before.
+Rules apply in order, each to the result of the one before. The uploaded file stays unchanged. Clients, metadata and search see the changed
+data set, whose Original Attributes Sequence (0400,0561) holds the previous values.
 
-A value that a rule makes must be legal in its VR and writable in the character set of the instance; where it is not, the instance is
-refused (0110H): half a coercion would be a wrong answer. To add a kind of action, add a row to ACTIONS.
+A value that a rule produces must be valid for its VR and encodable in the character set of the instance. If it is not, the instance is
+refused (0110H), because a partly coerced instance would be wrong. To add a kind of action, add a row to ACTIONS.
 
 Source: PS3.18 §10.5.2; PS3.3 §C.12.1 (Original Attributes Sequence).
 """

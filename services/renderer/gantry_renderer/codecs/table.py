@@ -5,13 +5,13 @@ To add a codec, add a module with its functions and a row to CODECS. `coding.py`
 Lossless encoders keep every allocated bit, also those above Bits Stored, where retired overlays may be: encoding and decoding gives the
 same samples. A row with a `loss` is used only for a client that names its transfer syntax, never by default.
 
-What the decoders return, however the frame was encoded: colour by pixel (Planar Configuration 0); signed samples where Pixel
-Representation is 1, sign extended from Bits Stored; RGB where the codec undoes a colour transform:
+Decoders return colour by pixel (Planar Configuration 0). Samples are signed if Pixel Representation is 1, sign extended from Bits
+Stored. The result is RGB if the codec reverses a colour transform:
 - lossy JPEG of YBR_FULL and YBR_FULL_422 gives RGB (every JPEG decoder converts and up-samples by itself);
 - JPEG 2000 and HTJ2K of YBR_RCT and YBR_ICT, and JPEG XL of anything, give RGB;
 - JPEG Lossless, JPEG-LS and RLE do not transform: YBR_FULL stays YBR_FULL;
-- native YBR_FULL_422 is up-sampled to YBR_FULL; YBR_PARTIAL_422 has no such form and stays as it is.
-`coding.decoded_description` says so in attributes, from the attributes alone, before any frame is decoded.
+- native YBR_FULL_422 is up-sampled to YBR_FULL; YBR_PARTIAL_422 has no such form and stays unchanged.
+`coding.decoded_description` computes these attributes from those of the instance, before any frame is decoded.
 
 Source: PS3.5 §8.1, §8.2, Annex A, Annex G; PS3.3 §C.7.6.3.
 """
