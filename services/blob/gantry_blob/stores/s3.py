@@ -1,24 +1,16 @@
-"""Objects in a bucket of an S3 server, through the `minio` client (its only import).
+"""Objects in a bucket of an S3 server (`minio_client`).
 
 A writer sends what it was given as parts of a multipart upload, the last one at `commit`, so that a pack which has to wait for the end of
-its request holds no thread. That needs the client's calls for single parts, which it marks as private: its `put_object` completes an
-object as soon as its input ends, and holds a thread until then. What fits in one part is one PUT.
+its request holds no thread. What fits in one part is one PUT.
 """
 
 import datetime
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
-import minio
-import urllib3
-from minio.commonconfig import CopySource
-from minio.datatypes import Part
-from minio.error import MinioException, S3Error
-
+from gantry_blob.stores.minio_client import BucketClient, translated
 from gantry_blob.stores.port import ObjectEntry, StoreStatus, joined
 from gantry_runtime.blob_reader import Ranges, check_object_key, check_ranges, coalesced
 from gantry_runtime.rpc.channels import CHUNK_BYTES
@@ -29,21 +21,6 @@ GAP_BYTES = 64 << 10
 
 MOST_PARTS = 10_000
 ABANDONED = datetime.timedelta(days=1)
-OUT_OF_ROOM = {"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
-
-
-@contextmanager
-def _wrapped(what: str) -> Iterator[None]:
-    try:
-        yield
-    except S3Error as error:
-        if error.code in ("NoSuchKey", "NoSuchObject"):
-            raise errors.NotFound(f"{what}: no such object") from error
-        if error.code in OUT_OF_ROOM:
-            raise errors.OutOfResources(f"{what}: the S3 server has no room left", retry_after_s=60) from error
-        raise errors.Unavailable(f"{what}: the S3 server answered {error.code}") from error
-    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise errors.Unavailable(f"{what}: the S3 server does not answer ({type(error).__name__})") from error
 
 
 class S3Writer:
@@ -55,7 +32,8 @@ class S3Writer:
         self._store = store
         self._buffer = bytearray()
         self._upload_id = ""
-        self._parts: list[Future[Part]] = []
+        self._parts: list[Future[str]] = []
+        """ETags of the parts, in their order."""
         self._ended = False
 
     def write(self, data: bytes | memoryview) -> None:
@@ -70,18 +48,17 @@ class S3Writer:
         self._buffer += rest
 
     def flush(self) -> None:
-        """Do nothing: a part of S3 has a least size, and what is less than one is not much."""
+        """Do nothing: S3 parts have a minimum size."""
 
     def _send_part(self) -> None:
-        with _wrapped(self.key):
-            if not self._upload_id:
-                self._upload_id = self._store.begin(self.key)
-            if self._parts:
-                self._parts[-1].result()
-            if len(self._parts) == MOST_PARTS:
-                raise errors.OutOfResources(f"{self.key}: more than {MOST_PARTS} parts of {self._store.part_bytes} bytes")
-            self._parts.append(self._store.send(self.key, self._upload_id, len(self._parts) + 1, bytes(self._buffer)))
-            self._buffer.clear()
+        if not self._upload_id:
+            self._upload_id = self._store.begin(self.key)
+        if self._parts:
+            self._parts[-1].result()
+        if len(self._parts) == MOST_PARTS:
+            raise errors.OutOfResources(f"{self.key}: more than {MOST_PARTS} parts of {self._store.part_bytes} bytes")
+        self._parts.append(self._store.send(self.key, self._upload_id, len(self._parts) + 1, bytes(self._buffer)))
+        self._buffer.clear()
 
     def commit(self) -> None:
         """Send what is left and complete the object."""
@@ -89,8 +66,7 @@ class S3Writer:
             self._store.put(self.key, bytes(self._buffer), replace=True)
         else:
             self._send_part()
-            with _wrapped(self.key):
-                self._store.complete(self.key, self._upload_id, [part.result() for part in self._parts])
+            self._store.complete(self.key, self._upload_id, [part.result() for part in self._parts])
         self._buffer = bytearray()
         self._ended = True
 
@@ -128,37 +104,21 @@ class S3Store:
         connections: int = 64,
         timeout_s: float = 30,
     ) -> None:
-        url = urlsplit(endpoint)
         self.part_bytes = part_bytes
         self._bucket = bucket
         self._there = False
         self._making = threading.Lock()
         self._senders = ThreadPoolExecutor(max(4, connections // 4), "s3-part")
-        self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=3, read=timeout_s),
-            maxsize=connections,
-            block=True,
-            retries=urllib3.Retry(total=2, backoff_factor=0.1, status_forcelist=[500, 502, 503, 504]),
-        )
-        self._client: Any = minio.Minio(
-            url.netloc, access_key=access_key, secret_key=secret_key, secure=url.scheme == "https", http_client=self._http
-        )
+        self._client = BucketClient(endpoint, access_key, secret_key, bucket, connections, timeout_s)
 
-    def _made(self) -> Any:
+    def _made(self) -> BucketClient:
         """Return the client; make the bucket before its first use."""
         if not self._there:
-            with self._making, _wrapped(f"bucket {self._bucket}"):
-                if not self._there and not self._client.bucket_exists(bucket_name=self._bucket):
-                    self._make_bucket()
+            with self._making:
+                if not self._there and not self._client.exists():
+                    self._client.make()
                 self._there = True
         return self._client
-
-    def _make_bucket(self) -> None:
-        try:
-            self._client.make_bucket(bucket_name=self._bucket)
-        except S3Error as error:
-            if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
 
     def create(self, key: str) -> S3Writer:
         """Open a writer; nothing is sent before a part is full."""
@@ -168,27 +128,21 @@ class S3Store:
 
     def begin(self, key: str) -> str:
         """Begin a multipart upload; return its id."""
-        upload_id: str = self._made()._create_multipart_upload(self._bucket, key, {"Content-Type": "application/octet-stream"})
-        return upload_id
+        return self._made().begin_upload(key)
 
-    def send(self, key: str, upload_id: str, number: int, data: bytes) -> "Future[Part]":
-        """Send a part in the background; `number` counts from 1."""
+    def send(self, key: str, upload_id: str, number: int, data: bytes) -> "Future[str]":
+        """Send a part in the background; its ETag comes. `number` counts from 1."""
+        return self._senders.submit(self._client.upload_part, key, upload_id, number, data)
 
-        def sending() -> Part:
-            with _wrapped(key):
-                return Part(number, self._client._upload_part(self._bucket, key, data, None, upload_id, number))
-
-        return self._senders.submit(sending)
-
-    def complete(self, key: str, upload_id: str, parts: "list[Part]") -> None:
+    def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
         """Make the object of its parts."""
-        self._client._complete_multipart_upload(self._bucket, key, upload_id, parts)
+        self._client.complete_upload(key, upload_id, etags)
 
     def forget(self, key: str, upload_id: str) -> bool:
         """Abort a multipart upload; return whether the server did."""
         try:
-            self._client._abort_multipart_upload(self._bucket, key, upload_id)
-        except (MinioException, urllib3.exceptions.HTTPError, OSError):
+            self._client.abort_upload(key, upload_id)
+        except errors.GantryError:
             return False
         return True
 
@@ -203,7 +157,7 @@ class S3Store:
 
     def _pieces(self, key: str, groups: list[list[tuple[int, int]]], ranges: Ranges) -> Iterator[bytes]:
         for number, group in enumerate(groups):
-            response = self._get(key, group[0][0], sum(group[-1]) - group[0][0])
+            response = self._made().get(key, group[0][0], sum(group[-1]) - group[0][0])
             try:
                 if number == 0:
                     check_ranges(key, int(response.headers["Content-Range"].rpartition("/")[2]), ranges)
@@ -217,40 +171,25 @@ class S3Store:
                 response.close()
                 response.release_conn()
 
-    def _get(self, key: str, offset: int, length: int) -> Any:
-        with _wrapped(key):
-            try:
-                return self._made().get_object(bucket_name=self._bucket, object_name=key, offset=offset, length=length)
-            except S3Error as error:
-                if error.code == "InvalidRange":
-                    raise errors.BadRequest(f"{key}: range {offset}+{length} is not within it") from error
-                raise
-
     def size(self, key: str) -> int:
         """Ask for the length."""
         check_object_key(key)
-        with _wrapped(key):
-            return int(self._made().stat_object(bucket_name=self._bucket, object_name=key).size)
+        return self._made().size(key)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectEntry]:
         """Ask page by page."""
-        with _wrapped(prefix):
-            for found in self._made().list_objects(bucket_name=self._bucket, prefix=prefix, recursive=True, start_after=after or None):
-                if not found.is_dir:
-                    yield ObjectEntry(found.object_name, found.size)
+        for key, size_bytes in self._made().list(prefix, after):
+            yield ObjectEntry(key, size_bytes)
 
     def put(self, key: str, data: bytes, replace: bool = False) -> None:
         """PUT; with `If-None-Match: *` unless it may replace."""
         check_object_key(key)
-        headers = {"Content-Type": "application/octet-stream"} | ({} if replace else {"If-None-Match": "*"})
-        with _wrapped(key):
-            try:
-                self._made()._put_object(self._bucket, key, data, headers)
-            except S3Error as error:
-                if error.code != "PreconditionFailed":
-                    raise
-            else:
-                return
+        try:
+            self._made().put(key, data, only_new=not replace)
+            return
+        except errors.Conflict:
+            if replace:
+                raise
         if self.size(key) != len(data) or b"".join(self.read(key, [(0, len(data))])) != data:
             raise errors.Conflict(f"{key} exists with other bytes")
 
@@ -258,15 +197,13 @@ class S3Store:
         """Let the server copy it, then remove it: an S3 server cannot rename."""
         check_object_key(key)
         check_object_key(to)
-        with _wrapped(key):
-            self._made().copy_object(bucket_name=self._bucket, object_name=to, source=CopySource(bucket_name=self._bucket, object_name=key))
+        self._made().copy(key, to)
         self.remove(key)
 
     def remove(self, key: str) -> None:
         """DELETE."""
         check_object_key(key)
-        with _wrapped(key):
-            self._made().remove_object(bucket_name=self._bucket, object_name=key)
+        self._made().remove(key)
 
     def clean(self) -> int:
         """Abort multipart uploads of packs that began more than a day ago: their writers are dead.
@@ -277,24 +214,15 @@ class S3Store:
 
     def clean_before(self, limit: datetime.datetime, prefix: str = "packs/") -> int:
         """Abort multipart uploads of keys with a prefix that began before `limit`; return how many."""
-        count, key_marker, id_marker = 0, None, None
-        with _wrapped(f"bucket {self._bucket}"):
-            while True:
-                found = self._made()._list_multipart_uploads(self._bucket, key_marker=key_marker, upload_id_marker=id_marker, prefix=prefix)
-                for upload in found.uploads:
-                    if upload.initiated_time is not None and upload.initiated_time < limit:
-                        count += self.forget(upload.object_name, upload.upload_id)
-                if not found.is_truncated:
-                    return count
-                key_marker, id_marker = found.next_key_marker, found.next_upload_id_marker
+        old = (upload for upload in self._made().open_uploads(prefix) if upload.begun is not None and upload.begun < limit)
+        return sum(self.forget(upload.key, upload.upload_id) for upload in old)
 
     def status(self) -> StoreStatus:
         """Ask whether the bucket is there."""
         try:
-            with _wrapped(f"bucket {self._bucket}"):
-                if not self._made().bucket_exists(bucket_name=self._bucket):
-                    self._there = False
-                    return StoreStatus(False, f"bucket {self._bucket} is gone")
+            if not self._made().exists():
+                self._there = False
+                return StoreStatus(False, f"bucket {self._bucket} is gone")
         except errors.GantryError as error:
             return StoreStatus(False, error.message)
         return StoreStatus(True)
@@ -302,7 +230,7 @@ class S3Store:
     def close(self) -> None:
         """Close all connections."""
         self._senders.shutdown(wait=True, cancel_futures=True)
-        self._http.clear()
+        self._client.close()
 
 
 def _grouped(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
@@ -319,7 +247,7 @@ def _grouped(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
 def _exactly(key: str, response: Any, length: int) -> Iterator[bytes]:
     """Yield exactly `length` bytes of a response."""
     while length:
-        with _wrapped(key):
+        with translated(key):
             piece = response.read(min(length, CHUNK_BYTES))
         if not piece:
             raise errors.Unavailable(f"{key}: the S3 server broke off")
