@@ -312,5 +312,5 @@ def test_index_says_up_to_where_a_study_is_applied(suite: Suite, dicomweb: Dicom
             data_set = instances.ct(8, 8)
             before = index.GetStatus(index_pb2.GetStatusRequest(), timeout=20).stream_sequence
             dicomweb.store(instances.encoded(data_set))
-            request = index_pb2.GetAppliedSequenceRequest(study_instance_uid=data_set.StudyInstanceUID)
+            request = index_pb2.GetAppliedSequenceRequest(collection=data_set.StudyInstanceUID)
             assert before < index.GetAppliedSequence(request, timeout=20).sequence

@@ -43,6 +43,7 @@ from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query, by_path, matches, parse_filter, parse_query, parse_workitem_query
 from gantry_standard.query.query_attributes import vr_of
+from tests.support.former_formats import DATA_DIRECTORY_1, unpack
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
 
@@ -553,7 +554,7 @@ def outbox_row(sequence: int, *sops: str, reader: str = "3", study: str = STUDY)
     change = Change(id=f"{sequence}-created", kind=Change.KIND_CREATED, sequence=sequence)
     for sop in sops:
         change.instances.add(series_instance_uid=SERIES, sop_instance_uid=sop, version=sequence)
-    return OutboxRow(reader, sequence, study, StudyChanged(study_instance_uid=study, changes=[change]).SerializeToString())
+    return OutboxRow(reader, sequence, study, StudyChanged(collection=study, changes=[change]).SerializeToString())
 
 
 async def told(store: IndexStore, above: int = 0, up_to: int = 1 << 60, limit: int = 100, readers: str = "3") -> list[OutboxRow]:
@@ -621,13 +622,10 @@ async def test_a_row_of_which_something_else_was_decided_after_a_crash_tells_onl
 
 
 async def test_an_older_database_gets_its_outbox_when_it_is_opened(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path)
-    await store.apply(batch(1, put("1.1", 1)))
-    await store._database.write(lambda connection: connection.execute("DROP TABLE outbox"))
-    await store.close()
-    store = SqliteStore(tmp_path)
-    await store.apply(replace(batch(5, put("1.2", 5)), reader="3", outbox=[outbox_row(5, "1.2")]))
-    assert (await told(store), await uids(store)) == ([outbox_row(5, "1.2")], [STUDY])
+    unpack(DATA_DIRECTORY_1, tmp_path)
+    store = SqliteStore(tmp_path / "index")
+    await store.apply(replace(batch(6, put("1.2", 6)), reader="3", outbox=[outbox_row(6, "1.2")]))
+    assert (await told(store), await uids(store)) == ([outbox_row(6, "1.2")], ["2.25.1001", STUDY])
     await store.close()
 
 
@@ -650,10 +648,10 @@ async def test_a_built_generation_is_seen_only_after_the_swap(store: IndexStore)
 
 
 async def test_studies_come_newest_first_and_page_without_gaps(store: IndexStore) -> None:
-    dates = {"s1": "20200101", "s2": "20240101", "s3": None, "s4": "20240101", "s5": "20230101"}
+    dates = {"2.1": "20200101", "2.2": "20240101", "2.3": None, "2.4": "20240101", "2.5": "20230101"}
     await store.apply(batch(5, *(put(f"1.{study}", 1, study=study, series=f"{study}.1", StudyDate=date) for study, date in dates.items())))
     whole = await uids(store)
-    assert whole == ["s2", "s4", "s5", "s1", "s3"]
+    assert whole == ["2.2", "2.4", "2.5", "2.1", "2.3"]
     paged = []
     for offset in range(0, 6, 2):
         query, _ = parse_query(Level.STUDY, "", "", [("limit", "2"), ("offset", str(offset))], 100)
@@ -1057,6 +1055,7 @@ async def test_a_workitem_store_that_an_older_program_made_begins_anew(
     await workitems.apply([referring("2.1", 5, STUDY)], 5)
     if isinstance(workitems, SqliteWorkitemStore):
         workitems._database.writer.execute("DROP TABLE studies")
+        workitems._database.writer.execute("UPDATE meta SET value = '3' WHERE name = 'format'")
         again: WorkitemStore = SqliteWorkitemStore(tmp_path)
     else:
         assert isinstance(workitems, ElasticsearchWorkitemStore)
@@ -1071,3 +1070,125 @@ async def test_a_workitem_store_that_an_older_program_made_begins_anew(
     query = replace(parse_workitem_query([], 10)[0], visible_studies=frozenset({STUDY}))
     assert len((await again.search(query)).rows) == 1
     await again.close()
+
+
+PROTOCOLS, PALETTES = "hanging-protocols", "color-palettes"
+
+
+def put_protocol(sop: str, version: int, name: str = "Chest", *, resource: str = PROTOCOLS, **attributes: Any) -> Put:
+    """Return a new version of an instance of a non-patient resource. Its Modality and Manufacturer would be a series's in a study."""
+    stored = StoredInstance(
+        resource=resource,
+        sop_instance_uid=sop,
+        sop_class_uid="1.2.840.10008.5.1.4.38.1",
+        location=Location(object="packs/p", offset=version, length=10),
+        dataset_digest=sop.encode(),
+    )
+    given = {"SOPClassUID": stored.sop_class_uid, "HangingProtocolName": name, "Manufacturer": "Acme", **attributes}
+    made = element("SOPInstanceUID", sop)
+    for keyword, given_value in given.items():
+        made |= element(keyword, given_value)
+    return Put(stored, orjson.dumps(made), version)
+
+
+async def of_resource(store: IndexStore, resource: str, **parameters: str) -> list[dict[str, Any]]:
+    """Return what a search in a resource finds; keys are of the instance, whatever their entity in a study."""
+    query, _ = parse_query(Level.INSTANCE, "", "", list(parameters.items()), 100)
+    keys = tuple(replace(key, level=None) for key in query.keys)
+    page = await store.search(replace(query, collection=resource, keys=keys, include_levels=()))
+    return [orjson.loads(row.replace(b"\0", b"BASE")) for row in page.rows]
+
+
+async def test_instances_of_a_resource_make_no_study_and_no_series(store: IndexStore) -> None:
+    await store.apply(batch(3, put_protocol("1.1", 1), put("1.2", 2), put_protocol("1.3", 3, resource=PALETTES)))
+    assert await uids(store) == [STUDY]
+    assert await uids(store, "SeriesInstanceUID", Level.SERIES) == [SERIES]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE) == ["1.2"]
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE, SOPInstanceUID="1.1") == []
+    counts = await store.counts()
+    assert (counts.studies, counts.series, counts.instances) == (1, 1, 3)
+
+
+async def test_a_resource_is_searched_by_any_attribute_of_its_instances(store: IndexStore) -> None:
+    await store.apply(
+        batch(4, put_protocol("1.1", 1), put_protocol("1.2", 2, "Knee"), put_protocol("1.3", 3, resource=PALETTES), put("1.4", 4))
+    )
+
+    async def found_in(resource: str, **parameters: str) -> list[str]:
+        return [value(row, "SOPInstanceUID") for row in await of_resource(store, resource, **parameters)]
+
+    assert await found_in(PROTOCOLS) == ["1.1", "1.2"]
+    assert await found_in(PALETTES) == ["1.3"]
+    assert await found_in("inventories") == []
+    assert await found_in(PROTOCOLS, HangingProtocolName="Kn*") == ["1.2"]
+    assert await found_in(PROTOCOLS, Manufacturer="Acme", HangingProtocolName="Chest") == ["1.1"]
+    assert await found_in(PROTOCOLS, SOPInstanceUID="1.2") == ["1.2"]
+    assert await found_in(PROTOCOLS, SOPInstanceUID="1.4") == []
+
+
+async def test_a_row_of_a_resource_names_its_url_and_what_was_asked_for(store: IndexStore) -> None:
+    await store.apply(batch(1, put_protocol("1.1", 1)))
+    (row,) = await of_resource(store, PROTOCOLS, includefield="HangingProtocolName")
+    assert row == {
+        "00080016": {"vr": "UI", "Value": ["1.2.840.10008.5.1.4.38.1"]},
+        "00080018": {"vr": "UI", "Value": ["1.1"]},
+        "00081190": {"vr": "UR", "Value": ["BASE/hanging-protocols/1.1"]},
+        "00720002": {"vr": "SH", "Value": ["Chest"]},
+    }
+    (everything,) = await of_resource(store, PROTOCOLS, includefield="all")
+    assert everything == {**row, "00080070": {"vr": "LO", "Value": ["Acme"]}}
+
+
+async def test_records_and_metadata_of_a_resource(store: IndexStore) -> None:
+    await store.apply(batch(2, put_protocol("1.2", 1), put_protocol("1.1", 2, "Knee")))
+    assert [one.stored.sop_instance_uid for one in await records(store, Scope(PROTOCOLS))] == ["1.1", "1.2"]
+    assert [one.stored.resource for one in await records(store, Scope(PROTOCOLS, "", "1.2"))] == [PROTOCOLS]
+    assert [one.sop_instance_uid async for page in store.fragments(Scope(PROTOCOLS)) for one in page] == ["1.1", "1.2"]
+    ((fragment,),) = [page async for page in store.fragments(Scope(PROTOCOLS, "", "1.1"))]
+    assert orjson.loads(fragment.dicom_json)["00720002"]["Value"] == ["Knee"]
+    for scope in (
+        Scope(PALETTES),
+        Scope(PALETTES, "", "1.1"),
+        Scope(PROTOCOLS, "", "9"),
+        Scope(PROTOCOLS, SERIES),
+        Scope(STUDY, "", "1.1"),
+    ):
+        with pytest.raises(errors.NotFound):
+            await records(store, scope)
+
+
+async def test_what_was_deleted_of_a_resource_is_gone_and_can_come_back(store: IndexStore) -> None:
+    first = put_protocol("1.1", 1)
+    await store.apply(batch(1, first))
+    await store.apply(batch(2, Remove(first.stored, 2)))
+    for scope in (Scope(PROTOCOLS), Scope(PROTOCOLS, "", "1.1")):
+        with pytest.raises(errors.Gone):
+            await records(store, scope)
+    assert await of_resource(store, PROTOCOLS) == []
+    ((tombstone,),) = [page async for page in store.tombstones("1.1")]
+    assert (tombstone.stored.resource, tombstone.version, tombstone.deleted) == (PROTOCOLS, 2, True)
+    await store.apply(batch(3, replace(first, version=3)))
+    assert [one.version for one in await records(store, Scope(PROTOCOLS))] == [3]
+    assert (await store.counts()).studies == 0
+
+
+async def test_an_instance_may_go_from_a_study_to_a_resource_and_back(store: IndexStore) -> None:
+    """One SOP Instance UID is one instance, wherever it is: a deletion and a store may move it."""
+    await store.apply(batch(1, put("1.1", 1)))
+    await store.apply(batch(2, put_protocol("1.1", 2)))
+    assert await uids(store) == []
+    assert [one.version for one in await records(store, Scope(PROTOCOLS))] == [2]
+    await store.apply(batch(3, put("1.1", 3)))
+    assert await uids(store) == [STUDY]
+    with pytest.raises(errors.NotFound):
+        await records(store, Scope(PROTOCOLS))
+
+
+async def test_a_caller_who_may_see_some_studies_sees_no_resource(store: IndexStore) -> None:
+    await store.apply(batch(1, put_protocol("1.1", 1)))
+    for scope in (Scope(PROTOCOLS, visible_studies=frozenset({STUDY})), Scope("", "", "1.1", frozenset({STUDY}))):
+        with pytest.raises(errors.NotFound):
+            await records(store, scope)
+    query = Query(Level.INSTANCE, PROTOCOLS, visible_studies=frozenset({STUDY}))
+    assert (await store.search(query)).rows == []
+    assert [page async for page in store.tombstones("1.1", frozenset({STUDY}))] == []

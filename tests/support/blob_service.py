@@ -111,7 +111,7 @@ async def upload_messages(
     parts: Iterable[bytes], study: str = "", reply_subject: str = "", chunk_bytes: int = 1 << 20, end: bool = True
 ) -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
     """Yield what the gateway sends for a request."""
-    start = blob_pb2.StoreStart(request_id="request-1", reply_subject=reply_subject, study_instance_uid=study)
+    start = blob_pb2.StoreStart(request_id="request-1", reply_subject=reply_subject, collection=study)
     yield blob_pb2.StoreInstancesRequest(start=start)
     for number, part in enumerate(parts):
         yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart(part_number=number, content_type="application/dicom"))
@@ -161,6 +161,6 @@ async def announced(client: Client, pack: str) -> list[events_pb2.InstancesStore
         for message in batch:
             event = events_pb2.InstancesStored.FromString(message.data)
             if event.object == pack:
-                assert message.subject == f"store.{streams.partition_of(event.study_instance_uid)}.stored"
+                assert message.subject == f"store.{streams.partition_of(event.collection)}.stored"
                 found.append(event)
     return found

@@ -23,8 +23,8 @@ async def read_changes(js: streams.JetStreamContext, study: str) -> list[Change]
     async for messages in streams.read_from(js, streams.CHANGES, first - 1):
         for message in messages:
             changed = StudyChanged.FromString(message.data)
-            assert message.subject.endswith(f".{changed.study_instance_uid}")
-            if changed.study_instance_uid == study:
+            assert message.subject.endswith(f".{changed.collection}")
+            if changed.collection == study:
                 for change in changed.changes:
                     assert known.setdefault(change.id, change) == change, f"{change.id} has two contents"
         if messages and messages[-1].sequence >= last:

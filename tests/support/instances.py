@@ -319,3 +319,37 @@ def series_resource(data_set: Dataset) -> str:
 def study_resource(data_set: Dataset) -> str:
     """Return the path of its study."""
     return f"/studies/{data_set.StudyInstanceUID}"
+
+
+def hanging_protocol(name: str = "Chest CT", **attributes: Any) -> Dataset:
+    """Return a Hanging Protocol (PS3.3 §A.44), which belongs to no study."""
+    definition = Dataset()
+    definition.Modality = "CT"
+    definition.Laterality = ""
+    data_set = Dataset()
+    data_set.SOPClassUID = "1.2.840.10008.5.1.4.38.1"
+    data_set.SOPInstanceUID = new_uid()
+    data_set.Manufacturer = "Gantry"
+    data_set.HangingProtocolName = name
+    data_set.HangingProtocolDescription = f"{name}, with priors"
+    data_set.HangingProtocolLevel = "SITE"
+    data_set.HangingProtocolCreator = "Doe^John"
+    data_set.HangingProtocolCreationDateTime = "20260102030405"
+    data_set.HangingProtocolDefinitionSequence = [definition]
+    data_set.NumberOfPriorsReferenced = 1
+    return _with(data_set, attributes)
+
+
+def color_palette(label: str = "HOT_IRON", **attributes: Any) -> Dataset:
+    """Return a Color Palette (PS3.3 §A.58) of 256 reds; its values are long enough to be bulkdata."""
+    data_set = Dataset()
+    data_set.SOPClassUID = "1.2.840.10008.5.1.4.39.1"
+    data_set.SOPInstanceUID = new_uid()
+    data_set.ContentLabel = label
+    data_set.ContentDescription = "Reds"
+    data_set.ContentCreatorName = "Doe^John"
+    for color in ("Red", "Green", "Blue"):
+        setattr(data_set, f"{color}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        table = np.arange(256, dtype="<u2") * (257 if color == "Red" else 0)
+        setattr(data_set, f"{color}PaletteColorLookupTableData", table.astype("<u2").tobytes())
+    return _with(data_set, attributes)

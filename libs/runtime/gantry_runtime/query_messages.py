@@ -30,7 +30,7 @@ def search_request(query: Query) -> index_pb2.SearchRequest:
     """Return a query for studies, series or instances as a message."""
     return index_pb2.SearchRequest(
         level=LEVELS[query.level],
-        scope=index_pb2.Scope(study_instance_uid=query.study_instance_uid, series_instance_uid=query.series_instance_uid),
+        scope=index_pb2.Scope(collection=query.collection, series_instance_uid=query.series_instance_uid),
         keys=[_key_message(key) for key in query.keys],
         include_fields=query.include_fields,
         include_all=query.include_all,
@@ -72,7 +72,7 @@ def query_of(request: index_pb2.SearchRequest, maximum: int) -> Query:
     _check_offset(request.offset)
     return Query(
         level=_LEVEL_OF[request.level],
-        study_instance_uid=request.scope.study_instance_uid,
+        collection=request.scope.collection,
         series_instance_uid=request.scope.series_instance_uid,
         keys=tuple(_key_of(key) for key in request.keys),
         include_fields=tuple(request.include_fields),

@@ -21,8 +21,12 @@ from pathlib import Path
 
 from gantry_suite.ports import Ports
 
-FORMAT = 1
-"""Version of the layout that this program reads and writes."""
+FORMAT = 2
+"""Version of the layout that this program reads and writes.
+
+1 has instances of studies only. 2 also has those of non-patient resources, which a program of format 1 would take for studies. The
+directory itself is the same; index migrates its own files when it opens them.
+"""
 
 PORTS = range(20_000, 30_000)
 """Range of the loopback ports: below the ports that systems use for outgoing connections."""
@@ -78,13 +82,24 @@ class DataDirectory:
     def _check_format(self) -> None:
         path = self.path / "format"
         if not path.exists():
-            path.write_text(f"{FORMAT}\n", encoding="utf-8")
+            self._write_format(path)
             return
         text = path.read_text(encoding="utf-8").strip()
         if not text.isdigit():
             raise CannotStart(f"{path} holds {text!r}, expected a version number; this is no data directory of Gantry")
         if int(text) > FORMAT:
             raise CannotStart(f"{self.path} has format {text}, written by a newer Gantry; this one reads up to format {FORMAT}")
+        if int(text) < FORMAT:
+            # Before any service runs: from now on an older program must not open the directory.
+            self._write_format(path)
+
+    def _write_format(self, path: Path) -> None:
+        temporary = path.with_name("format.new")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"{FORMAT}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
     def ports(self, names: tuple[str, ...], taken: Ports) -> dict[str, int]:
         """Reserve a free loopback port per name; the port of the last run if it is still free."""

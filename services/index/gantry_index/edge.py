@@ -16,6 +16,7 @@ from gantry_index.stores.port import Dead, Fragment, IndexStore, Place, Present,
 from gantry_runtime import call_context, telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.query_messages import query_of, workitem_query_of
+from gantry_runtime.stored_instances import collection_of
 from gantry_standard import errors
 from gantry_standard.dicom.uids import is_valid_uid
 from gantry_standard.query.levels import Level
@@ -94,28 +95,28 @@ class IndexEdge(IndexServiceServicer):
 
     async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
         """Announce the deletion, and wait until it is applied and its decision durable."""
-        by_study: dict[str, list[NamedUpload]] = {}
+        by_collection: dict[str, list[NamedUpload]] = {}
         async for records in self._store.records(scope_of(request.scope)):
             for record in records:
                 stored = index_pb2.InstanceRecord.FromString(record).stored
-                by_study.setdefault(stored.study_instance_uid, []).append(named(stored))
-        for study_instance_uid, uploads in by_study.items():
-            await self._announce("InstancesDeleted", InstancesDeleted, study_instance_uid, uploads)
-        return index_pb2.DeleteInstancesResponse(deleted=sum(len(uploads) for uploads in by_study.values()))
+                by_collection.setdefault(collection_of(stored), []).append(named(stored))
+        for collection, uploads in by_collection.items():
+            await self._announce("InstancesDeleted", InstancesDeleted, collection, uploads)
+        return index_pb2.DeleteInstancesResponse(deleted=sum(len(uploads) for uploads in by_collection.values()))
 
     async def RestoreInstances(self, request: index_pb2.RestoreInstancesRequest, context: Any) -> index_pb2.RestoreInstancesResponse:
         """Announce what is to be restored, wait until it is applied, and count what came of it."""
         if not is_valid_uid(request.uid):
             raise errors.BadRequest(f"{request.uid[:80]!r} is not a UID")
-        by_study: dict[str, list[NamedUpload]] = {}
+        by_collection: dict[str, list[NamedUpload]] = {}
         async for tombstones in self._store.tombstones(request.uid, call_context.caller().visible_studies):
             for one in tombstones:
-                by_study.setdefault(one.stored.study_instance_uid, []).append(named(one.stored))
+                by_collection.setdefault(collection_of(one.stored), []).append(named(one.stored))
         answer = index_pb2.RestoreInstancesResponse(here=await self._count_here(request.uid))
-        if not by_study and not answer.here:
+        if not by_collection and not answer.here:
             raise errors.NotFound(f"nothing is known of {request.uid}")
-        for study_instance_uid, uploads in by_study.items():
-            await self._announce("InstancesRestored", InstancesRestored, study_instance_uid, uploads)
+        for collection, uploads in by_collection.items():
+            await self._announce("InstancesRestored", InstancesRestored, collection, uploads)
             for start in range(0, len(uploads), UPLOADS_PER_EVENT):
                 part = uploads[start : start + UPLOADS_PER_EVENT]
                 present, _ = await self._store.present([upload.sop_instance_uid for upload in part], [])
@@ -131,8 +132,10 @@ class IndexEdge(IndexServiceServicer):
 
     async def _count_here(self, uid: str) -> int:
         """Return how many instances a study, series or instance has now."""
-        tags = {Level.STUDY: "0020000D", Level.SERIES: "0020000E", Level.INSTANCE: "00080018"}
-        count = 0
+        tags = {Level.STUDY: "0020000D", Level.SERIES: "0020000E"}
+        present, _ = await self._store.present([uid], [])
+        studies = call_context.caller().visible_studies
+        count = sum(not one.deleted and (studies is None or collection_of(one.stored) in studies) for one in present.values())
         for level, tag in tags.items():
             query = Query(Level.INSTANCE, keys=(MatchKey((tag,), Operation.EQUAL, (uid,), level=level),), limit=1)
             page = await self._store.search(visible(query))
@@ -140,14 +143,14 @@ class IndexEdge(IndexServiceServicer):
         return count
 
     async def _announce(
-        self, name: str, message: type[InstancesDeleted | InstancesRestored], study_instance_uid: str, uploads: Sequence[NamedUpload]
+        self, name: str, message: type[InstancesDeleted | InstancesRestored], collection: str, uploads: Sequence[NamedUpload]
     ) -> None:
-        """Publish an event about uploads of a study, in parts, and wait until each is applied."""
-        subject = streams.SUBJECTS[name].format(partition=streams.partition_of(study_instance_uid))
+        """Publish an event about uploads of a collection, in parts, and wait until each is applied."""
+        subject = streams.SUBJECTS[name].format(partition=streams.partition_of(collection))
         for start in range(0, len(uploads), UPLOADS_PER_EVENT):
             reply_subject = self._client.new_inbox()
             event = message(
-                study_instance_uid=study_instance_uid,
+                collection=collection,
                 instances=uploads[start : start + UPLOADS_PER_EVENT],
                 reply_subject=reply_subject,
             )
@@ -203,9 +206,9 @@ class IndexEdge(IndexServiceServicer):
         yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances, done=True)
 
     async def GetAppliedSequence(self, request: index_pb2.GetAppliedSequenceRequest, context: Any) -> index_pb2.GetAppliedSequenceResponse:
-        """Return the cursor of the reader that has the study's partition, whichever process that runs in."""
+        """Return the cursor of the reader that has the collection's partition, whichever process that runs in."""
         readers = self._following.readers
-        reader = readers[streams.partition_of(request.study_instance_uid) % len(readers)]
+        reader = readers[streams.partition_of(request.collection) % len(readers)]
         return index_pb2.GetAppliedSequenceResponse(sequence=await self._store.cursor(reader))
 
     async def GetStatus(self, request: index_pb2.GetStatusRequest, context: Any) -> index_pb2.GetStatusResponse:
@@ -236,12 +239,12 @@ def scope_of(scope: index_pb2.Scope) -> Scope:
     """Return a scope of what the caller may see.
 
     Raises:
-        errors.BadRequest: nothing restricts it, or a series stands without its study.
+        errors.BadRequest: nothing restricts it.
     """
-    if not scope.study_instance_uid and not scope.sop_instance_uid:
-        raise errors.BadRequest("a scope names a study or an instance")
+    if not scope.collection and not scope.sop_instance_uid:
+        raise errors.BadRequest("a scope names a collection or an instance")
     studies = call_context.caller().visible_studies
-    return Scope(scope.study_instance_uid, scope.series_instance_uid, scope.sop_instance_uid, studies)
+    return Scope(scope.collection, scope.series_instance_uid, scope.sop_instance_uid, studies)
 
 
 def named(stored: StoredInstance) -> NamedUpload:

@@ -26,6 +26,7 @@ UNNAMED = "unnamed"
 class Following:
     """Owns the stream STORE and keeps the store's cursors to it.
 
+    A store that an older program made is not used until it is reindexed, where it cannot be migrated in place.
     A store that never followed a stream is built from the object store first. A stream that was lost is created again above the
     high-water mark. A stream of another generation, or one that ends before the cursor, is an error that a person must look at.
     """
@@ -85,9 +86,11 @@ class Following:
         """See to it that the stream is there and the store's cursors belong to it.
 
         Raises:
-            errors.Conflict: the stream is not the one that this index follows.
+            errors.Conflict: the stream is not the one that this index follows, or the store must be reindexed first.
             errors.Unavailable: NATS, blob or the store does not answer.
         """
+        if outdated := await self.store.outdated():
+            raise errors.Conflict(outdated)
         known = await self.store.generation()
         high_water = await self.store.high_water()
         state = await streams.describe_stream(self._js, streams.STORE)
@@ -143,6 +146,9 @@ class Following:
         """Build a new generation on the live system and swap it in. Every reader pauses, in all processes; events wait on the stream."""
         if self._reindexing.locked():
             raise errors.Conflict("a reindex is running")
+        if await self.store.outdated():
+            # Paused, an older program would read on after the swap, and take the new indices for its own.
+            await self._partitions.check_nobody_reads()
         async with self._reindexing, self._others_paused() as check, self.reader.lock:
             generation = await self.store.generation()
             if not generation:

@@ -76,7 +76,7 @@ async def test_an_instance_is_kept_byte_for_byte_and_announced_once(blob: Runnin
     assert pixels == instances.ct_pixels().tobytes()
     assert json.loads(stored.dicom_json.replace(b"\0", b""))["00100020"]["Value"] == ["P-1"]
     [event] = await announced(blob.client, key)
-    assert (event.study_instance_uid, event.request_id, event.reply_subject) == (data_set.StudyInstanceUID, "request-1", "reply.1")
+    assert (event.collection, event.request_id, event.reply_subject) == (data_set.StudyInstanceUID, "request-1", "reply.1")
     assert list(event.instances) == [stored]
     assert event.last_of_pack
 
@@ -122,7 +122,7 @@ async def test_each_study_of_a_request_is_announced(blob: RunningBlob) -> None:
     await blob.store_parts([ct(StudyInstanceUID=uid) for uid in studies for _ in range(2)])
     [key] = blob.packs()
     events = await announced(blob.client, key)
-    assert sorted((event.study_instance_uid, [i.part_number for i in event.instances]) for event in events) == sorted(
+    assert sorted((event.collection, [i.part_number for i in event.instances]) for event in events) == sorted(
         (uid, [2 * number, 2 * number + 1]) for number, uid in enumerate(studies)
     )
     assert [event.last_of_pack for event in events] == [False] * 4 + [True]
@@ -239,7 +239,7 @@ async def test_data_sets_of_metadata_are_numbered_after_the_last_part(blob: Runn
     assert [result.sop_instance_uid for result in results[3:]] == [data_set.SOPInstanceUID for data_set in data_sets]
     (pack,) = blob.packs()
     assert [instance.part_number for instance in await blob.trailer(pack)] == [2, 6, 7]
-    (event,) = [event for event in await announced(blob.client, pack) if event.study_instance_uid == data_sets[0].StudyInstanceUID]
+    (event,) = [event for event in await announced(blob.client, pack) if event.collection == data_sets[0].StudyInstanceUID]
     assert [instance.part_number for instance in event.instances] == [6]
 
 
@@ -361,7 +361,7 @@ async def test_a_whole_request_is_stored_and_announced_as_a_streamed_one(local: 
     [key] = local.packs()
     [event] = await announced(local.client, key)
     trailer = await local.trailer(key)
-    assert (event.study_instance_uid, list(event.instances)) == (study, trailer)
+    assert (event.collection, list(event.instances)) == (study, trailer)
     for instance, file in zip(trailer, (files[0], files[2]), strict=True):
         assert await local.read(key, [(instance.location.offset, instance.location.length)]) == file
 

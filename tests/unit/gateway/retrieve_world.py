@@ -127,7 +127,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         found = [
             record
             for record in self.records.values()
-            if record.stored.study_instance_uid == scope.study_instance_uid
+            if record.stored.study_instance_uid == scope.collection
             and scope.series_instance_uid in ("", record.stored.series_instance_uid)
             and scope.sop_instance_uid in ("", record.stored.sop_instance_uid)
         ]
@@ -138,7 +138,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         return found
 
     async def GetInstances(self, request, context):
-        self.asked.append(request.scope.sop_instance_uid or request.scope.series_instance_uid or request.scope.study_instance_uid)
+        self.asked.append(request.scope.sop_instance_uid or request.scope.series_instance_uid or request.scope.collection)
         found = self._in_scope(request.scope)
         if self.before_answer is not None:
             await self.before_answer.wait()

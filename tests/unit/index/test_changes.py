@@ -71,7 +71,7 @@ async def outbox(suite: Suite) -> tuple[int, int]:
 
 async def test_each_decision_is_told_in_order_with_the_versions_that_the_records_have(suite: Suite) -> None:
     assert await suite.announce(instance("1.1"), instance("1.2")) == {0: NEW, 1: NEW}
-    (record, _) = await suite.records(study_instance_uid=STUDY)
+    (record, _) = await suite.records(collection=STUDY)
     assert await suite.announce(instance("1.1", "other")) == {0: DUPLICATE}
     await suite.delete(sop_instance_uid="1.1")
     assert await suite.restore("1.1") == (1, 0, 0)
@@ -205,7 +205,7 @@ async def test_a_deletion_does_not_settle_a_study(suite: Suite) -> None:
     suite.reader.changes._settled_s = 0.3
     await suite.announce(instance("1.1"))
     await has_told(suite, (CREATED, ["1.1"]), (SETTLED, []))
-    await suite.delete(study_instance_uid=STUDY)
+    await suite.delete(collection=STUDY)
     await suite.announce(instance("9.1", study="9"))
 
     async def has_other_settled() -> bool:

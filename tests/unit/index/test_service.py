@@ -119,14 +119,14 @@ class Suite:
         named = [blob_pb2.StoredInstance(part_number=one.part_number, location=one.location) for one in instances]
         event = InstancesStored(
             object=key,
-            study_instance_uid=instances[0].study_instance_uid,
+            collection=instances[0].study_instance_uid,
             request_id="r",
             reply_subject=reply,
             instances=named if in_pack else instances,
             facts_in_pack=in_pack,
             last_of_pack=True,
         )
-        self.last_event = (subject_of(event.study_instance_uid), event.SerializeToString())
+        self.last_event = (subject_of(event.collection), event.SerializeToString())
         await streams.publish(self.js, *self.last_event)
         outcomes = StoreOutcomes.FromString((await subscription.next_msg(5)).data)
         await subscription.unsubscribe()
@@ -141,13 +141,13 @@ class Suite:
             copy.location.object, copy.location.offset = key, 100 * number
             copies.append(copy)
         self.blob.trailers[key] = copies
-        event = InstancesStored(object=key, study_instance_uid=STUDY, instances=copies, last_of_pack=True)
+        event = InstancesStored(object=key, collection=STUDY, instances=copies, last_of_pack=True)
         await streams.publish(self.js, subject_of(STUDY), event.SerializeToString())
         await self.describe()
         return copies
 
     async def give_up(self, *swept: blob_pb2.StoredInstance) -> None:
-        event = InstancesSwept(study_instance_uid=STUDY, instances=[named(one) for one in swept])
+        event = InstancesSwept(collection=STUDY, instances=[named(one) for one in swept])
         subject = streams.SUBJECTS["InstancesSwept"].format(partition=streams.partition_of(STUDY))
         await streams.publish(self.js, subject, event.SerializeToString())
 
@@ -231,7 +231,7 @@ async def test_a_stored_instance_is_new_and_found(suite: Suite) -> None:
     (row,) = await suite.search()
     assert value(row, INSTANCES_IN_STUDY) == 2
     assert b'"\0/studies/1.2.3"' in row
-    assert [one.stored.sop_instance_uid for one in await suite.records(study_instance_uid=STUDY)] == ["1.1", "1.2"]
+    assert [one.stored.sop_instance_uid for one in await suite.records(collection=STUDY)] == ["1.1", "1.2"]
 
 
 async def test_facts_that_stay_in_the_pack_are_read_from_its_trailer(suite: Suite) -> None:
@@ -263,13 +263,13 @@ async def test_the_same_event_again_tells_the_same_and_counts_once(suite: Suite)
 
 async def test_deleted_it_is_gone_and_stored_again_it_is_new(suite: Suite) -> None:
     await suite.announce(instance("1.1"))
-    assert await suite.delete(study_instance_uid=STUDY) == 1
+    assert await suite.delete(collection=STUDY) == 1
     with pytest.raises(errors.Gone):
-        await suite.records(study_instance_uid=STUDY)
+        await suite.records(collection=STUDY)
     assert await suite.search() == []
     assert suite.decisions("deleted")[0].locations[0].object == "packs/0001"
     assert await suite.announce(instance("1.1")) == {0: NEW}
-    assert len(await suite.records(study_instance_uid=STUDY)) == 1
+    assert len(await suite.records(collection=STUDY)) == 1
 
 
 LIVE, DEAD, SWEPT, UNKNOWN = (getattr(index_pb2.UploadState, f"CONDITION_{name}") for name in ("LIVE", "DEAD", "SWEPT", "UNKNOWN"))
@@ -298,10 +298,10 @@ async def test_the_last_of_many_deletions_and_restores_counts_also_after_reindex
 async def test_restoring_brings_back_the_last_that_was_deleted_of_a_uid(suite: Suite) -> None:
     first, second = instance("1.1", "a"), instance("1.1", "b")
     await suite.announce(first)
-    await suite.delete(study_instance_uid=STUDY)
+    await suite.delete(collection=STUDY)
     await suite.announce(second)
     assert await suite.restore(STUDY) == (0, 1, 0)
-    await suite.delete(study_instance_uid=STUDY)
+    await suite.delete(collection=STUDY)
     await suite.reindex()
     assert await suite.restore(SERIES) == (1, 0, 0)
     assert await suite.describe(first, second) == [(DEAD, "packs/0001"), (LIVE, "packs/0002")]
@@ -328,7 +328,7 @@ async def test_copied_records_move_and_are_deleted_and_restored_under_their_firs
     assert await suite.restore("1.2") == (1, 0, 0)
     await suite.copy("packs/0004.copy.pack", *suite.blob.trailers["packs/0003.copy.pack"])
     del suite.blob.trailers["packs/0003.copy.pack"]
-    assert await suite.delete(study_instance_uid=STUDY) == 2
+    assert await suite.delete(collection=STUDY) == 2
     await suite.reindex()
     assert await suite.describe(one, other) == [(DEAD, "packs/0004.copy.pack")] * 2
     assert await suite.restore(STUDY) == (2, 0, 0)
@@ -367,7 +367,7 @@ async def test_only_what_is_dead_can_be_given_up_and_then_nobody_can_restore_it(
 
 async def test_an_index_that_is_lost_is_built_again_with_what_was_deleted_and_restored(suite: Suite) -> None:
     await suite.announce(instance("1.1"), instance("1.2"), instance("1.3"))
-    await suite.delete(study_instance_uid=STUDY)
+    await suite.delete(collection=STUDY)
     await suite.restore("1.2")
     before = await suite.search(index_pb2.LEVEL_INSTANCE)
     await suite.stop()
@@ -383,13 +383,13 @@ async def test_reindex_gives_the_same_bytes(suite: Suite) -> None:
     await suite.announce(instance("1.1", "a"), instance("1.2"))
     await suite.announce(instance("1.1", "b"))
     await suite.announce(instance("9.1", study="9"))
-    await suite.delete(study_instance_uid="9")
-    before = [await suite.search(level) for level in (1, 2, 3)], await suite.records(study_instance_uid=STUDY)
+    await suite.delete(collection="9")
+    before = [await suite.search(level) for level in (1, 2, 3)], await suite.records(collection=STUDY)
     done = await suite.reindex()
     assert (done.done, done.instances) == (True, 2)
-    assert ([await suite.search(level) for level in (1, 2, 3)], await suite.records(study_instance_uid=STUDY)) == before
+    assert ([await suite.search(level) for level in (1, 2, 3)], await suite.records(collection=STUDY)) == before
     with pytest.raises(errors.Gone):
-        await suite.records(study_instance_uid="9")
+        await suite.records(collection="9")
     assert await suite.announce(instance("1.3")) == {0: NEW}
 
 
@@ -434,8 +434,8 @@ async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_annou
     one, other = instance("1.1"), instance("9.1", study="9")
     for number, stored in enumerate((one, other)):
         stored.location.CopyFrom(blob_pb2.Location(object="packs/a", offset=100 * number, length=100))
-    first = InstancesStored(object="packs/a", study_instance_uid=STUDY, instances=[one], facts_in_pack=True)
-    last = InstancesStored(object="packs/a", study_instance_uid="9", instances=[other], last_of_pack=True)
+    first = InstancesStored(object="packs/a", collection=STUDY, instances=[one], facts_in_pack=True)
+    last = InstancesStored(object="packs/a", collection="9", instances=[other], last_of_pack=True)
 
     configuration = (await suite.js.stream_info("STORE")).config
     await suite.js.update_stream(configuration.evolve(duplicate_window=0.1))
@@ -443,7 +443,7 @@ async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_annou
     async def announce() -> None:
         for event in (first, last):
             before = (await streams.stream_state(suite.js, streams.STORE))[1]
-            subject, headers = subject_of(event.study_instance_uid), {"Nats-Msg-Id": f"packs/a {event.study_instance_uid} 0"}
+            subject, headers = subject_of(event.collection), {"Nats-Msg-Id": f"packs/a {event.collection} 0"}
 
             async def is_published(
                 subject: str = subject, event: InstancesStored = event, headers: dict[str, str] = headers, before: int = before
@@ -456,11 +456,11 @@ async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_annou
     suite.blob.trailers["packs/a"] = []
     await announce()
     assert (await unknown(suite, "packs/a"), await poison_events(suite)) == (["packs/a"], 1)
-    assert len(await suite.records(study_instance_uid="9")) == 1
+    assert len(await suite.records(collection="9")) == 1
     suite.blob.trailers["packs/a"] = [one, other]
     await announce()
     assert (await unknown(suite, "packs/a"), await poison_events(suite)) == ([], 0)
-    assert len(await suite.records(study_instance_uid=STUDY)) == 1
+    assert len(await suite.records(collection=STUDY)) == 1
 
 
 async def test_a_partition_that_waits_is_a_problem_whatever_the_others_apply(suite: Suite) -> None:
@@ -503,11 +503,11 @@ async def test_elasticsearch_that_is_read_only_for_a_moment_is_waited_for(elasti
 async def test_what_cannot_be_told_is_no_poison(suite: Suite) -> None:
     stored = instance("1.1")
     stored.location.CopyFrom(blob_pb2.Location(object="packs/a", offset=0, length=100))
-    event = InstancesStored(object="packs/a", study_instance_uid=STUDY, instances=[stored], reply_subject="no subject", last_of_pack=True)
+    event = InstancesStored(object="packs/a", collection=STUDY, instances=[stored], reply_subject="no subject", last_of_pack=True)
     await streams.publish(suite.js, subject_of(STUDY), event.SerializeToString())
     assert await suite.announce(instance("1.2")) == {0: NEW}
     assert (await unknown(suite, "packs/a"), await poison_events(suite)) == ([], 0)
-    assert len(await suite.records(study_instance_uid=STUDY)) == 2
+    assert len(await suite.records(collection=STUDY)) == 2
 
 
 async def test_a_failure_that_nobody_thought_of_is_waited_for(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ KEYS = (
 def test_a_query_arrives_as_it_was_sent(level: Level) -> None:
     query = Query(
         level=level,
-        study_instance_uid="1.2",
+        collection="1.2",
         series_instance_uid="1.2.3",
         keys=KEYS,
         include_fields=("00080090",),

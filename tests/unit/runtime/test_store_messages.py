@@ -6,7 +6,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry_runtime.store_messages import Chunk, Message, serialised, taken_apart, whole
 from gantry_standard import errors
 
-START = blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart(request_id="7", study_instance_uid="1.2"))
+START = blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart(request_id="7", collection="1.2"))
 PART = blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart(part_number=300, content_type="application/dicom"))
 END = blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
 

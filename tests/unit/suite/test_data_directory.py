@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gantry_suite.data_directory import PORTS, CannotStart, DataDirectory
+from gantry_suite.data_directory import FORMAT, PORTS, CannotStart, DataDirectory
 from gantry_suite.ports import Ports
 
 
@@ -22,7 +22,7 @@ def data(tmp_path: Path) -> DataDirectory:
 
 def test_a_new_directory_gets_the_format_and_its_folders(data: DataDirectory) -> None:
     with data.locked():
-        assert (data.path / "format").read_text() == "1\n"
+        assert (data.path / "format").read_text() == f"{FORMAT}\n"
         assert data.run.is_dir()
         assert data.logs.is_dir()
 
@@ -36,7 +36,8 @@ def test_a_second_supervisor_hears_who_holds_it(data: DataDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("2", "written by a newer Gantry"), ("x", "expected a version number"), ("", "expected a version number")]
+    ("text", "message"),
+    [(str(FORMAT + 1), "written by a newer Gantry"), ("x", "expected a version number"), ("", "expected a version number")],
 )
 def test_a_format_that_is_not_ours_is_refused(data: DataDirectory, text: str, message: str) -> None:
     data.path.mkdir()
@@ -44,6 +45,14 @@ def test_a_format_that_is_not_ours_is_refused(data: DataDirectory, text: str, me
     with pytest.raises(CannotStart, match=message), data.locked():
         pass
     assert (data.path / "format").read_text() == text
+
+
+def test_a_directory_of_the_former_format_is_taken_over(data: DataDirectory) -> None:
+    data.path.mkdir()
+    (data.path / "format").write_text("1\n")
+    with data.locked():
+        assert (data.path / "format").read_text() == f"{FORMAT}\n"
+    assert not (data.path / "format.new").exists()
 
 
 def test_a_place_that_cannot_be_a_directory_is_told(tmp_path: Path) -> None:

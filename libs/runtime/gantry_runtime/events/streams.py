@@ -75,9 +75,9 @@ SUBJECTS = {
 }
 
 
-def partition_of(study_instance_uid: str) -> int:
-    """Return the partition of a study, 0 to PARTITIONS - 1."""
-    return zlib.crc32(study_instance_uid.encode()) % PARTITIONS
+def partition_of(collection: str) -> int:
+    """Return the partition of a collection (`gantry_standard.dicom.collections`), 0 to PARTITIONS - 1."""
+    return zlib.crc32(collection.encode()) % PARTITIONS
 
 
 @dataclass(frozen=True)

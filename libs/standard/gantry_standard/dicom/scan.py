@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 
 from gantry_standard import reasons
+from gantry_standard.dicom.collections import instance_path
 from gantry_standard.dicom.elements import (
     DOUBLE_FLOAT_PIXEL_DATA,
     EXPLICIT_BIG,
@@ -64,6 +65,14 @@ _INFLATE_BYTES = 1 << 20
 _INFLATION_IS_WATCHED_FROM_BYTES = 64 << 20
 _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID = 0x0020000D, 0x0020000E
+_REQUIRED_UIDS = (
+    (_STUDY_INSTANCE_UID, "Study Instance UID"),
+    (_SERIES_INSTANCE_UID, "Series Instance UID"),
+    (_SOP_CLASS_UID, "SOP Class UID"),
+    (_SOP_INSTANCE_UID, "SOP Instance UID"),
+)
+_UIDS_OF_STUDIES = 2
+"""So many of them, from the first, are needed in a study only."""
 _NUMBER_OF_FRAMES = 0x00280008
 _EXTENDED_OFFSET_TABLE = 0x7FE00001
 _ORIGINAL_ATTRIBUTES_SEQUENCE = 0x04000561
@@ -85,6 +94,7 @@ class Scanner:
         amend: changes attributes of the data set in place, and returns the item that it added to the Original Attributes Sequence; None
             if it changed nothing. It must not change UIDs, pixel data or the attributes that describe pixel data. The served form and
             DICOM JSON are those of the changed data set; the digest and the original are not.
+        resource: name of the non-patient resource that the instance goes to, which has no studies and series; "" for a study.
     """
 
     def __init__(
@@ -92,7 +102,9 @@ class Scanner:
         write_rendition: Callable[[bytes | memoryview], None],
         limits: Limits = Limits(),  # noqa: B008
         amend: "Callable[[Elements], Elements | None] | None" = None,
+        resource: str = "",
     ) -> None:
+        self._resource = resource
         self._amend = amend
         self._rendition = Rendition(write_rendition)
         self._limits = limits
@@ -234,9 +246,10 @@ class Scanner:
     def _conclude(self, reader: ElementReader) -> ScannedInstance:
         root, head = reader.root, self._head
         study, series, sop_class, sop_instance = self._required_uids(root)
+        path = instance_path(self._resource or study, series, sop_instance)
         is_all_kept = _count_kept(root) == reader.count
         item = self._amend(root) if self._amend is not None else None
-        uri_prefix = BASE_URL + f"/studies/{study}/series/{series}/instances/{sop_instance}/bulkdata/".encode("ascii")
+        uri_prefix = BASE_URL + f"{path}/bulkdata/".encode("ascii")
         json = DicomJson(uri_prefix, self._place_of)
         dicom_json = json.encode(root)
         wire_syntax = self._wire_transfer_syntax_uid()
@@ -262,23 +275,22 @@ class Scanner:
             bulk=tuple(json.bulk),
             pixel=pixel,
             warning_reasons=_warnings(is_coerced=item is not None, is_all_kept=is_all_kept, is_complete=is_complete),
+            resource=self._resource,
             original_attributes=DicomJson(uri_prefix, self._place_of).encode(_told(root, item)) if item is not None else b"",
         )
 
     def _required_uids(self, root: Elements) -> tuple[str, str, str, str]:
-        names = {
-            _STUDY_INSTANCE_UID: "Study Instance UID",
-            _SERIES_INSTANCE_UID: "Series Instance UID",
-            _SOP_CLASS_UID: "SOP Class UID",
-            _SOP_INSTANCE_UID: "SOP Instance UID",
-        }
-        uids = {tag: _text_of(root, tag) for tag in names}
-        for tag, uid in uids.items():
+        """Return Study, Series, SOP Class and SOP Instance UID; the first two are "" in a non-patient resource."""
+        uids = ["", "", "", ""]
+        for number, (tag, name) in enumerate(_REQUIRED_UIDS):
+            if self._resource and number < _UIDS_OF_STUDIES:
+                continue
+            uid = uids[number] = _text_of(root, tag)
             if not uid:
-                raise ScanFailure(f"{names[tag]} is missing", reasons.REQUIRED_UID_MISSING)
+                raise ScanFailure(f"{name} is missing", reasons.REQUIRED_UID_MISSING)
             if not is_valid_uid(uid):
-                raise ScanFailure(f"{names[tag]} is not a UID", reasons.INVALID_SOP_INSTANCE)
-        study, series, sop_class, sop_instance = uids.values()
+                raise ScanFailure(f"{name} is not a UID", reasons.INVALID_SOP_INSTANCE)
+        study, series, sop_class, sop_instance = uids
         return study, series, sop_class, sop_instance
 
     def _transfer_syntax_uid(self) -> str:

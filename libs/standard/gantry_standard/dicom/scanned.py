@@ -103,6 +103,8 @@ class ScannedInstance:
     """A completely scanned instance.
 
     Attributes:
+        study_instance_uid, series_instance_uid: "" of what goes to a non-patient resource, whatever its data set has.
+        resource: name of the non-patient resource that it goes to (`collections`); "" where it goes to its study.
         transfer_syntax_uid: of the file as sent.
         head_length: bytes before the data set (preamble, DICM, group 2); 0 if there are none.
         head_digest, dataset_digest: SHA-256 of the bytes before the data set, and of the data set as encoded.
@@ -135,3 +137,4 @@ class ScannedInstance:
     pixel: PixelDescription = field(default_factory=PixelDescription)
     warning_reasons: tuple[int, ...] = ()
     original_attributes: bytes = b""
+    resource: str = ""

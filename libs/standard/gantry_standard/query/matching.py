@@ -92,7 +92,9 @@ class Query:
     """A search, ready for a store.
 
     Attributes:
-        study_instance_uid, series_instance_uid: from the path of the resource; "" where the path names none.
+        collection: key of the study or the non-patient resource in the path; "" where the path names none: every study. What is not
+            in a study is found only where its collection is named.
+        series_instance_uid: from the path of the resource; "" where it names none.
         include_fields: attribute paths as tags joined by "."; a private one is followed by ":" and its private creator.
         include_levels: levels above `level` whose default attributes are returned too.
         limit: maximum number of results, with the server's maximum applied. 0: no results are wanted.
@@ -100,7 +102,7 @@ class Query:
     """
 
     level: Level
-    study_instance_uid: str = ""
+    collection: str = ""
     series_instance_uid: str = ""
     keys: tuple[MatchKey, ...] = ()
     include_fields: tuple[str, ...] = ()
@@ -197,7 +199,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
     keys, included = _keys(grouped, place)
     query = Query(
         level=level,
-        study_instance_uid=study_uid,
+        collection=study_uid,
         series_instance_uid=series_uid,
         keys=keys,
         include_fields=included,

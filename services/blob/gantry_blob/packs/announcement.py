@@ -1,4 +1,4 @@
-"""The events that announce a pack: one per study, split where one would pass 256 KiB.
+"""The events that announce a pack: one per collection, split where one would pass 256 KiB.
 
 The same pack gives the same events, whoever makes them: blob after a commit, or later again from the trailer.
 """
@@ -10,6 +10,7 @@ from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_runtime.events.streams import SUBJECTS, partition_of
 from gantry_runtime.rpc import protobuf_wire
+from gantry_runtime.stored_instances import collection_of
 
 EVENT_BYTES = 256 << 10
 _INSTANCES = events_pb2.InstancesStored.DESCRIPTOR.fields_by_name["instances"].number
@@ -25,8 +26,8 @@ class Event:
 
 
 @dataclass
-class _Study:
-    """The instances of one study, serialised. Facts are kept while all of them fit into one event."""
+class _Group:
+    """The instances of one collection, serialised. Facts are kept while all of them fit into one event."""
 
     facts: list[bytes] = field(default_factory=list)
     facts_bytes: int = 0
@@ -52,29 +53,29 @@ class PackEvents:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self._studies: dict[str, _Study] = {}
+        self._groups: dict[str, _Group] = {}
 
     def add(self, instance: blob_pb2.StoredInstance, serialised: bytes) -> None:
         """Take the next instance, as it is and serialised."""
-        self._studies.setdefault(instance.study_instance_uid, _Study()).add(instance, serialised)
+        self._groups.setdefault(collection_of(instance), _Group()).add(instance, serialised)
 
     def events(self, request_id: str, reply_subject: str = "") -> list[Event]:
         """Return the events. The last one may be published only when the others are acknowledged (`last_of_pack`)."""
-        pieces = [(uid, study, piece) for uid, study in self._studies.items() for piece in enumerate(study.pieces())]
+        pieces = [(collection, group, piece) for collection, group in self._groups.items() for piece in enumerate(group.pieces())]
         return [
             Event(
-                SUBJECTS["InstancesStored"].format(partition=partition_of(uid)),
-                f"{self.key} {uid} {number}",
+                SUBJECTS["InstancesStored"].format(partition=partition_of(collection)),
+                f"{self.key} {collection} {number}",
                 events_pb2.InstancesStored(
                     object=self.key,
-                    study_instance_uid=uid,
+                    collection=collection,
                     request_id=request_id,
                     reply_subject=reply_subject,
                     piece=number,
-                    facts_in_pack=not study.facts,
+                    facts_in_pack=not group.facts,
                     last_of_pack=position == len(pieces),
                 ).SerializeToString()
                 + b"".join(part for one in instances for part in (protobuf_wire.header(_INSTANCES, len(one)), one)),
             )
-            for position, (uid, study, (number, instances)) in enumerate(pieces, 1)
+            for position, (collection, group, (number, instances)) in enumerate(pieces, 1)
         ]

@@ -35,6 +35,7 @@ from gantry_blob.threads import in_thread
 from gantry_runtime import telemetry
 from gantry_runtime.events.streams import SUBJECTS, Publisher, partition_of
 from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.stored_instances import collection_of
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
@@ -196,12 +197,12 @@ class Sweeper:
         due: dict[str, list[events_pb2.NamedUpload]] = {}
         for instance, state in zip(instances, states, strict=True):
             if name_of(instance) in names and state.condition == Condition.CONDITION_DEAD:
-                due.setdefault(instance.study_instance_uid, []).append(_named(instance))
-        for study_instance_uid, uploads in due.items():
-            subject = SUBJECTS["InstancesSwept"].format(partition=partition_of(study_instance_uid))
+                due.setdefault(collection_of(instance), []).append(_named(instance))
+        for collection, uploads in due.items():
+            subject = SUBJECTS["InstancesSwept"].format(partition=partition_of(collection))
             for begin in range(0, len(uploads), PER_EVENT):
                 part = uploads[begin : begin + PER_EVENT]
-                event = events_pb2.InstancesSwept(study_instance_uid=study_instance_uid, instances=part)
+                event = events_pb2.InstancesSwept(collection=collection, instances=part)
                 await self._publisher.publish(subject, event.SerializeToString(), f"swept {secrets.token_hex(16)}")
                 telemetry.SWEEPER_INSTANCES.inc(len(part))
 

@@ -1,6 +1,6 @@
 """What is looked at before an instance is accepted: one row per check, the first that fails is the reason.
 
-The scan itself has looked already that the data set can be read to its end, that the four UIDs are there and are UIDs, and whether
+The scan itself has looked already that the data set can be read to its end, that the UIDs that it needs are there and are UIDs, and whether
 pixel data is as long as its attributes say. Here is what depends on the request and on the settings.
 
 Source: PS3.18 §10.5.1.1, §10.5.3 and Annex I.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gantry_runtime.callers import ANONYMOUS, Caller
 from gantry_standard import reasons
+from gantry_standard.dicom.collections import COLLECTION_OF_SOP_CLASS
 from gantry_standard.dicom.limits import ScanFailure
 from gantry_standard.dicom.scanned import ScannedInstance
 from gantry_standard.dicom.sop_classes import is_storage_sop_class
@@ -21,12 +22,12 @@ class Terms:
     """What a request and the settings allow.
 
     Attributes:
-        study_instance_uid: that every instance must have; "" for any.
+        collection: key of the collection that every instance must belong to; "" for any study.
         accept_private_sop_classes: take private SOP classes and ones that PS3.6 did not know yet.
         caller: who stores.
     """
 
-    study_instance_uid: str = ""
+    collection: str = ""
     accept_private_sop_classes: bool = True
     caller: Caller = ANONYMOUS
 
@@ -40,6 +41,13 @@ class Check:
     message: Callable[[ScannedInstance, Terms], str]
 
 
+def _is_taken(scanned: ScannedInstance, accept_private: bool) -> bool:
+    """Say whether instances of the SOP class are kept where this one is to go (PS3.18 §12.1.1)."""
+    if scanned.resource:
+        return COLLECTION_OF_SOP_CLASS.get(scanned.sop_class_uid) == scanned.resource
+    return is_storage_sop_class(scanned.sop_class_uid, accept_private)
+
+
 CHECKS = (
     # Of a study that the caller may not see it must not show whether it is there.
     Check(
@@ -49,12 +57,12 @@ CHECKS = (
     ),
     Check(
         reasons.DATA_SET_DOES_NOT_MATCH,
-        lambda scanned, terms: terms.study_instance_uid in ("", scanned.study_instance_uid),
-        lambda scanned, terms: f"Study Instance UID is {scanned.study_instance_uid}, expected {terms.study_instance_uid}",
+        lambda scanned, terms: terms.collection in ("", scanned.study_instance_uid, scanned.resource),
+        lambda scanned, terms: f"Study Instance UID is {scanned.study_instance_uid}, expected {terms.collection}",
     ),
     Check(
         reasons.SOP_CLASS_NOT_SUPPORTED,
-        lambda scanned, terms: is_storage_sop_class(scanned.sop_class_uid, terms.accept_private_sop_classes),
+        lambda scanned, terms: _is_taken(scanned, terms.accept_private_sop_classes),
         lambda scanned, _: f"SOP class {scanned.sop_class_uid} is not stored here",
     ),
 )

@@ -25,6 +25,7 @@ def stored_instance(
 
     return blob_pb2.StoredInstance(
         study_instance_uid=scanned.study_instance_uid,
+        resource=scanned.resource,
         series_instance_uid=scanned.series_instance_uid,
         sop_instance_uid=scanned.sop_instance_uid,
         sop_class_uid=scanned.sop_class_uid,

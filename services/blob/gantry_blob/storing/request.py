@@ -29,6 +29,7 @@ from gantry_runtime import telemetry
 from gantry_runtime.callers import ANONYMOUS, Caller
 from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors, reasons
+from gantry_standard.dicom.collections import NON_PATIENT_COLLECTIONS, is_study
 from gantry_standard.dicom.elements import Elements
 from gantry_standard.dicom.limits import BrokenStructure, Limits, ScanFailure
 from gantry_standard.dicom.scan import Scanner
@@ -84,10 +85,11 @@ class SecondReading:
 class Part:
     """A part while its bytes come. `failure` is set as soon as it is known that it will not be stored.
 
+    `resource` is the non-patient resource that it goes to, "" for a study.
     `rewritten` is the file that was scanned instead where the scan did not understand the part and the second reader did; else None.
     """
 
-    def __init__(self, number: int, offset: int, rules: StoreRules) -> None:
+    def __init__(self, number: int, offset: int, rules: StoreRules, resource: str = "") -> None:
         self.number = number
         self.offset = offset
         self.failure: ScanFailure | None = None
@@ -95,8 +97,9 @@ class Part:
         self.scanned: ScannedInstance | None = None
         self.rewritten: IO[bytes] | None = None
         self._rules = rules
+        self._resource = resource
         self._rendition: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce)
+        self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce, resource)
         self._held = second_reader.Held(rules.fallback_bytes, rules.spool_directory)
 
     def _write_rendition(self, data: bytes | memoryview) -> None:
@@ -162,7 +165,7 @@ class Part:
         uploaded = self._held.whole()
         assert uploaded is not None
         self._forget_rendition()
-        scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce)
+        scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce, self._resource)
         try:
             for piece in self.rewritten_file():
                 scanner.feed(piece)
@@ -236,12 +239,14 @@ class Upload:
     """The state of one request. Its methods block; they exclude each other.
 
     Raises:
-        errors.NotFound: it is for a study that the caller may not see.
+        errors.NotFound: it is for a collection that the caller may not see.
+        errors.BadRequest: there is no such collection.
     """
 
     def __init__(self, store: ObjectStore, start: blob_pb2.StoreStart, rules: StoreRules, caller: Caller = ANONYMOUS) -> None:
-        if start.study_instance_uid and not caller.may_see(start.study_instance_uid):
-            raise errors.NotFound(f"study {start.study_instance_uid} is not here")
+        self._resource = _resource_of(start.collection)
+        if start.collection and not caller.may_see(start.collection):
+            raise errors.NotFound(f"{self._resource or 'study ' + start.collection} is not here")
         self.results: list[blob_pb2.PartResult] = []
         self.is_ended = False
         self._store = store
@@ -322,7 +327,7 @@ class Upload:
 
     @property
     def _terms(self) -> Terms:
-        return Terms(self._start.study_instance_uid, self._rules.accept_private_sop_classes, self._caller)
+        return Terms(self._start.collection, self._rules.accept_private_sop_classes, self._caller)
 
     def _take(self, message: UploadMessage) -> None:
         if isinstance(message, memoryview):
@@ -399,7 +404,7 @@ class Upload:
         if self._pack is None:
             self._pack = PackWriter(self._store.create(new_key()), self._start.request_id)
             self._events = PackEvents(self._pack.key)
-        self._part = Part(number, self._pack.position, self._rules)
+        self._part = Part(number, self._pack.position, self._rules, self._resource)
 
     def _feed(self, chunk: bytes | memoryview) -> None:
         if self._is_in_payload:
@@ -490,6 +495,19 @@ class Upload:
             for pack in [*self._sealed, self._pack]:
                 if pack is not None:
                     pack.abort()
+
+
+def _resource_of(collection: str) -> str:
+    """Return the non-patient resource that a request stores into, "" where it stores into studies.
+
+    Raises:
+        errors.BadRequest: the collection is neither a study nor a resource.
+    """
+    if not collection or is_study(collection):
+        return ""
+    if collection not in NON_PATIENT_COLLECTIONS:
+        raise errors.BadRequest(f"there is no resource {collection[:64]!r}")
+    return collection
 
 
 def _not_referenced(bulk: BulkPart) -> ScanFailure:

@@ -170,7 +170,7 @@ class Records:
 
     async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[InstanceRecord, None]:
         """Yield the records of a study, series or instance, in the order of index. Errors as `get`, before the first record."""
-        scope = Scope(study_instance_uid=study, series_instance_uid=series, sop_instance_uid=instance)
+        scope = Scope(collection=study, series_instance_uid=series, sop_instance_uid=instance)
         call = self._index.GetInstances(GetInstancesRequest(scope=scope), timeout=INDEX_S if instance else SCOPE_S)
         try:
             with rpc_errors.translated("index"):
@@ -243,7 +243,7 @@ async def listening(records: Records, client: streams.Client) -> AsyncIterator[N
 
     def changed(data: bytes) -> None:
         message = RecordsChanged.FromString(data)
-        records.forget(message.study_instance_uid, message.sop_instance_uids)
+        records.forget(message.collection, message.sop_instance_uids)
 
     async with streams.listening(client, {streams.SUBJECTS["IndexLease"]: lease, streams.SUBJECTS["RecordsChanged"]: changed}):
         yield

@@ -156,7 +156,7 @@ class Renditions:
         if (kept := self._metadata.get(key)) is not None:
             return kept
         scope = Scope(
-            study_instance_uid=stored.study_instance_uid,
+            collection=stored.study_instance_uid,
             series_instance_uid=stored.series_instance_uid,
             sop_instance_uid=stored.sop_instance_uid,
         )

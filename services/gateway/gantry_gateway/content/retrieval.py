@@ -97,7 +97,7 @@ async def metadata_of(request: Request, target: Target, known_state: bytes = b""
     Args:
         known_state: of the answer that is here already; where it is still so, one message says that.
     """
-    scope = Scope(study_instance_uid=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
+    scope = Scope(collection=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
     call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope, known_state=known_state), timeout=METADATA_S)
     try:
         with rpc_errors.translated("index"):

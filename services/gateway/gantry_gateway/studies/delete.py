@@ -15,7 +15,7 @@ from gantry_runtime.rpc.rpc_errors import translated
 async def delete(request: Request) -> Response:
     """Delete everything in the scope of the path."""
     scope = index_pb2.Scope(
-        study_instance_uid=urls.uid(request.params, "study"),
+        collection=urls.uid(request.params, "study"),
         series_instance_uid=urls.uid(request.params, "series"),
         sop_instance_uid=urls.uid(request.params, "instance"),
     )
@@ -24,5 +24,5 @@ async def delete(request: Request) -> Response:
             index_pb2.DeleteInstancesRequest(scope=scope), timeout=request.gateway.settings.request_timeout_s
         )
     # At once on this port; other replicas hear of it from index.
-    retrieval.of(request).records.changed(scope.study_instance_uid)
+    retrieval.of(request).records.changed(scope.collection)
     return Response(status_code=204)

@@ -63,7 +63,7 @@ async def store(request: Request) -> Response:
     outcomes = Outcomes(settings.store_max_parts)
     with inbox.expecting(request_id, outcomes.add) as reply_subject:
         uri = urls.study(request.base_url, study) if study else f"{request.base_url}/studies"
-        start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, study_instance_uid=study, request_uri=uri)
+        start = blob_pb2.StoreStart(request_id=request_id, reply_subject=reply_subject, collection=study, request_uri=uri)
         upload = Upload(request, start, part_type)
         try:
             await _take_payload(request, boundary, part_type, upload)

@@ -186,7 +186,7 @@ class Changes:
         """Publish rows: those of one study one after the other, those of several at the same time."""
         by_study: dict[str, list[list[OutboxRow]]] = {}
         for row in rows:
-            messages = by_study.setdefault(row.study_instance_uid, [])
+            messages = by_study.setdefault(row.collection, [])
             if not messages or sum(len(one.data) for one in messages[-1]) + len(row.data) > MESSAGE_BYTES:
                 messages.append([])
             messages[-1].append(row)
@@ -234,7 +234,7 @@ class Changes:
             if one.due_s > now_s or window is None or (one.reader in self._waiting and window.published < one.sequence):
                 # It is not due, or not everything before it is published.
                 return
-            message = StudyChanged(study_instance_uid=study)
+            message = StudyChanged(collection=study)
             message.changes.add(id=change_id(one.sequence, Change.KIND_SETTLED), kind=Change.KIND_SETTLED, sequence=one.sequence)
             await self._publish_message(_subject("StudySettled", study), message.SerializeToString(), f"{study} {one.sequence} settled")
             if self._settling.get(study) is one:

@@ -29,6 +29,7 @@ from gantry.events.v1.events_pb2 import (
 )
 from gantry_index.stores.port import DUE_KINDS, Dead, Move, OutboxRow, Place, Present, Put, Remove, place_of
 from gantry_index.stores.port import Change as StoreChange
+from gantry_runtime.stored_instances import collection_of
 
 OnDuplicate = Literal["reject", "replace"]
 
@@ -120,7 +121,7 @@ class Decisions:
         uids: of those that were deleted.
         moved: of `dead`, those of which only the place of their bytes is new.
         outcomes: what to tell, by reply subject.
-        changed: instances whose records are no longer what they were, by study.
+        changed: instances whose records are no longer what they were, by collection.
         applied: reply subjects of deletions and restores.
         packs: of which nothing is missing on the stream.
         study_changes: by sequence of the event, what is to be published on CHANGES.
@@ -139,8 +140,7 @@ class Decisions:
     def outbox(self, reader: str) -> list[OutboxRow]:
         """Return the study changes as outbox rows of a reader."""
         return [
-            OutboxRow(reader, sequence, message.study_instance_uid, message.SerializeToString())
-            for sequence, message in self.study_changes.items()
+            OutboxRow(reader, sequence, message.collection, message.SerializeToString()) for sequence, message in self.study_changes.items()
         ]
 
     def to_keep(self) -> list[tuple["Decision.Kind.ValueType", list[Location], list[InstanceUids]]]:
@@ -254,7 +254,7 @@ class _Batch:
             is_known = now is not None and now.place == place
             lies_in = now.stored.location.object if now is not None and is_known else (dead.object if dead else place[0])
             self.decisions.uids[place] = InstanceUids(
-                study_instance_uid=event.event.study_instance_uid,
+                collection=event.event.collection,
                 series_instance_uid=upload.series_instance_uid,
                 sop_instance_uid=upload.sop_instance_uid,
             )
@@ -302,7 +302,7 @@ class _Batch:
         """Note for CHANGES what an event does to an instance."""
         message = self.decisions.study_changes.get(event.sequence)
         if message is None:
-            message = self.decisions.study_changes[event.sequence] = StudyChanged(study_instance_uid=event.event.study_instance_uid)
+            message = self.decisions.study_changes[event.sequence] = StudyChanged(collection=event.event.collection)
         change = next((one for one in message.changes if one.kind == kind), None)
         if change is None:
             name = change_id(event.sequence, kind)
@@ -325,7 +325,7 @@ class _Batch:
         self.decisions.moved.discard(place)
 
     def _changed(self, stored: StoredInstance) -> None:
-        self.decisions.changed.setdefault(stored.study_instance_uid, []).append(stored.sop_instance_uid)
+        self.decisions.changed.setdefault(collection_of(stored), []).append(stored.sop_instance_uid)
 
 
 def without_json(instance: StoredInstance) -> StoredInstance:
@@ -337,7 +337,7 @@ def without_json(instance: StoredInstance) -> StoredInstance:
 
 
 def is_same(one: StoredInstance, other: StoredInstance) -> bool:
-    """Whether two uploads have the same data set in the same transfer syntax, in the same place of the hierarchy."""
+    """Whether two uploads have the same data set in the same transfer syntax, in the same collection and series."""
     return (
         one.dataset_digest == other.dataset_digest
         and one.transfer_syntax_uid == other.transfer_syntax_uid
@@ -346,4 +346,4 @@ def is_same(one: StoredInstance, other: StoredInstance) -> bool:
 
 
 def _has_same_parents(one: StoredInstance, other: StoredInstance) -> bool:
-    return (one.study_instance_uid, one.series_instance_uid) == (other.study_instance_uid, other.series_instance_uid)
+    return (collection_of(one), one.series_instance_uid) == (collection_of(other), other.series_instance_uid)

@@ -46,7 +46,9 @@ from gantry_runtime import call_context, logs, telemetry
 from gantry_runtime.events import leases, streams
 from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.stored_instances import collection_of
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -202,7 +204,9 @@ class Reader:
         poisoned = self._poisoned.get(reader)
         healed = [name for message in messages if (name := name_of(message)) in poisoned] if poisoned else []
         settling = {
-            event.event.study_instance_uid: event.sequence for event in batch if isinstance(event, StoredEvent) and _is_upload(event)
+            event.event.collection: event.sequence
+            for event in batch
+            if isinstance(event, StoredEvent) and _is_upload(event) and is_study(event.event.collection)
         }
         removed = self.changes.to_remove(settling)
         decisions = Decisions()
@@ -295,9 +299,9 @@ class Reader:
             await self._say(subject, outcomes.SerializeToString())
             for outcome in outcomes.outcomes:
                 _STORED[outcome.outcome].inc()
-        for study_instance_uid, uids in decisions.changed.items():
+        for collection, uids in decisions.changed.items():
             for start in range(0, len(uids), 1000):
-                changed = RecordsChanged(study_instance_uid=study_instance_uid, sop_instance_uids=uids[start : start + 1000])
+                changed = RecordsChanged(collection=collection, sop_instance_uids=uids[start : start + 1000])
                 await self._say(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
         for subject in decisions.applied:
             await self._say(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
@@ -355,8 +359,8 @@ def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[st
     """Return what decisions change, made on what was present."""
     versions: dict[str, int] = {}
     for known in present.values():
-        study = known.stored.study_instance_uid
-        versions[study] = max(versions.get(study, 0), known.version)
+        collection = collection_of(known.stored)
+        versions[collection] = max(versions.get(collection, 0), known.version)
     seen = {uid: present[uid].version if uid in present else 0 for uid in decisions.changes}
     return Batch(reader, sequence, decisions.changes, decisions.dead, decisions.packs, versions, seen=seen)
 
@@ -494,6 +498,19 @@ class Partitions:
             await end_tasks([renewing])
             await lease.release()
 
+    async def check_nobody_reads(self) -> None:
+        """Make sure that no other process reads a partition, once the leases of one that was killed have run out.
+
+        Raises:
+            errors.Conflict: one does.
+            errors.Unavailable: NATS does not answer.
+        """
+        try:
+            async with asyncio.timeout(2 * leases.LEASE_S):
+                await self._until_nobody_else_reads()
+        except TimeoutError as error:
+            raise errors.Conflict("an index process of an older program reads the stream: stop it, then reindex") from error
+
     async def _renew(self, lease: leases.Lease) -> None:
         """Renew until the lease is lost."""
         is_held = True
@@ -504,10 +521,13 @@ class Partitions:
     async def _until_others_stopped(self) -> None:
         try:
             async with asyncio.timeout(PAUSE_TIMEOUT_S):
-                while True:
-                    held = {key for key in await leases.leases_held(self._js) if key.startswith("index.partition.")}
-                    if held <= {f"index.partition.{partition}" for partition in self._held}:
-                        return
-                    await asyncio.sleep(leases.RENEW_S / 2)
+                await self._until_nobody_else_reads()
         except TimeoutError as error:
             raise errors.Conflict(f"another index process has not stopped reading within {PAUSE_TIMEOUT_S:.0f} s") from error
+
+    async def _until_nobody_else_reads(self) -> None:
+        while True:
+            held = {key for key in await leases.leases_held(self._js) if key.startswith("index.partition.")}
+            if held <= {f"index.partition.{partition}" for partition in self._held}:
+                return
+            await asyncio.sleep(leases.RENEW_S / 2)

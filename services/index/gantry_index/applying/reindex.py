@@ -17,6 +17,7 @@ from gantry_index.applying.reader import BLOB_TIMEOUT_S, keep_decision, read_jso
 from gantry_index.stores.port import Batch, Change, Dead, IndexStore, Place, Put, Remove, place_of
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 
 if TYPE_CHECKING:
     from gantry.blob.v1.blob_pb2_grpc import BlobServiceAsyncStub
@@ -182,7 +183,8 @@ class _Last:
 
 def _without_bytes(place: Place, uids: InstanceUids) -> StoredInstance:
     return StoredInstance(
-        study_instance_uid=uids.study_instance_uid,
+        study_instance_uid=uids.collection if is_study(uids.collection) else "",
+        resource="" if is_study(uids.collection) else uids.collection,
         series_instance_uid=uids.series_instance_uid,
         sop_instance_uid=uids.sop_instance_uid,
         location=Location(object=place[0], offset=place[1]),

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gantry_index.levels.summary import BASE_MARK, SERIES_UID, SOP_UID, STUDY_UID, Attributes, Element, encoded
+from gantry_index.levels.summary import BASE_MARK, SERIES_UID, SOP_CLASS, SOP_UID, STUDY_UID, Attributes, Element, encoded
 from gantry_standard import workitems
+from gantry_standard.dicom.collections import instance_path, is_study
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query
@@ -30,23 +31,30 @@ ALL = {level: tuple(tag for tag, row in rows.items() if row.returned is not Retu
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """UIDs of a match; below its level they are empty."""
+    """Collection and UIDs of a match; below its level they are empty, and a non-patient resource has no series."""
 
-    study_instance_uid: str
+    collection: str
     series_instance_uid: str = ""
     sop_instance_uid: str = ""
 
     @property
     def path(self) -> str:
         """Path below the base URL."""
-        path = f"/studies/{self.study_instance_uid}"
-        if self.series_instance_uid:
-            path += f"/series/{self.series_instance_uid}"
-        return path + (f"/instances/{self.sop_instance_uid}" if self.sop_instance_uid else "")
+        if self.sop_instance_uid:
+            return instance_path(self.collection, self.series_instance_uid, self.sop_instance_uid)
+        path = f"/studies/{self.collection}"
+        return path + (f"/series/{self.series_instance_uid}" if self.series_instance_uid else "")
+
+
+def is_of_resource(query: Query) -> bool:
+    """Whether a search is for instances of a non-patient resource."""
+    return bool(query.collection) and not is_study(query.collection)
 
 
 def levels_needed(query: Query) -> set[Level]:
     """Return the levels whose attributes are in the rows."""
+    if is_of_resource(query):
+        return {Level.INSTANCE}
     needed = {query.level, *query.include_levels}
     for path in query.include_fields:
         needed.add(ENTITY.get(path[:8], Entity.INSTANCE).level)
@@ -55,8 +63,10 @@ def levels_needed(query: Query) -> set[Level]:
 
 def needs_metadata(query: Query) -> bool:
     """Whether a row shows attributes that are not tabulated: any of an instance; of a study or series private ones, as they stand in its
-    instance with the smallest SOP Instance UID.
+    instance with the smallest SOP Instance UID. Nothing is tabulated of instances of non-patient resources.
     """
+    if is_of_resource(query):
+        return query.include_all or bool(query.include_fields)
     return any(path[:8] not in ENTITY and (query.level is Level.INSTANCE or is_private(path[:8])) for path in query.include_fields)
 
 
@@ -67,6 +77,8 @@ def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes]
         attributes: of each level in `levels_needed`.
         metadata: the whole data set when `needs_metadata` and it is at hand.
     """
+    if is_of_resource(query):
+        return _resource_row(query, identity, attributes[Level.INSTANCE], metadata or {})
     answer: dict[str, Element] = {}
     for level in (*query.include_levels, query.level):
         own = attributes[level]
@@ -77,12 +89,27 @@ def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes]
                 answer[tag] = own[tag]
     for path in query.include_fields:
         _include(answer, path, query.level, attributes, metadata or {})
-    answer[STUDY_UID] = {"vr": "UI", "Value": [identity.study_instance_uid]}
+    answer[STUDY_UID] = {"vr": "UI", "Value": [identity.collection]}
     if identity.series_instance_uid:
         answer[SERIES_UID] = {"vr": "UI", "Value": [identity.series_instance_uid]}
     if identity.sop_instance_uid:
         answer[SOP_UID] = {"vr": "UI", "Value": [identity.sop_instance_uid]}
     answer[AVAILABILITY] = ONLINE
+    answer[RETRIEVE_URL] = {"vr": "UR", "Value": [BASE_MARK + identity.path]}
+    return _finished(answer)
+
+
+def _resource_row(query: Query, identity: Identity, own: Attributes, metadata: Attributes) -> bytes:
+    """Return the row of an instance of a non-patient resource: its class, its UID, its URL, and what was asked for."""
+    answer: dict[str, Element] = {**metadata} if query.include_all else {}
+    for path in query.include_fields:
+        tag, _, creator = path.partition(":")
+        if creator and len(tag) == len(SOP_UID):
+            _include_private(answer, tag, creator, metadata)
+        else:
+            _add(answer, tag, metadata.get(tag[:8]))
+    answer[SOP_CLASS] = own.get(SOP_CLASS, {"vr": "UI"})
+    answer[SOP_UID] = {"vr": "UI", "Value": [identity.sop_instance_uid]}
     answer[RETRIEVE_URL] = {"vr": "UR", "Value": [BASE_MARK + identity.path]}
     return _finished(answer)
 

@@ -13,6 +13,7 @@ import orjson
 
 from gantry_index.stores.port import WorkitemDocument
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query import terms
 from gantry_standard.query.levels import Level
@@ -39,6 +40,12 @@ ABOVE_INSTANCE = KEPT[Level.STUDY] | KEPT[Level.SERIES]
 UID_COLUMNS = frozenset({STUDY_UID, SERIES_UID, SOP_UID})
 """Never terms: both stores have them as columns."""
 NOT_TERMS_OF_INSTANCE = (ABOVE_INSTANCE - KEPT[Level.INSTANCE]) | UID_COLUMNS
+"""Attributes of studies and series are matched there; instances of non-patient resources have neither."""
+
+
+def not_terms_of(collection: str) -> frozenset[str]:
+    """Return the tags that are no terms of the instances of a collection."""
+    return NOT_TERMS_OF_INSTANCE if is_study(collection) else UID_COLUMNS
 
 
 def decoded(dicom_json: bytes) -> Attributes:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.events.v1.events_pb2 import Decision
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.query.matching import Query
 
 INLINE_JSON_BYTES = 64 << 10
@@ -35,20 +36,28 @@ def place_of(stored: StoredInstance) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A study, a series or an instance; what is empty is not restricted. At least one is given.
+    """A collection, a series of a study, or an instance; what is empty is not restricted. Collection or instance is given.
 
     Attributes:
+        collection: key of a study or a non-patient resource (`gantry_standard.dicom.collections`).
         visible_studies: everything else does not exist for who asks; None: everything is visible.
     """
 
-    study_instance_uid: str = ""
+    collection: str = ""
     series_instance_uid: str = ""
     sop_instance_uid: str = ""
     visible_studies: frozenset[str] | None = None
 
-    def hides(self, study_instance_uid: str) -> bool:
-        """Say whether a study does not exist for who asks."""
-        return self.visible_studies is not None and study_instance_uid not in self.visible_studies
+    def hides(self, collection: str) -> bool:
+        """Say whether a collection does not exist for who asks."""
+        return self.visible_studies is not None and collection not in self.visible_studies
+
+
+def name_of(scope: Scope) -> str:
+    """Return how messages name a collection or series."""
+    if scope.series_instance_uid:
+        return f"series {scope.series_instance_uid}"
+    return f"study {scope.collection}" if is_study(scope.collection) else scope.collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ class OutboxRow:
 
     reader: str
     sequence: int
-    study_instance_uid: str
+    collection: str
     data: bytes
 
 
@@ -156,7 +165,7 @@ class Batch:
             else was faster. UIDs that are not named are not compared.
         dead: uploads that are not to be found any more; None for those that are again.
         packs: objects of which every instance has been announced.
-        versions: by Study Instance UID, the greatest version that `present` gave for an instance of the batch: where a store's
+        versions: by collection, the greatest version that `present` gave for an instance of the batch: where a store's
             study has not applied that, a crash came between.
         poison: events that were passed because they cannot be parsed.
         healed: names of poison events that were announced again and applied.
@@ -234,6 +243,14 @@ class IndexStore(Protocol):
     name: str
     """sqlite or elasticsearch."""
 
+    async def outdated(self) -> str:
+        """Return why the store must be reindexed before it is used, as a sentence; "" where it need not.
+
+        A store of an older program that cannot be migrated in place is outdated until `swap`. Until then `search`, `records`, `fragments`
+        and `tombstones` raise `errors.Unavailable` with that sentence, and nothing may be applied; what a reindex needs works.
+        """
+        ...
+
     async def generation(self) -> str:
         """Return the generation of the stream that this store follows; "" of a store that never followed one."""
         ...
@@ -276,7 +293,8 @@ class IndexStore(Protocol):
         """Apply a batch and move its reader's cursor.
 
         Applying a batch again, or one whose changes are older than what is there, changes nothing. Counts stay exact.
-        Study and series attributes are the non-empty values of the smallest SOP Instance UID.
+        Study and series attributes are the non-empty values of the smallest SOP Instance UID. Instances of non-patient resources
+        make no study and no series.
 
         Raises:
             errors.Unavailable: also where a version is not the one in `seen`: look again and decide again.
@@ -287,6 +305,7 @@ class IndexStore(Protocol):
     async def search(self, query: Query) -> Page:
         """Return what matches: studies by date and time descending, then UID; series and instances by number, then UID.
 
+        A query without a collection is about studies: instances of non-patient resources are found only where theirs is named.
         What lies in none of `query.visible_studies` neither matches nor counts.
 
         Raises:
@@ -296,6 +315,8 @@ class IndexStore(Protocol):
 
     def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
         """Yield serialized InstanceRecords, at most PAGE at a time: series by number then UID, instances by number then UID.
+
+        A non-patient resource has no series: instances by number then UID.
 
         Raises (before the first piece):
             errors.NotFound: there is nothing in the scope, or nothing visible; the same message for both.

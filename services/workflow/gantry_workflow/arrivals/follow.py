@@ -27,6 +27,7 @@ from gantry_runtime.events import leases, streams
 from gantry_runtime.events.streams import CHANGES, STORE, JetStreamContext, Message
 from gantry_runtime.rpc import rpc_errors
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.workitems import SCHEDULED
 from gantry_workflow.arrivals.rules import INPUT_INFORMATION, Reference, Rule, make
 from gantry_workflow.settings import WorkflowSettings
@@ -257,7 +258,7 @@ class Arrivals:
 
     async def _applied(self, uid: str) -> int:
         with rpc_errors.translated("index"):
-            request = index_pb2.GetAppliedSequenceRequest(study_instance_uid=uid)
+            request = index_pb2.GetAppliedSequenceRequest(collection=uid)
             return int((await self._index.GetAppliedSequence(request, timeout=RPC_S)).sequence)
 
     async def _make_workitems(self, uid: str) -> None:
@@ -282,7 +283,7 @@ class Arrivals:
             errors.RetryLater: index or blob does not answer.
         """
         found = Found()
-        request = index_pb2.GetMetadataRequest(scope=index_pb2.Scope(study_instance_uid=uid))
+        request = index_pb2.GetMetadataRequest(scope=index_pb2.Scope(collection=uid))
         with rpc_errors.translated("index"):
             async for answer in self._index.GetMetadata(request, timeout=RPC_S):
                 encoded = [fragment.dicom_json or await self._large(fragment) for fragment in answer.fragments]
@@ -302,7 +303,7 @@ class Arrivals:
         return bytes(pieces)
 
     async def _inputs(self, uid: str) -> list[Reference]:
-        request = index_pb2.GetInstancesRequest(scope=index_pb2.Scope(study_instance_uid=uid))
+        request = index_pb2.GetInstancesRequest(scope=index_pb2.Scope(collection=uid))
         found: list[Reference] = []
         with rpc_errors.translated("index"):
             async for answer in self._index.GetInstances(request, timeout=RPC_S):
@@ -355,9 +356,10 @@ class Arrivals:
 
 
 def _study_of(kind: type[StudyChanged | InstancesStored], message: Message) -> str:
-    """Return the study that a message is about; "" where it cannot be parsed."""
+    """Return the study that a message is about; "" where it is about a non-patient resource, or cannot be parsed."""
     try:
-        return str(kind.FromString(message.data).study_instance_uid)
+        collection = str(kind.FromString(message.data).collection)
+        return collection if is_study(collection) else ""
     except DecodeError:
         log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject})
         return ""

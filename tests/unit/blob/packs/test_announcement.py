@@ -22,8 +22,8 @@ def events_of(instances: list[blob_pb2.StoredInstance], reply_subject: str = "")
     events = collected.events("request-1", reply_subject)
     messages = [events_pb2.InstancesStored.FromString(event.data) for event in events]
     for event, message in zip(events, messages, strict=True):
-        assert event.subject == f"store.{partition_of(message.study_instance_uid)}.stored"
-        assert event.message_id == f"{KEY} {message.study_instance_uid} {message.piece}"
+        assert event.subject == f"store.{partition_of(message.collection)}.stored"
+        assert event.message_id == f"{KEY} {message.collection} {message.piece}"
         assert len(event.data) < EVENT_BYTES + 1000
     return messages
 
@@ -32,13 +32,13 @@ def test_facts_of_a_small_study_ride_along() -> None:
     instances = [instance("1.1", number) for number in range(10)]
     [event] = events_of(instances, "reply.7")
     assert list(event.instances) == instances
-    assert (event.object, event.study_instance_uid, event.request_id, event.reply_subject) == (KEY, "1.1", "request-1", "reply.7")
+    assert (event.object, event.collection, event.request_id, event.reply_subject) == (KEY, "1.1", "request-1", "reply.7")
     assert (event.piece, event.facts_in_pack, event.last_of_pack) == (0, False, True)
 
 
 def test_each_study_has_its_event_and_only_the_last_says_so() -> None:
     events = events_of([instance(study, number) for number, study in enumerate(["1.1", "1.2", "1.1", "1.3"])])
-    assert [(event.study_instance_uid, [i.part_number for i in event.instances], event.last_of_pack) for event in events] == [
+    assert [(event.collection, [i.part_number for i in event.instances], event.last_of_pack) for event in events] == [
         ("1.1", [0, 2], False),
         ("1.2", [1], False),
         ("1.3", [3], True),

@@ -337,7 +337,7 @@ async def test_heartbeats_and_changes_come_by_nats(records: Records, index: Inde
             return len(index.asked) == asked
 
         assert await until(kept)
-        changed = RecordsChanged(study_instance_uid=STUDY, sop_instance_uids=[f"{SERIES}.1"])
+        changed = RecordsChanged(collection=STUDY, sop_instance_uids=[f"{SERIES}.1"])
         before = len(index.asked)
         await client.publish(streams.SUBJECTS["RecordsChanged"], changed.SerializeToString())
 

@@ -57,7 +57,7 @@ async def test_resource_says_level_and_scope(gateway: Running, path: str, level:
     assert (await gateway.http.get(path)).status_code == 200
     [asked] = gateway.index.searches
     assert asked.level == level
-    assert asked.scope == index_pb2.Scope(study_instance_uid=study, series_instance_uid=series)
+    assert asked.scope == index_pb2.Scope(collection=study, series_instance_uid=series)
 
 
 async def test_parameters_reach_index_as_keys(gateway: Running) -> None:
@@ -200,7 +200,7 @@ async def test_delete_names_the_scope(gateway: Running, path: str, scope: tuple[
     answer = await gateway.http.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
     [asked] = gateway.index.deletions
-    assert (asked.study_instance_uid, asked.series_instance_uid, asked.sop_instance_uid) == scope
+    assert (asked.collection, asked.series_instance_uid, asked.sop_instance_uid) == scope
 
 
 @pytest.mark.parametrize(("error", "status"), [(errors.NotFound("no study 1.2"), 404), (errors.Gone("1.2 was deleted"), 410)])

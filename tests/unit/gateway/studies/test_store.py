@@ -74,7 +74,7 @@ async def test_two_instances_are_stored_and_told_in_the_response_module(gateway:
 
 async def test_study_of_the_path_is_passed_to_blob(gateway: Running) -> None:
     assert (await store(gateway, payload(ONE), "/studies/1.2")).status_code == 200
-    assert gateway.blob.starts[0].study_instance_uid == "1.2"
+    assert gateway.blob.starts[0].collection == "1.2"
 
 
 async def test_study_of_the_path_that_is_no_uid_is_bad(gateway: Running) -> None:

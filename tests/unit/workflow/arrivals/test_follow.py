@@ -42,12 +42,12 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         """Studies about which it cannot be asked now."""
 
     async def GetAppliedSequence(self, request, context):
-        self.polled.append(request.study_instance_uid)
-        return index_pb2.GetAppliedSequenceResponse(sequence=self.applied.get(request.study_instance_uid, 1 << 60))
+        self.polled.append(request.collection)
+        return index_pb2.GetAppliedSequenceResponse(sequence=self.applied.get(request.collection, 1 << 60))
 
     async def GetMetadata(self, request, context):
-        self.asked.append(request.scope.study_instance_uid)
-        if request.scope.study_instance_uid in self.away:
+        self.asked.append(request.scope.collection)
+        if request.scope.collection in self.away:
             raise errors.Unavailable("index is away")
         yield index_pb2.GetMetadataResponse(
             fragments=[
@@ -63,9 +63,9 @@ class Index(index_pb2_grpc.IndexServiceServicer):
 
     def _known(self, request):
         scope_of(request.scope)
-        if request.scope.study_instance_uid not in self.instances:
+        if request.scope.collection not in self.instances:
             raise errors.NotFound("there is no such study")
-        return self.instances[request.scope.study_instance_uid]
+        return self.instances[request.scope.collection]
 
 
 class World:
@@ -97,13 +97,13 @@ class World:
         self.index.instances.setdefault(study, []).append(one)
         if not settles:
             return 0
-        event = StudyChanged(study_instance_uid=study, changes=[Change(kind=Change.KIND_SETTLED)])
+        event = StudyChanged(collection=study, changes=[Change(kind=Change.KIND_SETTLED)])
         subject = streams.SUBJECTS["StudySettled"].format(uid=study)
         return await streams.publish(self.js, subject, event.SerializeToString())
 
     async def announce(self, study: str) -> int:
         """Let an upload be on STORE; return its sequence."""
-        event = InstancesStored(object="pack", study_instance_uid=study)
+        event = InstancesStored(object="pack", collection=study)
         return await streams.publish(self.js, f"store.{streams.partition_of(study)}.stored", event.SerializeToString())
 
     async def workitem(self, study: str) -> list[str] | None:

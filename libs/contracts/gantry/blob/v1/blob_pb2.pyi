@@ -91,6 +91,7 @@ class StoredInstance(_message.Message):
     DICOM_JSON_LOCATION_FIELD_NUMBER: _builtins.int
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
     study_instance_uid: _builtins.str
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
@@ -109,6 +110,10 @@ class StoredInstance(_message.Message):
     """
     dicom_json: _builtins.bytes
     """DICOM JSON object of the data set; a byte 0x00 stands where the base URL goes. Absent when dicom_json_location is set."""
+    resource: _builtins.str
+    """Name of the non-patient resource that the instance is kept in, such as hanging-protocols; Study and Series Instance UID are empty then.
+    Empty: it is kept in its study. Packs of before this field have studies only.
+    """
     @_builtins.property
     def location(self) -> Global___Location:
         """The uploaded file, byte for byte."""
@@ -147,10 +152,11 @@ class StoredInstance(_message.Message):
         dicom_json_location: Global___Location | None = ...,
         warning_reasons: _abc.Iterable[_builtins.int] | None = ...,
         origin: Global___Location | None = ...,
+        resource: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dicom_json_location", b"dicom_json_location", "layout", b"layout", "location", b"location", "origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "origin", b"origin", "part_number", b"part_number", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_digest", b"dataset_digest", "dicom_json", b"dicom_json", "dicom_json_location", b"dicom_json_location", "head_digest", b"head_digest", "head_length", b"head_length", "layout", b"layout", "location", b"location", "origin", b"origin", "part_number", b"part_number", "resource", b"resource", "series_instance_uid", b"series_instance_uid", "sop_class_uid", b"sop_class_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid", "transfer_syntax_uid", b"transfer_syntax_uid", "warning_reasons", b"warning_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -462,13 +468,16 @@ class StoreStart(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     REQUEST_URI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     reply_subject: _builtins.str
     """Where index tells the outcome of each announced instance (core NATS subject)."""
-    study_instance_uid: _builtins.str
-    """When not empty, every instance must have it; others fail with A900."""
+    collection: _builtins.str
+    """The collection that the instances go to. Empty: each goes to its study. A Study Instance UID: every instance must have it; others fail
+    with A900. The name of a non-patient resource, such as hanging-protocols: every instance must be of one of its SOP classes; others
+    fail with 0122. Another name: INVALID_ARGUMENT.
+    """
     request_uri: _builtins.str
     """Absolute; what Content-Location and BulkDataURI are resolved against."""
     def __init__(
@@ -476,12 +485,12 @@ class StoreStart(_message.Message):
         *,
         request_id: _builtins.str = ...,
         reply_subject: _builtins.str = ...,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         request_uri: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reply_subject", b"reply_subject", "request_id", b"request_id", "request_uri", b"request_uri", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "reply_subject", b"reply_subject", "request_id", b"request_id", "request_uri", b"request_uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,14 +51,17 @@ Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
 class InstancesStored(_message.Message):
-    """On STORE, subject store.{partition}.stored: instances of one study in one pack are durable: uploads, or those of another pack that were
+    """A collection key in these messages is a Study Instance UID, or the name of a non-patient resource in URLs, such as hanging-protocols
+    (gantry_standard.dicom.collections). The partition in a subject is a hash of it.
+
+    On STORE, subject store.{partition}.stored: instances of one collection in one pack are durable: uploads, or those of another pack that were
     copied (StoredInstance.origin) and are to be read from here now.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OBJECT_FIELD_NUMBER: _builtins.int
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
     PIECE_FIELD_NUMBER: _builtins.int
@@ -66,11 +69,11 @@ class InstancesStored(_message.Message):
     FACTS_IN_PACK_FIELD_NUMBER: _builtins.int
     LAST_OF_PACK_FIELD_NUMBER: _builtins.int
     object: _builtins.str
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     request_id: _builtins.str
     reply_subject: _builtins.str
     piece: _builtins.int
-    """Which piece of (pack, study) this is, when it was split to stay below 256 KiB. From 0."""
+    """Which piece of (pack, collection) this is, when it was split to stay below 256 KiB. From 0."""
     facts_in_pack: _builtins.bool
     last_of_pack: _builtins.bool
     """Of all events of a pack this one was published after the others were acknowledged: whoever applied it knows that nothing of the
@@ -84,7 +87,7 @@ class InstancesStored(_message.Message):
         self,
         *,
         object: _builtins.str = ...,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         request_id: _builtins.str = ...,
         reply_subject: _builtins.str = ...,
         piece: _builtins.int = ...,
@@ -94,7 +97,7 @@ class InstancesStored(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts_in_pack", b"facts_in_pack", "instances", b"instances", "last_of_pack", b"last_of_pack", "object", b"object", "piece", b"piece", "reply_subject", b"reply_subject", "request_id", b"request_id", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "facts_in_pack", b"facts_in_pack", "instances", b"instances", "last_of_pack", b"last_of_pack", "object", b"object", "piece", b"piece", "reply_subject", b"reply_subject", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,10 +156,10 @@ class InstancesDeleted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     reply_subject: _builtins.str
     """Where index tells that it has applied the event (core NATS); may be empty."""
     @_builtins.property
@@ -164,13 +167,13 @@ class InstancesDeleted(_message.Message):
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         instances: _abc.Iterable[Global___NamedUpload] | None = ...,
         reply_subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "reply_subject", b"reply_subject", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "instances", b"instances", "reply_subject", b"reply_subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,10 +187,10 @@ class InstancesRestored(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     reply_subject: _builtins.str
     """As in InstancesDeleted."""
     @_builtins.property
@@ -195,13 +198,13 @@ class InstancesRestored(_message.Message):
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         instances: _abc.Iterable[Global___NamedUpload] | None = ...,
         reply_subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "reply_subject", b"reply_subject", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "instances", b"instances", "reply_subject", b"reply_subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,20 +218,20 @@ class InstancesSwept(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedUpload]: ...
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         instances: _abc.Iterable[Global___NamedUpload] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "instances", b"instances"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,22 +349,22 @@ Global___Decision: _TypeAlias = Decision  # noqa: Y015
 class InstanceUids(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         series_instance_uid: _builtins.str = ...,
         sop_instance_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,20 +397,20 @@ class RecordsChanged(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     SOP_INSTANCE_UIDS_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     @_builtins.property
     def sop_instance_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         sop_instance_uids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sop_instance_uids", b"sop_instance_uids", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "sop_instance_uids", b"sop_instance_uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,27 +418,27 @@ Global___RecordsChanged: _TypeAlias = RecordsChanged  # noqa: Y015
 
 @_typing.final
 class StudyChanged(_message.Message):
-    """On CHANGES, subject change.decided.{study}: what index decided about the instances of a study, oldest first; and, alone in its message,
+    """On CHANGES, subject change.decided.{collection}: what index decided about the instances of a collection, oldest first; and, alone in its message,
     subject change.settled.{study}: that no instance of it came for a while.
-    Each change is published at least once, those of one study in order. One that is published again has the same id.
+    Each change is published at least once, those of one collection in order. One that is published again has the same id.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]: ...
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         changes: _abc.Iterable[Global___Change] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "collection", b"collection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,7 +446,7 @@ Global___StudyChanged: _TypeAlias = StudyChanged  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """One decision about instances of a study."""
+    """One decision about instances of a collection."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

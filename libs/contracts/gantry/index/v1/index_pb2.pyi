@@ -41,26 +41,27 @@ Global___Level: _TypeAlias = Level  # noqa: Y015
 
 @_typing.final
 class Scope(_message.Message):
-    """A study, a series or an instance; what is empty is not restricted."""
+    """A collection, a series of a study, or an instance; what is empty is not restricted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
     SERIES_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    collection: _builtins.str
+    """Study Instance UID, or the name of a non-patient resource, such as hanging-protocols (gantry_standard.dicom.collections)."""
     series_instance_uid: _builtins.str
     sop_instance_uid: _builtins.str
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
         series_instance_uid: _builtins.str = ...,
         sop_instance_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid", "study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "series_instance_uid", b"series_instance_uid", "sop_instance_uid", b"sop_instance_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -800,16 +801,17 @@ Global___FilterUnknownPacksResponse: _TypeAlias = FilterUnknownPacksResponse  # 
 class GetAppliedSequenceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    STUDY_INSTANCE_UID_FIELD_NUMBER: _builtins.int
-    study_instance_uid: _builtins.str
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """As in Scope."""
     def __init__(
         self,
         *,
-        study_instance_uid: _builtins.str = ...,
+        collection: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["study_instance_uid", b"study_instance_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

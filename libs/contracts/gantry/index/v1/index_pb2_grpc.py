@@ -173,7 +173,7 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAppliedSequence(self, request, context):
-        """Up to where the stream STORE is applied for a study: what it says of the study up to there is what the other calls return.
+        """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

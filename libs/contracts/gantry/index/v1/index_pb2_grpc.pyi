@@ -58,7 +58,7 @@ class IndexServiceStub:
     FilterUnknownPacks: _grpc.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]
     """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
     GetAppliedSequence: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetAppliedSequenceRequest, _index_pb2.GetAppliedSequenceResponse]
-    """Up to where the stream STORE is applied for a study: what it says of the study up to there is what the other calls return."""
+    """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]
 
 @_typing.type_check_only
@@ -91,7 +91,7 @@ class IndexServiceAsyncStub(IndexServiceStub):
     FilterUnknownPacks: _aio.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]  # type: ignore[assignment]
     """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
     GetAppliedSequence: _aio.UnaryUnaryMultiCallable[_index_pb2.GetAppliedSequenceRequest, _index_pb2.GetAppliedSequenceResponse]  # type: ignore[assignment]
-    """Up to where the stream STORE is applied for a study: what it says of the study up to there is what the other calls return."""
+    """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -187,7 +187,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.GetAppliedSequenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.GetAppliedSequenceResponse, _abc.Awaitable[_index_pb2.GetAppliedSequenceResponse]]:
-        """Up to where the stream STORE is applied for a study: what it says of the study up to there is what the other calls return."""
+        """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
 
     @_abc_1.abstractmethod
     def GetStatus(

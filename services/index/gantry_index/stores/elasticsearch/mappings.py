@@ -19,7 +19,7 @@ TERMS = {
 }
 MAPPINGS: dict[str, dict[str, Any]] = {
     "instances": {
-        "study": KEYWORD,
+        "collection": KEYWORD,
         "series": KEYWORD,
         "sop": KEYWORD,
         "number": {"type": "long"},
@@ -70,7 +70,9 @@ WORKITEM_MAPPING = {
     **TERMS,
 }
 KIND = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
-KEY_FIELDS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}
+KEY_FIELDS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("collection", "series", "sop")}
+"""A study's key is `study` in its own document and in those of its series, and a `collection` in those of instances. `series` is empty
+where that is a non-patient resource."""
 
 
 def term_fields(found: Iterable[Term]) -> dict[str, Any]:

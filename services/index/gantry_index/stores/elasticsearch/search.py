@@ -18,7 +18,9 @@ from gantry_standard.query.terms import PER_FRAME_FUNCTIONAL_GROUPS
 JOIN_MAXIMUM = 10_000
 """Most studies or series that keys of another level may match."""
 
-UID_FIELD = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
+UID_LEVEL = {STUDY_UID: Level.STUDY, SERIES_UID: Level.SERIES, SOP_UID: Level.INSTANCE}
+IN_STUDIES = {"bool": {"must_not": {"term": {"series": ""}}}}
+"""Of instances: those that are in a study."""
 ORDER: dict[Level, list[Any]] = {
     Level.STUDY: [{"sort_key": "desc"}, {"study": "asc"}],
     Level.SERIES: [{"number": "asc"}, {"series": "asc"}, {"study": "asc"}],
@@ -91,11 +93,11 @@ class Searching:
 
     async def _fragment(self, source: Mapping[str, Any]) -> Any:
         """Return the metadata of the instance with the smallest UID of a study or series that has it at hand."""
-        fields = KEY_FIELDS[self._query.level]
+        fields = zip(KEY_FIELDS[Level.INSTANCE], KEY_FIELDS[self._query.level], strict=False)
         answer = await answered(
             self._cluster.client.search(
                 index=self._cluster.index(KIND[Level.INSTANCE]),
-                query={"bool": {"filter": [{"term": {"deleted": False}}, *({"term": {field: source[field]}} for field in fields)]}},
+                query={"bool": {"filter": [{"term": {"deleted": False}}, *({"term": {field: source[own]}} for field, own in fields)]}},
                 sort=[{"sop": "asc"}],
                 size=1,
                 source_includes=["fragment"],
@@ -108,7 +110,7 @@ class Searching:
         query = self._query
         attributes: dict[Level, Attributes] = {query.level: orjson.loads(unpacked(source["attributes"]))}
         for level, by_id in parents.items():
-            attributes[level] = by_id.get(_id_at(level, source), {})
+            attributes[level] = by_id.get(self._id_at(level, source), {})
         fragment = unpacked(source["fragment"]) if source.get("fragment") else b""
         identity = Identity(*(source[field] for field in KEY_FIELDS[query.level]))
         return row(query, identity, attributes, decoded(fragment) if fragment else None)
@@ -116,40 +118,45 @@ class Searching:
     async def _parents(self, sources: Sequence[Mapping[str, Any]]) -> dict[Level, dict[str, Attributes]]:
         found: dict[Level, dict[str, Attributes]] = {}
         for level in levels_needed(self._query) - {self._query.level}:
-            ids = list({_id_at(level, source) for source in sources})
+            ids = list({self._id_at(level, source) for source in sources})
             docs = await self._cluster.get(KIND[level], ids, ["attributes"])
             found[level] = {one: orjson.loads(unpacked(doc["_source"]["attributes"])) for one, doc in docs.items()}
         return found
 
     async def _filters(self) -> list[dict[str, Any]]:
         query = self._query
-        filters: list[dict[str, Any]] = []
-        if query.study_instance_uid:
-            filters.append({"term": {"study": query.study_instance_uid}})
-        if query.series_instance_uid:
-            filters.append({"term": {"series": query.series_instance_uid}})
-        if query.visible_studies is not None:
-            filters.append({"terms": {"study": sorted(query.visible_studies)}})
-        within = list(filters)
+        filters = self._within(query.level)
         if query.level is Level.INSTANCE:
             filters.append({"term": {"deleted": False}})
+            if not query.collection:
+                filters.append(IN_STUDIES)
         for group in group_keys(query.keys):
             key = group[0]
             level = key.level or query.level
-            field = UID_FIELD.get(key.path[0]) if len(key.path) == 1 else None
-            if field and level.value <= query.level.value and key.operation is Operation.EQUAL:
-                filters.append({"terms": {field: list(key.values)}})
+            of_level = UID_LEVEL.get(key.path[0]) if len(key.path) == 1 else None
+            if of_level and level.value <= query.level.value and key.operation is Operation.EQUAL:
+                filters.append({"terms": {KEY_FIELDS[query.level][of_level.value - 1]: list(key.values)}})
             elif level is query.level:
                 filters.append(group_query(group))
             else:
-                filters.append(await self._joined(group, level, within))
+                filters.append(await self._joined(group, level))
         return filters
 
-    async def _joined(self, group: Sequence[MatchKey], level: Level, within: list[dict[str, Any]]) -> dict[str, Any]:
+    def _within(self, level: Level) -> list[dict[str, Any]]:
+        """Return the filters of a level for the collection, and its series, that the query names, and for what the caller may see."""
+        query = self._query
+        named = zip(KEY_FIELDS[level], (query.collection, query.series_instance_uid), strict=False)
+        filters: list[dict[str, Any]] = [{"term": {field: uid}} for field, uid in named if uid]
+        if query.visible_studies is not None:
+            filters.append({"terms": {KEY_FIELDS[level][0]: sorted(query.visible_studies)}})
+        return filters
+
+    async def _joined(self, group: Sequence[MatchKey], level: Level) -> dict[str, Any]:
         """Return which studies or series match keys of another level."""
         shared = min(level, self._query.level, key=lambda one: one.value)
-        fields = KEY_FIELDS[shared]
-        where = [clause for clause in within if next(iter(next(iter(clause.values())))) in KEY_FIELDS[level]]
+        fields = KEY_FIELDS[level][: shared.value]
+        own = KEY_FIELDS[self._query.level][shared.value - 1]
+        where = self._within(level)
         if level is Level.INSTANCE:
             where.append({"term": {"deleted": False}})
         answer = await answered(
@@ -167,11 +174,10 @@ class Searching:
         buckets = answer["aggregations"]["shared"]["buckets"]
         if len(buckets) > JOIN_MAXIMUM:
             raise errors.PayloadTooLarge(f"keys of another level match more than {JOIN_MAXIMUM}: make the search narrower")
-        if shared is Level.STUDY:
-            return {"terms": {"study": [bucket["key"]["study"] for bucket in buckets]}}
         # A Series Instance UID is unique; its study is checked by the document's own.
-        return {"terms": {"series": [bucket["key"]["series"] for bucket in buckets]}}
+        return {"terms": {own: [bucket["key"][fields[-1]] for bucket in buckets]}}
 
-
-def _id_at(level: Level, source: Mapping[str, Any]) -> str:
-    return source["study"] if level is Level.STUDY else series_id(source["study"], source["series"])
+    def _id_at(self, level: Level, source: Mapping[str, Any]) -> str:
+        """Return the id of the study or series that a document of the query's level belongs to."""
+        study = source[KEY_FIELDS[self._query.level][0]]
+        return study if level is Level.STUDY else series_id(study, source["series"])

@@ -23,11 +23,12 @@ from typing import Any
 from gantry.events.v1.events_pb2 import Decision, StudyChanged
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.stores.elasticsearch.cluster import Cluster, answered, opened, unpacked
-from gantry_index.stores.elasticsearch.mappings import MAPPINGS, OUTBOX_MAPPING, dead_id, pack_id
-from gantry_index.stores.elasticsearch.search import ORDER, UID_FIELD, Searching
+from gantry_index.stores.elasticsearch.mappings import KEY_FIELDS, MAPPINGS, OUTBOX_MAPPING, dead_id, pack_id
+from gantry_index.stores.elasticsearch.search import ORDER, Searching
 from gantry_index.stores.elasticsearch.writing import Writing
-from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, OutboxRow, Page, Place, Present, Scope
+from gantry_index.stores.port import Batch, Counts, Dead, Decide, Fragment, IndexStore, OutboxRow, Page, Place, Present, Scope, name_of
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query
 
@@ -42,6 +43,7 @@ class ElasticsearchStore:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._outdated = ""
         self._undisturbed: set[int] = set()
         """Sequences of rows of the outbox whose changes were all applied, by this process and at once."""
 
@@ -51,28 +53,37 @@ class ElasticsearchStore:
 
         Raises:
             errors.Unavailable: Elasticsearch does not answer.
-            errors.Conflict: the indices were made by another version of this program.
         """
         client = await opened(url)
         store = cls(Cluster(client, prefix))
         try:
             if not await answered(client.indices.exists_alias(name=f"{prefix}-meta")):
                 await store.swap(await store.build())
-            await store._check_format()
+            await store.outdated()
             await store._cluster.create_outbox(OUTBOX_MAPPING)
         except BaseException:
             await client.close()
             raise
         return store
 
-    async def _check_format(self) -> None:
-        found = await answered(self._cluster.client.indices.get_mapping(index=[self._cluster.index(kind) for kind in MAPPINGS]))
-        fields = {name for index in found.body.values() for name in index["mappings"].get("properties", ())}
-        if missing := {name for mapping in MAPPINGS.values() for name in mapping} - fields:
-            names = ", ".join(sorted(missing))
-            raise errors.Conflict(
-                f"the indices {self._cluster.prefix}-* have no {names}: an older program made them; delete them and reindex"
-            )
+    async def outdated(self) -> str:
+        """See IndexStore. Indices of an older program lack fields."""
+        missing: list[str] = []
+        for kind, mapping in MAPPINGS.items():
+            found = await answered(self._cluster.client.indices.get_mapping(index=self._cluster.index(kind)))
+            fields = {name for index in found.body.values() for name in index["mappings"].get("properties", ())}
+            missing += [f"{kind}.{name}" for name in sorted(mapping.keys() - fields)]
+        self._outdated = (
+            f"the indices {self._cluster.prefix}-* have no {', '.join(missing)}: an older program made them."
+            " Stop every index process of that program and run gantry reindex"
+            if missing
+            else ""
+        )
+        return self._outdated
+
+    def _check_current(self) -> None:
+        if self._outdated:
+            raise errors.Unavailable(self._outdated)
 
     async def generation(self) -> str:
         """See IndexStore."""
@@ -140,6 +151,7 @@ class ElasticsearchStore:
 
     async def search(self, query: Query) -> Page:
         """See IndexStore."""
+        self._check_current()
         return await Searching(self._cluster, query).page()
 
     async def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
@@ -153,44 +165,54 @@ class ElasticsearchStore:
             yield [_fragment(source) for source in sources]
 
     async def _sources(self, scope: Scope, fields: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
+        self._check_current()
         if scope.sop_instance_uid:
-            yield [await self._one(scope, [*fields, "study", "series", "deleted"])]
+            yield [await self._one(scope, [*fields, "collection", "series", "deleted"])]
             return
-        if scope.hides(scope.study_instance_uid):
-            raise errors.NotFound(f"{_what(scope)} is not here")
-        where = [{"term": {"study": scope.study_instance_uid}}]
+        if scope.hides(scope.collection):
+            raise errors.NotFound(f"{name_of(scope)} is not here")
+        is_empty = True
+        async for series in self._series(scope):
+            live = {"bool": {"filter": [*_within(scope.collection, series), {"term": {"deleted": False}}]}}
+            async for sources in self._cluster.pages("instances", live, ORDER[Level.INSTANCE], fields):
+                is_empty = False
+                yield sources
+        if is_empty:
+            await self._missing(scope)
+
+    async def _series(self, scope: Scope) -> AsyncIterator[str]:
+        """Yield the series of a study in their order; of a non-patient resource the one that has no name."""
+        if not is_study(scope.collection):
+            if not scope.series_instance_uid:
+                yield ""
+            return
+        where = [{"term": {"study": scope.collection}}]
         if scope.series_instance_uid:
             where.append({"term": {"series": scope.series_instance_uid}})
-        found = False
-        query: dict[str, Any] = {"bool": {"filter": where}}
-        async for page in self._cluster.pages("series", query, ORDER[Level.SERIES], ["study", "series"]):
+        async for page in self._cluster.pages("series", {"bool": {"filter": where}}, ORDER[Level.SERIES], ["study", "series"]):
             for series in page:
-                found = True
-                live = {"bool": {"filter": [{"term": {field: series[field]}} for field in series] + [{"term": {"deleted": False}}]}}
-                async for sources in self._cluster.pages("instances", live, ORDER[Level.INSTANCE], fields):
-                    yield sources
-        if not found:
-            await self._missing(scope, query)
+                yield series["series"]
 
     async def _one(self, scope: Scope, fields: list[str]) -> dict[str, Any]:
         uid = scope.sop_instance_uid
         source = (await self._cluster.get("instances", [uid], fields)).get(uid, {}).get("_source")
         if (
             source is None
-            or (scope.study_instance_uid and scope.study_instance_uid != source["study"])
+            or (scope.collection and scope.collection != source["collection"])
             or (scope.series_instance_uid and scope.series_instance_uid != source["series"])
-            or scope.hides(source["study"])
+            or scope.hides(source["collection"])
         ):
             raise errors.NotFound(f"instance {uid} is not here")
         if source["deleted"]:
             raise errors.Gone(f"instance {uid} was deleted")
         return dict(source)
 
-    async def _missing(self, scope: Scope, query: dict[str, Any]) -> None:
+    async def _missing(self, scope: Scope) -> None:
+        query = {"bool": {"filter": _within(scope.collection, scope.series_instance_uid)}}
         tombstones = await answered(self._cluster.client.count(index=self._cluster.index("instances"), query=query))
         if tombstones["count"]:
-            raise errors.Gone(f"{_what(scope)} was deleted")
-        raise errors.NotFound(f"{_what(scope)} is not here")
+            raise errors.Gone(f"{name_of(scope)} was deleted")
+        raise errors.NotFound(f"{name_of(scope)} is not here")
 
     async def state(self, scope: Scope) -> bytes:
         """See IndexStore. It would be a request to Elasticsearch like the one for the fragments."""
@@ -198,10 +220,11 @@ class ElasticsearchStore:
 
     async def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
         """See IndexStore."""
-        named = [{"term": {field: uid}} for field in UID_FIELD.values()]
+        self._check_current()
+        named = [{"term": {field: uid}} for field in KEY_FIELDS[Level.INSTANCE]]
         filters: list[dict[str, Any]] = [{"term": {"deleted": True}}]
         if visible_studies is not None:
-            filters.append({"terms": {"study": sorted(visible_studies)}})
+            filters.append({"terms": {"collection": sorted(visible_studies)}})
         query = {"bool": {"filter": filters, "should": named, "minimum_should_match": 1}}
         async for page in self._cluster.pages("instances", query, [{"sop": "asc"}], ["record", "deleted"]):
             yield [_present(source) for source in page]
@@ -262,13 +285,13 @@ class ElasticsearchStore:
         message = StudyChanged.FromString(row.data)
         uids = [one.sop_instance_uid for change in message.changes for one in change.instances]
         docs = await self._cluster.get("instances", uids, ["study", "version"])
-        versions = {uid: doc["_source"]["version"] for uid, doc in docs.items() if doc["_source"]["study"] == row.study_instance_uid}
-        kept = StudyChanged(study_instance_uid=message.study_instance_uid)
+        versions = {uid: doc["_source"]["version"] for uid, doc in docs.items() if doc["_source"]["study"] == row.collection}
+        kept = StudyChanged(collection=message.collection)
         for change in message.changes:
             if applied := [one for one in change.instances if versions.get(one.sop_instance_uid, -1) >= one.version]:
                 one = kept.changes.add(id=change.id, kind=change.kind, sequence=change.sequence, time_s=change.time_s)
                 one.instances.extend(applied)
-        return OutboxRow(row.reader, row.sequence, row.study_instance_uid, kept.SerializeToString())
+        return OutboxRow(row.reader, row.sequence, row.collection, kept.SerializeToString())
 
     async def settling(self, reader: str) -> dict[str, int]:
         """See IndexStore."""
@@ -310,14 +333,17 @@ class ElasticsearchStore:
             actions += [{"remove_index": {"index": index}} for index in await self._cluster.behind(f"{prefix}-{kind}")]
             actions.append({"add": {"index": built._cluster.index(kind), "alias": f"{prefix}-{kind}"}})
         await answered(client.indices.update_aliases(actions=actions))
+        self._outdated = ""
 
     async def close(self) -> None:
         """See IndexStore."""
         await self._cluster.client.close()
 
 
-def _what(scope: Scope) -> str:
-    return f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
+def _within(collection: str, series_instance_uid: str) -> list[dict[str, Any]]:
+    """Return the filters of instances for a collection, and for one of its series where it is named."""
+    clauses = [{"term": {"collection": collection}}]
+    return [*clauses, {"term": {"series": series_instance_uid}}] if series_instance_uid else clauses
 
 
 def _cursor_names() -> list[str]:

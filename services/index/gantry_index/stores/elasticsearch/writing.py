@@ -12,13 +12,13 @@ from gantry.events.v1.events_pb2 import Decision, StudyChanged
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.levels.summary import (
     INSTANCE_NUMBER,
-    NOT_TERMS_OF_INSTANCE,
     SERIES_NUMBER,
     Attributes,
     SeriesSummary,
     StudySummary,
     decoded,
     level_terms,
+    not_terms_of,
     parsing,
     sort_number,
     tabulated,
@@ -37,7 +37,9 @@ from gantry_index.stores.elasticsearch.mappings import (
 )
 from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, OutboxRow, PoisonEvent, Put, Remove
 from gantry_runtime import telemetry
+from gantry_runtime.stored_instances import collection_of
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.query import terms
 
 
@@ -55,7 +57,7 @@ class Writing:
 
     async def run(self) -> None:
         batch = self._batch
-        fields = ["study", "deleted", "version"]
+        fields = ["collection", "deleted", "version"]
         before = await self._cluster.get(
             "instances", [sop for sop, change in batch.changes.items() if not isinstance(change, Move)], fields
         )
@@ -64,12 +66,13 @@ class Writing:
         operations: list[dict[str, Any]] = []
         for sop, change in batch.changes.items():
             operations += self._instance(sop, change, before.get(sop))
+        versions = {collection: version for collection, version in batch.versions.items() if is_study(collection)}
         keeping = asyncio.create_task(self._write_outbox(), name="outbox")
         try:
-            studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *batch.versions}))
+            studies = await self._cluster.get("studies", sorted({*self._added, *self._recount, *versions}))
         finally:
             await keeping
-        for study, version in batch.versions.items():
+        for study, version in versions.items():
             if study not in studies or studies[study]["_source"]["applied"] < version:
                 self._recount.add(study)
         for study, doc in studies.items():
@@ -131,7 +134,7 @@ class Writing:
             if (change := self._batch.changes.get(sop)) is None:
                 continue
             source = before[sop]["_source"] if sop in before else {"version": 0}
-            is_applied = source["version"] == change.version and source["study"] == change.stored.study_instance_uid
+            is_applied = source["version"] == change.version and source["collection"] == collection_of(change.stored)
             if source["version"] != seen and not is_applied:
                 raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
 
@@ -163,7 +166,7 @@ class Writing:
         return operations
 
     def _instance(self, sop: str, change: Change, before: dict[str, Any] | None) -> list[dict[str, Any]]:
-        stored = change.stored
+        stored, collection = change.stored, collection_of(change.stored)
         if before and before["_source"]["version"] >= change.version:
             return []
         record = packed(InstanceRecord(stored=stored, version=change.version).SerializeToString())
@@ -171,14 +174,13 @@ class Writing:
         if isinstance(change, Move):
             if before is None:
                 return []
-            self._last[stored.study_instance_uid] = max(self._last[stored.study_instance_uid], change.version)
+            self._last[collection] = max(self._last[collection], change.version)
             return _compared(action, before, {**before["_source"], "record": record, "version": change.version})
-        study = stored.study_instance_uid
-        self._last[study] = max(self._last[study], change.version)
+        self._last[collection] = max(self._last[collection], change.version)
         if before and not before["_source"]["deleted"]:
-            self._recount |= {before["_source"]["study"], study}
+            self._recount |= {one for one in (before["_source"]["collection"], collection) if is_study(one)}
         document: dict[str, Any] = {
-            "study": study,
+            "collection": collection,
             "series": stored.series_instance_uid,
             "sop": sop,
             "number": 0,
@@ -193,7 +195,7 @@ class Writing:
                 dataset = decoded(change.dicom_json)
                 attributes = tabulated(dataset)
                 number = sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT)
-                derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE)
+                derived = terms.derive(dataset, not_terms_of(collection))
             for limit, left_out in derived.left_out.items():
                 telemetry.TERMS_LEFT_OUT.labels(limit).inc(left_out)
             inline = len(change.dicom_json) <= INLINE_JSON_BYTES or not stored.dicom_json_location.object
@@ -203,7 +205,8 @@ class Writing:
                 "fragment": packed(change.dicom_json) if inline else "",
                 **term_fields(derived.terms),
             }
-            self._added[study].append((stored.series_instance_uid, sop, attributes))
+            if is_study(collection):
+                self._added[collection].append((stored.series_instance_uid, sop, attributes))
         return _compared(action, before, document)
 
     async def _increased(self, study: str, before: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -219,7 +222,7 @@ class Writing:
 
     async def _recounted(self, study: str, before: dict[str, Any] | None) -> list[dict[str, Any]]:
         live: list[tuple[str, str, Attributes]] = []
-        query = {"bool": {"filter": [{"term": {"study": study}}, {"term": {"deleted": False}}]}}
+        query = {"bool": {"filter": [{"term": {"collection": study}}, {"term": {"deleted": False}}]}}
         async for page in self._cluster.pages("instances", query, [{"sop": "asc"}], ["series", "sop", "attributes"]):
             live += [(source["series"], source["sop"], orjson.loads(unpacked(source["attributes"]))) for source in page]
         by_series = {series: SeriesSummary() for series, _, _ in live}
@@ -276,7 +279,7 @@ def _row(one: OutboxRow) -> dict[str, Any]:
     return {
         "kind": "change",
         "reader": one.reader,
-        "study": one.study_instance_uid,
+        "study": one.collection,
         "sequence": one.sequence,
         "data": packed(one.data),
     }
@@ -288,7 +291,7 @@ def _both(before: bytes, now: bytes) -> bytes:
     Of an instance that is in both, the kind in the row counts: the first decision was made on what was there before.
     """
     both, new = StudyChanged.FromString(before), StudyChanged.FromString(now)
-    both.study_instance_uid = new.study_instance_uid
+    both.collection = new.collection
     versions = {one.sop_instance_uid: one.version for change in new.changes for one in change.instances}
     known: set[str] = set()
     for change in both.changes:

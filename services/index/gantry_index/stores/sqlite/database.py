@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", StudySummary, SeriesSummary)
-FORMAT = "3"
 PAGE_BYTES = 8192
 """Of a new database; one that is there keeps what it has. With 4,096 a batch changes more of them, at two calls of the system each."""
 CHECKPOINT_PAGES = 2000
@@ -47,6 +46,21 @@ CHUNK = 500
 """Parameters in one statement."""
 
 
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Tables of a database file.
+
+    Attributes:
+        statements: that make them.
+        format: version of them, which the file remembers.
+        migrations: by an older version, the statements that make the next one of it.
+    """
+
+    statements: str
+    format: int
+    migrations: Mapping[int, str] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Kept(Generic[S]):
     """A study or series: what it is to be, its row (0: none yet), and the attributes whose terms are in the database."""
@@ -57,9 +71,15 @@ class Kept(Generic[S]):
 
 
 class Database:
-    """One database file: a writer connection in its thread, reader connections in theirs."""
+    """One database file: a writer connection in its thread, reader connections in theirs.
 
-    def __init__(self, path: Path, schema: str, readers: int, added: str = "") -> None:
+    Opening a file of an older format migrates it.
+
+    Raises (when opened):
+        errors.Conflict: the file has a format that this program does not know.
+    """
+
+    def __init__(self, path: Path, schema: Schema, readers: int) -> None:
         self.path = path
         self.opened = random_hex(16)
         """A name that no other database has, nor this one when it is opened again."""
@@ -70,13 +90,9 @@ class Database:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.writer = self._connected()
         if not self.writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-            self.writer.executescript(f"BEGIN; {schema} INSERT INTO meta VALUES ('format', '{FORMAT}'); COMMIT;")
+            self.writer.executescript(f"BEGIN; {schema.statements} INSERT INTO meta VALUES ('format', '{schema.format}'); COMMIT;")
             fsync_directory(path.parent)
-        found = self.writer.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()[0]
-        if found != FORMAT:
-            raise errors.Conflict(f"{path} has format {found}, this program writes {FORMAT}: delete it and reindex")
-        if added:
-            self.writer.executescript(f"BEGIN; {added} COMMIT;")
+        self._migrate(schema)
         self._here = self._connected()
         self.path_ids: dict[str, int] = {}
         """Of the table `paths`, the number of each."""
@@ -87,6 +103,20 @@ class Database:
         self.memories = CountBoundedCache[tuple[str, ...], terms.Memory](KEPT_MEMORIES)
         """Of series, what the terms of their last instance were derived from."""
         self._read_anew()
+
+    def _migrate(self, schema: Schema) -> None:
+        """Bring the file to the format of this program, one version at a time; each is one transaction."""
+        found = int(meta(self.writer, "format"))
+        for version in range(found, schema.format):
+            if version not in schema.migrations:
+                break
+            remembered = f"UPDATE meta SET value = '{version + 1}' WHERE name = 'format'"
+            self.writer.executescript(f"BEGIN IMMEDIATE; {schema.migrations[version]} {remembered}; COMMIT;")
+            log.info("index store migrated", extra={"file": self.path.name, "format": version + 1})
+        found = int(meta(self.writer, "format"))
+        if found != schema.format:
+            self.close()
+            raise errors.Conflict(f"{self.path} has format {found}, this program writes {schema.format}: delete it and reindex")
 
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)

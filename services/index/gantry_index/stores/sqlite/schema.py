@@ -1,5 +1,11 @@
 """Tables of the index store in SQLite.
 
+`outbox` has two kinds of rows, so that a commit changes one page for both: `c` and the sequence in 20 digits, what one event changed and is
+to be published; `s` and the study, the last upload of a study that has not settled. Its `study` is the key of any collection.
+
+`instances` has everything that is kept, by the key of its collection. `series` is empty where that is a non-patient resource, which has
+no row in `studies` and `series`.
+
 Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
 an instance that is gone stay until the next generation: their owner is not live any more, and row ids are never used again.
 
@@ -9,9 +15,10 @@ own after the batch was answered. Terms of one owner stand in one of the two tab
 reads both (docs/decisions/0004-recent-terms.md).
 """
 
+from gantry_index.stores.sqlite.database import Schema
 from gantry_standard.query.levels import Level
 
-SCHEMA = """
+STATEMENTS = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE studies (
     id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL,
@@ -24,11 +31,11 @@ CREATE TABLE series (
 );
 CREATE INDEX series_in_order ON series (number, series);
 CREATE TABLE instances (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, sop TEXT NOT NULL UNIQUE, study TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sop TEXT NOT NULL UNIQUE, collection TEXT NOT NULL, series TEXT NOT NULL, number INTEGER NOT NULL,
     version INTEGER NOT NULL, deleted INTEGER NOT NULL, record BLOB NOT NULL, attributes BLOB NOT NULL, fragment BLOB NOT NULL
 );
-CREATE INDEX instances_of_series ON instances (study, series, deleted, number, sop);
-CREATE INDEX instances_in_order ON instances (number, sop) WHERE deleted = 0;
+CREATE INDEX instances_of_series ON instances (collection, series, deleted, number, sop);
+CREATE INDEX instances_in_order ON instances (number, sop) WHERE deleted = 0 AND series <> '';
 CREATE TABLE paths (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
 CREATE TABLE terms (
     path INTEGER NOT NULL, value TEXT NOT NULL, owner INTEGER NOT NULL, item INTEGER NOT NULL, root INTEGER NOT NULL,
@@ -46,20 +53,28 @@ CREATE TABLE dead (
 CREATE INDEX dead_in_order ON dead (kind, lies_in, object, offset);
 CREATE TABLE packs (object TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE poison (sequence INTEGER PRIMARY KEY, reason TEXT NOT NULL);
+CREATE TABLE poison_names (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE outbox (
+    key TEXT PRIMARY KEY, sequence INTEGER NOT NULL, reader TEXT NOT NULL, study TEXT NOT NULL, data BLOB NOT NULL
+) WITHOUT ROWID;
 """
-ADDED = """
+MIGRATIONS = {
+    3: """
+ALTER TABLE instances RENAME COLUMN study TO collection;
+DROP INDEX instances_in_order;
+CREATE INDEX instances_in_order ON instances (number, sop) WHERE deleted = 0 AND series <> '';
 CREATE TABLE IF NOT EXISTS poison_names (name TEXT PRIMARY KEY, sequence INTEGER NOT NULL, pack TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
     key TEXT PRIMARY KEY, sequence INTEGER NOT NULL, reader TEXT NOT NULL, study TEXT NOT NULL, data BLOB NOT NULL
 ) WITHOUT ROWID;
-"""
-"""Tables that a database made by an older program gets when it is opened.
+""",
+}
+"""Format 4 has collections, of which a study is one, the names of poison events, and the outbox."""
 
-`outbox` has two kinds of rows, so that a commit changes one page for both: `c` and the sequence in 20 digits, what one event changed and is
-to be published; `s` and the study, the last upload of a study that has not settled.
-"""
+SCHEMA = Schema(STATEMENTS, 4, MIGRATIONS)
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
-KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("study", "series", "sop")}
+KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("collection", "series", "sop")}
+"""A study's key is `study` in its own table and in that of its series, and a `collection` in that of instances."""
 
 
 def change_key(sequence: int) -> str:

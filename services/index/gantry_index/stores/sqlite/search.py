@@ -14,12 +14,12 @@ from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 
-UID_COLUMN = {STUDY_UID: "study", SERIES_UID: "series", SOP_UID: "sop"}
+UID_LEVEL = {STUDY_UID: Level.STUDY, SERIES_UID: Level.SERIES, SOP_UID: Level.INSTANCE}
 FRAGMENT = {
     Level.INSTANCE: "x.fragment",
     **{
         level: "(SELECT i.fragment FROM instances i WHERE "
-        + " AND ".join(f"i.{column} = x.{column}" for column in KEY_COLUMNS[level])
+        + " AND ".join(f"i.{inner} = x.{outer}" for inner, outer in zip(KEY_COLUMNS[Level.INSTANCE], KEY_COLUMNS[level], strict=False))
         + " AND i.deleted = 0 AND i.fragment <> x'' ORDER BY i.sop LIMIT 1)"
         for level in (Level.STUDY, Level.SERIES)
     },
@@ -113,14 +113,14 @@ class Searching:
 
     def page(self) -> Page:
         query, condition = self._query, self._condition
-        if query.study_instance_uid:
-            condition.add("x.study = ?", query.study_instance_uid)
+        if query.collection:
+            condition.add(f"x.{KEY_COLUMNS[query.level][0]} = ?", query.collection)
         if query.series_instance_uid:
             condition.add("x.series = ?", query.series_instance_uid)
         if query.visible_studies is not None:
-            condition.add(f"x.study IN ({marks(query.visible_studies)})", *query.visible_studies)
+            condition.add(f"x.{KEY_COLUMNS[query.level][0]} IN ({marks(query.visible_studies)})", *query.visible_studies)
         if query.level is Level.INSTANCE:
-            condition.add("x.deleted = 0")
+            condition.add("x.deleted = 0" if query.collection else "x.deleted = 0 AND x.series <> ''")
         for group in group_keys(query.keys):
             self._add_group(group)
         columns = ", ".join(f"x.{column}" for column in (*KEY_COLUMNS[query.level], "attributes"))
@@ -159,8 +159,9 @@ class Searching:
     def _add_group(self, group: tuple[MatchKey, ...]) -> None:
         key = group[0]
         level = key.level or self._query.level
-        column = UID_COLUMN.get(key.path[0]) if len(key.path) == 1 else None
-        if column and level.value <= self._query.level.value and key.operation is Operation.EQUAL:
+        of_level = UID_LEVEL.get(key.path[0]) if len(key.path) == 1 else None
+        if of_level and level.value <= self._query.level.value and key.operation is Operation.EQUAL:
+            column = KEY_COLUMNS[self._query.level][of_level.value - 1]
             self._condition.add(f"x.{column} IN ({marks(key.values)})", *key.values)
             return
         absent = [one for one in group if one.operation is Operation.ABSENT]
@@ -176,8 +177,8 @@ class Searching:
         if level is self._query.level:
             self._condition.add(f"x.id {operator} ({owners})", *parameters)
             return
-        columns = KEY_COLUMNS[min(level, self._query.level, key=lambda one: one.value)]
+        shared = min(level.value, self._query.level.value)
         live = " AND p.deleted = 0" if level is Level.INSTANCE else ""
-        tuple_x = ", ".join(f"x.{column}" for column in columns)
-        tuple_p = ", ".join(f"p.{column}" for column in columns)
+        tuple_x = ", ".join(f"x.{column}" for column in KEY_COLUMNS[self._query.level][:shared])
+        tuple_p = ", ".join(f"p.{column}" for column in KEY_COLUMNS[level][:shared])
         self._condition.add(f"({tuple_x}) {operator} (SELECT {tuple_p} FROM {TABLE[level]} p WHERE p.id IN ({owners}){live})", *parameters)

@@ -29,12 +29,14 @@ from gantry_index.stores.port import (
     Place,
     Present,
     Scope,
+    name_of,
 )
 from gantry_index.stores.sqlite.database import Database, chunks, fsync_directory, marks, meta, set_meta
-from gantry_index.stores.sqlite.schema import ADDED, SCHEMA, change_key
+from gantry_index.stores.sqlite.schema import KEY_COLUMNS, SCHEMA, change_key
 from gantry_index.stores.sqlite.search import Searching
 from gantry_index.stores.sqlite.writing import Writing, is_merge_due, merge_recent_terms
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Operation, Query
 
@@ -43,7 +45,6 @@ LOOKED_UP = 4
 """Rows by their key that are read on the event loop."""
 MOST_IN_STATE = 500
 """Instances whose versions are read to tell the state of a study or a series: 0.1 ms."""
-UID_COLUMNS = ("study", "series", "sop")
 
 
 class SqliteStore:
@@ -58,7 +59,7 @@ class SqliteStore:
         current = directory / "current"
         if not file_name and current.exists():
             file_name = current.read_text().strip()
-        self._database = Database(directory / (file_name or f"index-{uuid.uuid4().hex[:12]}.sqlite"), SCHEMA, readers, ADDED)
+        self._database = Database(directory / (file_name or f"index-{uuid.uuid4().hex[:12]}.sqlite"), SCHEMA, readers)
         self._retired: list[Database] = []
         if not current.exists():
             self._point_to(self._database.path.name)
@@ -71,6 +72,10 @@ class SqliteStore:
             os.fsync(file.fileno())
         temporary.rename(self._directory / "current")
         fsync_directory(self._directory)
+
+    async def outdated(self) -> str:
+        """See IndexStore. A file of an older program is migrated when it is opened."""
+        return ""
 
     async def generation(self) -> str:
         """See IndexStore."""
@@ -172,12 +177,12 @@ class SqliteStore:
 
     async def state(self, scope: Scope) -> bytes:
         """See IndexStore. Every change of an instance has a new, higher version, and a deletion leaves one less."""
-        if scope.sop_instance_uid or scope.hides(scope.study_instance_uid):
+        if scope.sop_instance_uid or scope.hides(scope.collection):
             return b""
         database = self._database
-        condition, parameters = "study = ?", [scope.study_instance_uid]
+        condition, parameters = "collection = ?", [scope.collection]
         if scope.series_instance_uid:
-            condition, parameters = "study = ? AND series = ?", [scope.study_instance_uid, scope.series_instance_uid]
+            condition, parameters = "collection = ? AND series = ?", [scope.collection, scope.series_instance_uid]
         statement = f"SELECT count(*), max(version) FROM (SELECT version FROM instances WHERE {condition} AND deleted = 0 LIMIT ?)"
         count, newest = await database.read(lambda connection: connection.execute(statement, (*parameters, MOST_IN_STATE + 1)).fetchone())
         return f"{database.opened} {count} {newest}".encode() if 0 < count <= MOST_IN_STATE else b""
@@ -186,8 +191,8 @@ class SqliteStore:
         """See IndexStore."""
         visible = sorted(visible_studies) if visible_studies is not None else []
         places = ", ".join(f"?{number}" for number in range(4, 4 + len(visible)))
-        dead = "deleted = 1" if visible_studies is None else f"deleted = 1 AND study IN ({places})"
-        columns = UID_COLUMNS
+        dead = "deleted = 1" if visible_studies is None else f"deleted = 1 AND collection IN ({places})"
+        columns = KEY_COLUMNS[Level.INSTANCE]
         for number, column in enumerate(columns):
             # A UID may be that of a series and of an instance: what an earlier column has found is left out.
             condition = " AND ".join([f"{column} = ?1", *(f"{earlier} <> ?1" for earlier in columns[:number])])
@@ -258,7 +263,9 @@ class SqliteStore:
             statements = (
                 "SELECT count(*) FROM studies",
                 "SELECT count(*) FROM series",
-                "SELECT count(*) FROM instances WHERE deleted = 0",
+                # Each part is counted in an index of its own.
+                "SELECT (SELECT count(*) FROM instances WHERE deleted = 0 AND series <> '')"
+                " + (SELECT count(*) FROM instances WHERE collection >= 'a' AND deleted = 0)",
                 "SELECT count(*) FROM poison",
             )
             return Counts(*(connection.execute(statement).fetchone()[0] for statement in statements))
@@ -325,11 +332,13 @@ def _fragment(sop: str, version: int, fragment: bytes, record: bytes | None) -> 
 
 
 def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list[Any]:
-    found = connection.execute(f"SELECT deleted, study, series, sop, {columns} FROM instances WHERE sop = ?", (scope.sop_instance_uid,))
+    found = connection.execute(
+        f"SELECT deleted, collection, series, sop, {columns} FROM instances WHERE sop = ?", (scope.sop_instance_uid,)
+    )
     values = found.fetchone()
     if (
         values is None
-        or (scope.study_instance_uid and scope.study_instance_uid != values[1])
+        or (scope.collection and scope.collection != values[1])
         or (scope.series_instance_uid and scope.series_instance_uid != values[2])
         or scope.hides(values[1])
     ):
@@ -340,15 +349,19 @@ def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list
 
 
 def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple[str, str]]:
-    condition, parameters = "study = ?", [scope.study_instance_uid]
+    """Return collection and series of what there is; a non-patient resource is one series without a name."""
+    within, parameters = "", [scope.collection]
     if scope.series_instance_uid:
-        condition, parameters = condition + " AND series = ?", [*parameters, scope.series_instance_uid]
-    statement = f"SELECT study, series FROM series WHERE {condition} ORDER BY number, series"
-    is_hidden = scope.hides(scope.study_instance_uid)
+        within, parameters = " AND series = ?", [*parameters, scope.series_instance_uid]
+    if is_study(scope.collection):
+        statement = f"SELECT study, series FROM series WHERE study = ?{within} ORDER BY number, series"
+    else:
+        statement = f"SELECT collection, series FROM instances WHERE collection = ?{within} AND deleted = 0 LIMIT 1"
+    is_hidden = scope.hides(scope.collection)
     if not is_hidden and (found := connection.execute(statement, parameters).fetchall()):
         return found
-    what = f"series {scope.series_instance_uid}" if scope.series_instance_uid else f"study {scope.study_instance_uid}"
-    if not is_hidden and connection.execute(f"SELECT 1 FROM instances WHERE {condition} LIMIT 1", parameters).fetchone():
+    what = name_of(scope)
+    if not is_hidden and connection.execute(f"SELECT 1 FROM instances WHERE collection = ?{within} LIMIT 1", parameters).fetchone():
         raise errors.Gone(f"{what} was deleted")
     raise errors.NotFound(f"{what} is not here")
 
@@ -358,7 +371,7 @@ def _page_of_series(
 ) -> tuple[list[Any], tuple[int, str] | None]:
     found = connection.execute(
         f"SELECT number, sop, {columns} FROM instances"
-        " WHERE study = ? AND series = ? AND deleted = 0 AND (number, sop) > (?, ?) ORDER BY number, sop LIMIT ?",
+        " WHERE collection = ? AND series = ? AND deleted = 0 AND (number, sop) > (?, ?) ORDER BY number, sop LIMIT ?",
         (*series, *after, PAGE),
     ).fetchall()
     return [values[1:] for values in found], (found[-1][0], found[-1][1]) if len(found) == PAGE else None

@@ -8,13 +8,13 @@ from pathlib import Path
 from gantry_index.levels.rows import workitem_row
 from gantry_index.levels.summary import decoded, start_of, workitem_terms
 from gantry_index.stores.port import Page, WorkitemDocument
-from gantry_index.stores.sqlite.database import Database, marks, meta, set_meta
+from gantry_index.stores.sqlite.database import Database, Schema, marks, meta, set_meta
 from gantry_index.stores.sqlite.search import Condition
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import MatchKey, Operation, Query, group_keys
 from gantry_standard.workitems import studies_of
 
-WORKITEM_SCHEMA = """
+WORKITEM_STATEMENTS = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE workitems (
     id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, sort_key TEXT NOT NULL, version INTEGER NOT NULL,
@@ -26,14 +26,18 @@ CREATE TABLE terms (
     PRIMARY KEY (path, value, owner, item)
 ) WITHOUT ROWID;
 CREATE INDEX terms_of_owner ON terms (owner);
-"""
-STUDIES_SCHEMA = """
 CREATE TABLE studies (workitem INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (workitem, study)) WITHOUT ROWID;
 """
-"""The studies that a workitem refers to. Databases of older programs have no such table."""
-
-
 CLEAR = "DELETE FROM workitems; DELETE FROM terms; DELETE FROM studies; DELETE FROM meta WHERE name = 'cursor';"
+MIGRATIONS = {
+    3: f"""
+CREATE TABLE IF NOT EXISTS studies (workitem INTEGER NOT NULL, study TEXT NOT NULL, PRIMARY KEY (workitem, study)) WITHOUT ROWID;
+{CLEAR}
+""",
+}
+"""Format 4 has the studies that a workitem refers to. They fill as the stream is read again from its beginning: everything is a copy."""
+
+WORKITEM_SCHEMA = Schema(WORKITEM_STATEMENTS, 4, MIGRATIONS)
 
 
 class SqliteWorkitemStore:
@@ -41,10 +45,6 @@ class SqliteWorkitemStore:
 
     def __init__(self, directory: Path, readers: int = 2) -> None:
         self._database = Database(directory / "workitems.sqlite", WORKITEM_SCHEMA, readers)
-        writer = self._database.writer
-        if not writer.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone():
-            # It fills as the stream is read again from its beginning: everything in this database is a copy.
-            writer.executescript(f"BEGIN; {STUDIES_SCHEMA} {CLEAR} COMMIT;")
 
     async def cursor(self) -> int:
         """See WorkitemStore."""

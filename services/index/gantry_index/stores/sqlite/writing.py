@@ -9,7 +9,6 @@ import orjson
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_index.levels.summary import (
     INSTANCE_NUMBER,
-    NOT_TERMS_OF_INSTANCE,
     SERIES_NUMBER,
     Attributes,
     SeriesSummary,
@@ -17,6 +16,7 @@ from gantry_index.levels.summary import (
     computed_terms,
     decoded,
     level_terms,
+    not_terms_of,
     parsing,
     sort_number,
     tabulated,
@@ -25,7 +25,9 @@ from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Mo
 from gantry_index.stores.sqlite.database import Database, Kept, S, marks, set_meta
 from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE, change_key, settling_key
 from gantry_runtime import telemetry
+from gantry_runtime.stored_instances import collection_of
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.query import terms
 from gantry_standard.query.levels import Level
 from gantry_standard.query.terms import Term
@@ -102,7 +104,7 @@ class Writing:
         if batch.settled:
             removed = [(settling_key(study), sequence) for study, sequence in batch.settled.items()]
             self.connection.executemany("DELETE FROM outbox WHERE key = ? AND sequence = ?", removed)
-        rows = [(change_key(one.sequence), one.sequence, one.reader, one.study_instance_uid, one.data) for one in batch.outbox]
+        rows = [(change_key(one.sequence), one.sequence, one.reader, one.collection, one.data) for one in batch.outbox]
         rows += [(settling_key(study), sequence, batch.reader, study, b"") for study, sequence in batch.settling.items()]
         if rows:
             self.connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)", rows)
@@ -137,33 +139,34 @@ class Writing:
         self._database.recent_terms += sum(len(found) for _, found in self._terms)
 
     def _before(self, sop: str) -> tuple[int, str, int, int]:
-        """Return row id, study, version and whether it is a tombstone of what is there; zeros where nothing is."""
+        """Return row id, collection, version and whether it is a tombstone of what is there; zeros where nothing is."""
         if sop in self.absent:
             return 0, "", 0, 0
-        statement = "SELECT id, study, version, deleted FROM instances WHERE sop = ?"
+        statement = "SELECT id, collection, version, deleted FROM instances WHERE sop = ?"
         found: tuple[int, str, int, int] | None = self.connection.execute(statement, (sop,)).fetchone()
         return found or (0, "", 0, 0)
 
     def _put(self, sop: str, put: Put, before: tuple[int, str, int, int]) -> None:
+        collection = collection_of(put.stored)
         if before[0]:
             if before[2] >= put.version:
                 return
             if not before[3]:
-                self._recount |= {before[1], put.stored.study_instance_uid}
+                self._recount |= {one for one in (before[1], collection) if is_study(one)}
             self.connection.execute("DELETE FROM instances WHERE id = ?", (before[0],))
         with parsing(sop):
             dataset = decoded(put.dicom_json)
             attributes = tabulated(dataset)
             number = sort_number(attributes, INSTANCE_NUMBER, NUMBER_ABSENT)
-            derived = terms.derive(dataset, NOT_TERMS_OF_INSTANCE, memory=self._memory(put))
+            derived = terms.derive(dataset, not_terms_of(collection), memory=self._memory(put))
         stored = put.stored
         record = InstanceRecord(stored=stored, version=put.version).SerializeToString()
         cursor = self.connection.execute(
-            "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
+            "INSERT INTO instances (sop, collection, series, number, version, deleted, record, attributes, fragment)"
             " VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
             (
                 sop,
-                stored.study_instance_uid,
+                collection,
                 stored.series_instance_uid,
                 number,
                 put.version,
@@ -175,30 +178,32 @@ class Writing:
         for limit, number in derived.left_out.items():
             telemetry.TERMS_LEFT_OUT.labels(limit).inc(number)
         self._terms.append((int(cursor.lastrowid or 0) * 4 + Level.INSTANCE.value, derived.terms))
-        self._added.setdefault(stored.study_instance_uid, []).append((stored.series_instance_uid, sop, attributes))
+        if is_study(collection):
+            self._added.setdefault(collection, []).append((stored.series_instance_uid, sop, attributes))
 
     def _memory(self, put: Put) -> terms.Memory | None:
         """Return what is remembered of the series of an instance; of a large one nothing is."""
         if len(put.dicom_json) > INLINE_JSON_BYTES:
             return None
-        memories, series = self._database.memories, (put.stored.study_instance_uid, put.stored.series_instance_uid)
+        memories, series = self._database.memories, (collection_of(put.stored), put.stored.series_instance_uid)
         memory = memories.get(series)
         return memory if memory is not None else memories.put(series, {})
 
     def _remove(self, sop: str, remove: Remove) -> None:
         """Leave a tombstone, also of what was never here."""
-        before = self.connection.execute("SELECT study, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
+        before = self.connection.execute("SELECT collection, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
         if before and before[1] >= remove.version:
             return
-        if before and not before[2]:
+        if before and not before[2] and is_study(before[0]):
             self._recount.add(before[0])
         stored = remove.stored
         record = InstanceRecord(stored=stored, version=remove.version).SerializeToString()
         self.connection.execute(
-            "INSERT INTO instances (sop, study, series, number, version, deleted, record, attributes, fragment)"
-            " VALUES (?, ?, ?, 0, ?, 1, ?, x'', x'') ON CONFLICT (sop) DO UPDATE SET study = excluded.study, series = excluded.series,"
-            " version = excluded.version, deleted = 1, record = excluded.record, fragment = x'', attributes = x''",
-            (sop, stored.study_instance_uid, stored.series_instance_uid, remove.version, record),
+            "INSERT INTO instances (sop, collection, series, number, version, deleted, record, attributes, fragment)"
+            " VALUES (?, ?, ?, 0, ?, 1, ?, x'', x'') ON CONFLICT (sop) DO UPDATE SET collection = excluded.collection,"
+            " series = excluded.series, version = excluded.version, deleted = 1, record = excluded.record, fragment = x'',"
+            " attributes = x''",
+            (sop, collection_of(stored), stored.series_instance_uid, remove.version, record),
         )
 
     def _move(self, sop: str, move: Move) -> None:
@@ -212,7 +217,7 @@ class Writing:
         self._gather(study, self._kept(Level.STUDY, (study,), StudySummary()), by_series, added)
 
     def _recount_study(self, study: str) -> None:
-        rows = self.connection.execute("SELECT series, sop, attributes FROM instances WHERE study = ? AND deleted = 0", (study,))
+        rows = self.connection.execute("SELECT series, sop, attributes FROM instances WHERE collection = ? AND deleted = 0", (study,))
         live = [(series, sop, orjson.loads(attributes)) for series, sop, attributes in rows]
         by_series = {series: self._kept(Level.SERIES, (study, series), SeriesSummary()) for series in {series for series, _, _ in live}}
         for (series,) in self.connection.execute("SELECT series FROM series WHERE study = ?", (study,)).fetchall():
