@@ -56,6 +56,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         servers.stop()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse ids that do not exist, and more than three on one test; let a worker run all tests of a module in tests/unit.
 

@@ -12,6 +12,7 @@ from tests.support.dicomweb import DicomWeb
 from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests stay together on a worker of pytest-xdist, and which run on the distributed set with `make test-all` only.
 
