@@ -10,8 +10,7 @@ BIN := $(VENV)/bin
 DISTRIBUTIONS := libs/standard libs/contracts libs/runtime services/gateway services/blob services/index services/renderer services/workflow libs/suite
 EDITABLE := $(foreach d,$(DISTRIBUTIONS),-e ./$(d))
 
-# The groups run in the order of collection: black-box modules, which take longest, before unit tests.
-PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest
 ALL_TESTS := tests --ignore tests/compose
 # Without compiled files each worker rewrites and compiles all tests again.
 unexport PYTHONDONTWRITEBYTECODE

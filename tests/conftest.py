@@ -1,7 +1,6 @@
 """Fixtures that every kind of test may use, the real servers of a run, and the tracing of requirements."""
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 ROWS = pytest.StashKey[dict[str, requirements.Row]]()
 OUTCOMES = pytest.StashKey[dict[str, dict[str, str]]]()
 SERVERS = pytest.StashKey[RealServers]()
-UNIT = Path(__file__).parent / "unit"
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -50,21 +48,23 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(servers.missing)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let pytest-xdist distribute the tests by our groups."""
+    from tests.support.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop what was started."""
     if servers := config.stash.get(SERVERS, None):
         servers.stop()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse ids that do not exist, and more than three on one test; let a worker run all tests of a module in tests/unit.
-
-    A group for each module saves 4 ms of CPU for each test, and module fixtures are made once.
-    """
+    """Refuse ids that do not exist, and more than three on one test."""
     for item in items:
-        if UNIT in item.path.parents and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(UNIT))))
         ids = _ids(item)
         if wrong := requirements.check_ids(ids, config.stash[ROWS]):
             raise pytest.UsageError(f"{item.nodeid}: {wrong}")
@@ -81,7 +81,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     ids = dict(report.user_properties).get("requirements")
     if not ids or _CONFIG is None or is_worker(_CONFIG):
         return
-    outcomes, test = _CONFIG.stash[OUTCOMES], re.sub(r"@[^\]]*$", "", report.nodeid)  # pytest-xdist appends the group
+    outcomes, test = _CONFIG.stash[OUTCOMES], report.nodeid
     if report.when == "call" or report.outcome != "passed":
         before = outcomes.get(test, {}).get("outcome")
         outcomes[test] = {"ids": str(ids), "outcome": report.outcome if before in (None, "passed") else str(before)}

@@ -12,18 +12,12 @@ from tests.support.dicomweb import DicomWeb
 from tests.support.suite import STORE_SETS, Suite, distributed, one_machine
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together on a worker of pytest-xdist, and which run on the distributed set with `make test-all` only.
-
-    The tests of a module on one set of stores are a group: what the module stores or starts is then made once for each set.
-    """
+    """Mark the tests that run on the distributed set with `make test-all` only."""
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         store_set = store_set_of(item)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {store_set}"))
         if store_set == "distributed" and item.get_closest_marker("distributed") is None:
             item.add_marker(pytest.mark.thorough)
 

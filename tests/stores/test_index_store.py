@@ -711,7 +711,6 @@ async def one_study(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
         yield opened
 
 
-@pytest.mark.xdist_group("studies match")
 @pytest.mark.parametrize(("parameters", "expected"), [case for case in MATCHES if case[1] is not None], ids=str)
 async def test_studies_match(one_study: IndexStore, parameters: dict[str, str], expected: bool) -> None:
     assert await uids(one_study, **parameters) == ([STUDY] if expected else [])
