@@ -55,7 +55,7 @@ _NUMBERED = frozenset({"Value", "Item", "PersonName"})
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _SPACE = re.compile(r"[ \t\r\n]+")
 # Spellings of numbers that are not finite: xs:double, Python, JavaScript -> the DICOM JSON of this program.
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "infinity": "Infinity", "-inf": "-Infinity", "-infinity": "-Infinity"}

@@ -34,7 +34,7 @@ _PLAIN_DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*")
 _INTEGER = rb"-?(?:0|[1-9][0-9]{0,14})"
 _PLAIN_INTEGERS = re.compile(_INTEGER + rb"(?:\\" + _INTEGER + rb")*")
 _ANY_INTEGER = re.compile(r"[+-]?[0-9]{1,32}")
-_ANY_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_ANY_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 Encoder = Callable[[bytes, CharacterSet], bytes]
 """Encodes a non-empty value field as a JSON array; b"" if it contains only padding."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from gantry_standard import errors
+from gantry_standard.http import parameters
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 _MOST_PADDING_BYTES = 1024
@@ -218,7 +219,7 @@ def _parse_headers(block: bytes, part: int) -> dict[str, str]:
     return headers
 
 
-_PARAMETER = re.compile(r';\s*(?:([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^";]*?)))?\s*(?=;|$)')
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z\-]+")
 
 
 def parse_content_type(text: str) -> tuple[str, dict[str, str]]:
@@ -234,20 +235,15 @@ def parse_content_type(text: str) -> tuple[str, dict[str, str]]:
 
     Source: RFC 9110 §8.3.1; PS3.18 §8.7.1.
     """
-    media_type, semicolon, rest = text.partition(";")
-    media_type = media_type.strip().lower()
-    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z\-]+/[!#$%&'*+.^_`|~0-9a-z\-]+", media_type):
+    media_type, *pieces = parameters.split(text, ";")
+    media_type = media_type.lower()
+    main, slash, sub = media_type.partition("/")
+    if not slash or not _TOKEN.fullmatch(main) or not _TOKEN.fullmatch(sub):
         raise errors.BadRequest("Content-Type is no media type, expected type/subtype")
-    parameters: dict[str, str] = {}
-    rest = semicolon + rest.rstrip()
-    position = 0
-    while position < len(rest):
-        match = _PARAMETER.match(rest, position)
-        if match is None:
+    values: dict[str, str] = {}
+    for piece in filter(None, pieces):
+        name, equals, value = (part.strip() for part in piece.partition("="))
+        if not equals or not _TOKEN.fullmatch(name) or ('"' in value and not parameters.is_quoted(value)):
             raise errors.BadRequest("a parameter of Content-Type cannot be read, expected ;name=value")
-        position = match.end()
-        name, quoted, bare = match.groups()
-        if name:
-            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare
-            parameters.setdefault(name.lower(), value)
-    return media_type, parameters
+        values.setdefault(name.lower(), parameters.unquote(value))
+    return media_type, values

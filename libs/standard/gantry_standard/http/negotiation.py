@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
+from gantry_standard.http import parameters
 from gantry_standard.http.media_types import (
     ALIASES,
     BULKDATA,
@@ -125,37 +126,13 @@ def _type_covers(wide: str, narrow: str) -> bool:
     return wide in ("*/*", narrow) or (wide.endswith("/*") and narrow.startswith(wide[:-1]))
 
 
-def _split(text: str, separator: str) -> list[str]:
-    """Split outside quoted strings; an unclosed quotation mark reaches to the end."""
-    pieces, begin, quoted, position = [], 0, False, 0
-    while position < len(text):
-        character = text[position]
-        if character == "\\" and quoted:
-            position += 1
-        elif character == '"':
-            quoted = not quoted
-        elif character == separator and not quoted:
-            pieces.append(text[begin:position])
-            begin = position + 1
-        position += 1
-    pieces.append(text[begin:])
-    return [piece.strip() for piece in pieces]
-
-
-def _unquote(value: str) -> str:
-    value = value.strip()
-    if len(value) > 1 and value[0] == value[-1] == '"':
-        value = re.sub(r"\\(.)", r"\1", value[1:-1])
-    return value.strip()
-
-
 def _parameters(pieces: Iterable[str]) -> list[tuple[str, str]]:
     """Return name, value pairs; invalid parameters are left out."""
     pairs = []
     for piece in pieces:
         name, equals, value = piece.partition("=")
         if equals and _TOKEN.fullmatch(name.strip()):
-            pairs.append((name.strip().lower(), _unquote(value)))
+            pairs.append((name.strip().lower(), parameters.unquote(value.strip()).strip()))
     return pairs
 
 
@@ -169,7 +146,7 @@ def _media_type(text: str) -> str:
 
 
 def _parse_range(text: str) -> Range | None:
-    first, *rest = _split(text, ";")
+    first, *rest = parameters.split(text, ";")
     media_type = _media_type(first)
     pairs = _parameters(rest)
     qualities = [value for name, value in pairs if name == "q"]
@@ -199,7 +176,7 @@ def parse(text: str) -> tuple[Range, ...]:
 
     Source: RFC 7231 §5.3.2; a trailing or doubled separator is tolerated.
     """
-    ranges = (_parse_range(piece) for piece in _split(text, ",")[:MOST_RANGES])
+    ranges = (_parse_range(piece) for piece in parameters.split(text, ",")[:MOST_RANGES])
     return tuple(media_range for media_range in ranges if media_range is not None)
 
 

@@ -82,7 +82,7 @@ def fold_name(text: str) -> str:
     """Return a component group of a PN for comparison: without case, accents, and trailing delimiters."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())
     bare = "".join(character for character in decomposed if not unicodedata.combining(character))
-    return re.sub(r"\s*\^\s*", "^", bare).strip().rstrip("^")
+    return "^".join(part.strip() for part in bare.split("^")).rstrip("^")
 
 
 def number(text: str) -> str:
