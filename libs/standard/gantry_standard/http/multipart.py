@@ -13,8 +13,10 @@ from enum import Enum, auto
 from gantry_standard import errors
 from gantry_standard.http import parameters
 
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+_BOUNDARY = re.compile(r"[ -~]{0,999}[!-~]")
+"""RFC 2046 §5.1.1 allows 70 characters of a smaller set; Orthanc sends 73. Whatever a header field can hold is read without ambiguity."""
 _MOST_PADDING_BYTES = 1024
+_HYPHEN, _CARRIAGE_RETURN = b"-\r"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class Reader:
 
     def __init__(self, boundary: str, limits: Limits | None = None) -> None:
         if not _BOUNDARY.fullmatch(boundary):
-            raise errors.BadRequest("the boundary of a multipart payload has 1 to 70 characters of RFC 2046 §5.1.1; this one has not")
+            raise errors.BadRequest(
+                "the boundary of a multipart payload has 1 to 1,000 printable characters of ASCII, no space at its end; this one has not"
+            )
         # Every delimiter begins after a line break: a line feed, and the carriage return before it if there is one.
         self._delimiter = b"\n--" + boundary.encode("ascii")
         self._limits = limits or Limits()
@@ -186,7 +190,9 @@ class Reader:
         """
         if data.startswith(b"--", after):
             return 0
-        if data[after:] in (b"", b"-"):
+        # Lengths are compared, not slices of the rest: data may hold what looks like a delimiter again and again.
+        left = len(data) - after
+        if left == 0 or (left == 1 and data[after] == _HYPHEN):
             return None
         position = after
         while position < len(data) and data[position] in b" \t":
@@ -197,12 +203,13 @@ class Reader:
             return position + 1
         if data.startswith(b"\n", position):
             return position
-        return None if data[position:] in (b"", b"\r") else -1
+        left = len(data) - position
+        return None if left == 0 or (left == 1 and data[position] == _CARRIAGE_RETURN) else -1
 
 
 def _before_line_break(data: bytes, first: int, line_feed: int) -> int:
     """Return where data ends before a line feed: before its carriage return, when that is not before `first`."""
-    return line_feed - 1 if line_feed > first and data[line_feed - 1] == 0x0D else line_feed
+    return line_feed - 1 if line_feed > first and data[line_feed - 1] == _CARRIAGE_RETURN else line_feed
 
 
 def _parse_headers(block: bytes, part: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_broken_payload_is_refused(payload: bytes, found: str) -> None:
         read("B", [payload])
 
 
-@pytest.mark.parametrize("boundary", ["", " ", "a ", "x" * 71, "a\r\nb", "ä", 'a"b', "a;b"])
+@pytest.mark.parametrize("boundary", ["", " ", "a ", "x" * 1001, "a\r\nb", "ä", "a\tb"])
 def test_illegal_boundary_is_refused(boundary: str) -> None:
     with pytest.raises(errors.BadRequest, match="boundary"):
         Reader(boundary)
@@ -203,4 +204,51 @@ def test_content_type_is_split(text: str, expected: tuple[str, dict[str, str]]) 
 @pytest.mark.parametrize("text", ["", "dicom", "a/b/c", "a b/c", 'a/b; c="d', "a/b; c", "a/b c=d"])
 def test_content_type_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="Content-Type"):
+        parse_content_type(text)
+
+
+@pytest.mark.parametrize(
+    "boundary", ["x" * 71, "x" * 1000, "d8c0f1e2-6a1b-4c3d-9e4f-5a6b7c8d9e0f-0a1b2c3d-4e5f-6a7b-8c9d-0e1f2a3b4c5d", 'a"b;c', "a@[b]{c}"]
+)
+def test_boundary_beyond_the_rfc_is_read(boundary: str) -> None:
+    payload = b"--" + boundary.encode() + b"\r\n\r\nabc\r\n--" + boundary.encode() + b"--"
+    assert read(boundary, [payload]) == [({}, b"abc")]
+
+
+@pytest.mark.parametrize(
+    "near",
+    [b"\n--x-z", b"\n--xz", b"\n--x \tz", b"\r\n--x-", b"\n--x\rz", b"\n-", b"\n"],
+    ids=lambda near: near.decode().encode("unicode_escape").decode(),
+)
+def test_data_full_of_near_delimiters_takes_time_in_proportion(near: bytes) -> None:
+    data = near * ((4 << 20) // len(near)) + b"."
+    reader, begin, size = Reader("x"), time.thread_time(), 0
+    payload = b"--x\r\n\r\n" + data + b"\r\n--x--"
+    for position in range(0, len(payload), 64 << 10):
+        size += sum(len(event.data) for event in reader.feed(payload[position : position + (64 << 10)]) if isinstance(event, PartData))
+    assert size == len(data)
+    assert time.thread_time() - begin < 3
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "a=" + " " * (64 << 10) + '"',
+        'a="' + '\\"' * (32 << 10),
+        ";" * (64 << 10),
+        "a=b;" * (16 << 10) + '"',
+        " " * (64 << 10),
+        '"' * (64 << 10),
+    ],
+)
+def test_long_content_type_is_read_or_refused_at_once(tail: str) -> None:
+    begin = time.thread_time()
+    with suppress(errors.BadRequest):
+        parse_content_type("multipart/related; " + tail)
+    assert time.thread_time() - begin < 0.05
+
+
+@pytest.mark.parametrize("text", ['a/b; c="', 'a/b; c="d\\"', 'a/b; c="d"e', 'a/b; c=d"e"', "a/b; c", "a/b; =d", "a/b; c d=e"])
+def test_parameter_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(errors.BadRequest, match="parameter of Content-Type"):
         parse_content_type(text)
