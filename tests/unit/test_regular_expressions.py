@@ -80,8 +80,8 @@ USES = {use.where: use for use in uses()}
 
 def texts(pattern: str) -> Iterator[str]:
     """Yield texts that make the parts of a pattern meet each other in as many ways as possible."""
-    plain = re.sub(r"\\.|[\[\](){}?*+|^$]", "", pattern)
-    alphabet = sorted({*plain, *' \t\r\n\\"=;,:/<*?.^', "0", "a", "A", "-", "+", "e", "\x1b", "[", "{"})
+    plain = re.sub(r"\\.|[\[\](){}?*+|^$]|[a-zA-Z]-[a-zA-Z]", "", pattern)
+    alphabet = sorted({*plain[:12], *' \t\n\\"=;.', "0", "a"})
     for length in (SHORT, LONG):
         for character in alphabet:
             for end in ("", "\x00", "!"):

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from gantry_standard import errors, workitems
 from gantry_standard.dicom.pydicom_tables import tag_of
-from gantry_standard.query import terms
+from gantry_standard.query import terms, wildcards
 from gantry_standard.query.levels import Level
 from gantry_standard.query.query_attributes import (
     DATE_TIME_PAIRS,
@@ -197,6 +197,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
         return False, entity.level, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
 
     keys, included = _keys(grouped, place)
+    _check_patterns(keys)
     query = Query(
         level=level,
         collection=study_uid,
@@ -219,6 +220,22 @@ def parse_workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tup
 
     Source: PS3.18 §11.9; PS3.4 Table CC.2.5-3.
     """
+    query, warnings = _workitem_query(parameters, maximum)
+    _check_patterns(query.keys)
+    return query, warnings
+
+
+def _check_patterns(keys: Iterable[MatchKey]) -> None:
+    """Refuse values with wildcards that a store could need long for."""
+    for key in keys:
+        if key.operation is Operation.PATTERN:
+            try:
+                wildcards.check(key.values[0])
+            except ValueError as error:
+                raise errors.BadRequest(f"{keyword_of(key.path[-1])}: {error}") from error
+
+
+def _workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Query, list[str]]:
     grouped = _sorted(parameters)
     grouped.not_indexed = terms.NOT_INDEXED - terms.TEXTS
     if any(TRANSACTION_UID in path for path in grouped.attributes) or any(TRANSACTION_UID in path for path in grouped.include_fields):
@@ -284,7 +301,9 @@ def parse_filter(parameters: list[tuple[str, str]]) -> Filter:
                 pairs[-1][1] += f",{key}"
             elif piece:
                 pairs.append([key, ""])
-    return _filter([(name, value) for name, value in pairs])
+    parsed = _filter([(name, value) for name, value in pairs])
+    _check_patterns(parsed.keys)
+    return parsed
 
 
 def _filter(pairs: list[tuple[str, str]]) -> Filter:
@@ -292,7 +311,7 @@ def _filter(pairs: list[tuple[str, str]]) -> Filter:
         if name not in FLAGS and not _path(name):
             raise errors.BadRequest(f"the filter names {name[:64]!r}, expected a tag or a keyword")
     normal = sorted((name if name in FLAGS else ".".join(_path(name)), value) for name, value in pairs if value != "false")
-    query, warnings = parse_workitem_query(normal, 1)
+    query, warnings = _workitem_query(normal, 1)
     if warnings:
         raise errors.BadRequest(f"the filter cannot be matched: {warnings[0]}")
     if not any(name not in FLAGS for name, _ in pairs):
@@ -352,15 +371,8 @@ def _comparisons(key: MatchKey) -> list[Callable[[str], bool]]:
     if key.operation is Operation.ALL:
         return [frozenset([value]).__contains__ for value in key.values]
     if key.operation is Operation.PATTERN:
-        pattern = _compiled(key.values[0])
-        return [lambda value: pattern.fullmatch(value) is not None]
+        return [wildcards.compiled(key.values[0]).matches]
     return [lambda value: value >= key.low and (not key.high or value <= key.high)]
-
-
-@lru_cache(4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    wild = {"*": ".*", "?": "."}
-    return re.compile("".join(wild.get(character) or re.escape(character) for character in pattern), re.DOTALL)
 
 
 def _allowed(level: Level, study_uid: str, series_uid: str) -> set[Entity]:

@@ -9,7 +9,6 @@ keep distinct values without item identity. A data set has at most 20,000 terms.
 Source: PS3.4 §C.2.2.2; PS3.18 §8.3.4.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

@@ -9,9 +9,9 @@ Source: PS3.4 §C.2.2.2.4.
 from dataclasses import dataclass
 from functools import lru_cache
 
-MOST_CHARACTERS = 256
-"""Longest pattern; a value of the VRs that allow wildcards has at most 64 characters a component group, but UC and text VRs have more."""
-MOST_STARS = 16
+MAX_CHARACTERS = 256
+"""Longest pattern. LO has at most 64 characters and a component group of PN too; UC, LT, ST and UT have more."""
+MAX_STARS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,7 @@ class Pattern:
 
 @lru_cache(4096)
 def compiled(pattern: str) -> Pattern:
-    """Return a pattern that can be matched.
-
-    Raises:
-        ValueError: it is longer than `MOST_CHARACTERS`, or has more stars than `MOST_STARS`.
-    """
-    check(pattern)
+    """Return a pattern that can be matched. `check` says which patterns are taken from a client."""
     consumes: dict[str, int] = {}
     consumes_any, stays, state = 0, 0, 1
     for character in pattern:
@@ -67,12 +62,12 @@ def compiled(pattern: str) -> Pattern:
 
 
 def check(pattern: str) -> None:
-    """Refuse a pattern that costs too much.
+    """Refuse a pattern that the stores could need long for: Elasticsearch makes an automaton of it, SQLite tries each star's places.
 
     Raises:
-        ValueError: it is longer than `MOST_CHARACTERS`, or has more stars than `MOST_STARS`.
+        ValueError: it is longer than `MAX_CHARACTERS`, or has more stars than `MAX_STARS`.
     """
-    if len(pattern) > MOST_CHARACTERS:
-        raise ValueError(f"a value with wildcards has {len(pattern)} characters, at most {MOST_CHARACTERS} are matched")
-    if (stars := pattern.count("*")) > MOST_STARS:
-        raise ValueError(f"a value has {stars} asterisks, at most {MOST_STARS} are matched")
+    if len(pattern) > MAX_CHARACTERS:
+        raise ValueError(f"a value with wildcards has {len(pattern)} characters, at most {MAX_CHARACTERS} are matched")
+    if (stars := pattern.count("*")) > MAX_STARS:
+        raise ValueError(f"a value has {stars} asterisks, at most {MAX_STARS} are matched")
