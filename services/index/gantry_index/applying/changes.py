@@ -32,7 +32,9 @@ from gantry_standard.dicom.uids import is_valid_uid
 log = logging.getLogger(__name__)
 
 GATHER_S = 0.1
-"""Seconds between a decision and its publication, so that changes of a study that come one by one share a message."""
+SLOW_GATHER_S = 0.5
+"""Seconds between a decision and its publication, so that changes of a study that come one by one share a message. With Elasticsearch
+reading the outbox is a refresh and a search, hence the longer time."""
 TIDY_S = 1.0
 """Seconds without a batch after which published rows are removed in a transaction of their own."""
 ROWS = 200
@@ -71,6 +73,7 @@ class Changes:
         self._client = client
         self._lock = lock
         self._settled_s = settled_s
+        self._gather_s = GATHER_S if store.name == "sqlite" else SLOW_GATHER_S
         self._publisher = streams.Publisher(client)
         self._windows: dict[str, _Window] = {}
         self._waiting: set[str] = set()
@@ -141,7 +144,7 @@ class Changes:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(TIDY_S, self._settled_s)):
                     await self._news.wait()
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(self._gather_s)
             self._news.clear()
             if not self._has_stream:
                 await self._ensure()
