@@ -3,13 +3,16 @@
 Source: PS3.18 §8.6.1.2; RFC 2046 §5.1.
 """
 
-import re
 import secrets
 from collections.abc import Iterable, Iterator
-from email.message import Message
 from pathlib import Path
 
+from gantry_standard import errors
+from gantry_standard.http.multipart import End, Limits, PartBegin, PartData, Reader, parse_content_type
+
 CHUNK_BYTES = 1 << 20
+LIMITS = Limits(part_header_bytes=64 << 10, parts=1 << 62)
+"""Limits of a response: a study may have any number of instances."""
 
 
 class BrokenMultipart(Exception):
@@ -42,47 +45,31 @@ def boundary_of(content_type: str) -> str:
     Raises:
         BrokenMultipart: it is not multipart/related with a boundary.
     """
-    message = Message()
-    message["Content-Type"] = content_type
-    boundary = message.get_param("boundary")
-    if message.get_content_type() != "multipart/related" or not isinstance(boundary, str):
+    try:
+        media_type, parameters = parse_content_type(content_type)
+    except errors.BadRequest:
+        media_type, parameters = "", {}
+    if media_type != "multipart/related" or not parameters.get("boundary"):
         raise BrokenMultipart(f"the answer is {content_type!r}, expected multipart/related with a boundary")
-    return boundary
+    return parameters["boundary"]
 
 
-def decode(chunks: Iterable[bytes], boundary: str) -> Iterator[PartHeaders | bytes]:
+def decode(chunks: Iterable[bytes], boundary: str) -> Iterator[PartHeaders | memoryview]:
     """Yield the headers of each part and then its bytes in chunks, without buffering a part.
 
     Raises:
-        BrokenMultipart: the body ends before its closing boundary.
+        BrokenMultipart: the boundary or the headers of a part are invalid, or the body ends before its closing boundary.
     """
-    source = iter(chunks)
-    delimiter = b"\r\n--" + boundary.encode()
-    buffer = b"\r\n"
-    inside = False
-    while True:
-        place = buffer.find(delimiter)
-        end = place + len(delimiter)
-        if place >= 0 and b"\r\n\r\n" in buffer[end:]:
-            if inside and place:
-                yield buffer[:place]
-            head, buffer = buffer[end:].split(b"\r\n\r\n", 1)
-            yield PartHeaders(_fields(head))
-            inside = True
-            continue
-        if place >= 0 and buffer[end : end + 2] == b"--":
-            if inside and place:
-                yield buffer[:place]
-            return
-        if place < 0 and inside and len(buffer) > len(delimiter):
-            yield buffer[: -len(delimiter)]
-            buffer = buffer[-len(delimiter) :]
-        try:
-            buffer += next(source)
-        except StopIteration:
-            raise BrokenMultipart("the answer broke off before its end") from None
-
-
-def _fields(head: bytes) -> dict[str, str]:
-    lines = re.split(r"\r\n", head.decode("latin-1").strip())
-    return {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    try:
+        reader = Reader(boundary, LIMITS)
+        for chunk in chunks:
+            for event in reader.feed(chunk):
+                if isinstance(event, PartBegin):
+                    yield PartHeaders(event.headers)
+                elif isinstance(event, PartData):
+                    yield event.data
+                elif isinstance(event, End):
+                    return
+    except errors.RequestError as error:
+        raise BrokenMultipart(f"the answer cannot be read: {error.message}") from error
+    raise BrokenMultipart("the answer broke off before its end")

@@ -21,7 +21,7 @@ def parts(chunks: list[bytes]) -> list[tuple[dict[str, str], bytes]]:
         if isinstance(piece, PartHeaders):
             found.append((dict(piece), b""))
         else:
-            found[-1] = (found[-1][0], found[-1][1] + piece)
+            found[-1] = (found[-1][0], found[-1][1] + bytes(piece))
     return found
 
 
@@ -39,6 +39,19 @@ def test_a_body_that_ends_early_is_broken(end: int) -> None:
         parts([BODY[:end]])
 
 
+def test_what_the_reader_of_the_standard_takes_is_taken_and_what_it_refuses_is_broken() -> None:
+    folded = b"preamble\n--B \nContent-Type: application/dicom;\n transfer-syntax=*\n\nbytes\n--B--"
+    assert parts([folded]) == [({"content-type": "application/dicom; transfer-syntax=*"}, b"bytes")]
+    with pytest.raises(BrokenMultipart, match="header line"):
+        parts([b"--B\r\nno colon\r\n\r\nx\r\n--B--\r\n"])
+
+
+def test_more_parts_than_a_store_request_may_have_are_read() -> None:
+    number = 100_010
+    body = b"--B\r\n\r\n" + b"\r\n--B\r\n\r\n" * (number - 1) + b"\r\n--B--\r\n"
+    assert sum(isinstance(piece, PartHeaders) for piece in decode([body], "B")) == number
+
+
 def test_a_large_part_is_never_held() -> None:
     def chunks() -> Iterator[bytes]:
         yield b"--B\r\nA: b\r\n\r\n"
@@ -46,7 +59,7 @@ def test_a_large_part_is_never_held() -> None:
             yield bytes(100_000)
         yield b"\r\n--B--"
 
-    assert max(len(piece) for piece in decode(chunks(), "B") if isinstance(piece, bytes)) <= 100_100
+    assert max(len(piece) for piece in decode(chunks(), "B") if isinstance(piece, memoryview)) <= 100_100
 
 
 def test_files_become_parts(tmp_path: Path) -> None:
