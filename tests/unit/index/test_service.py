@@ -465,7 +465,7 @@ async def test_a_pack_with_a_poison_event_stays_unknown_until_the_event_is_annou
 
 async def test_a_partition_that_waits_is_a_problem_whatever_the_others_apply(suite: Suite) -> None:
     suite.blob.away = {"packs/a"}
-    event = InstancesStored(object="packs/a", study_instance_uid="9", instances=[blob_pb2.StoredInstance()], facts_in_pack=True)
+    event = InstancesStored(object="packs/a", collection="9", instances=[blob_pb2.StoredInstance()], facts_in_pack=True)
     message = streams.Message(10**6, subject_of("9"), {}, event.SerializeToString())
     waiting = asyncio.create_task(suite.reader.apply("7", [message]))
     await until(lambda: suite.reader.problem)
@@ -492,7 +492,7 @@ async def test_elasticsearch_that_is_read_only_for_a_moment_is_waited_for(elasti
     assert not announced.done()
     await client.indices.put_settings(index=f"{prefix}-*", settings={"index.blocks.read_only": None})
     assert await announced == {0: NEW, 1: NEW}
-    assert len(await suite.records(study_instance_uid=STUDY)) == 2
+    assert len(await suite.records(collection=STUDY)) == 2
     assert (await poison_events(suite), await unknown(suite, "packs/0001")) == (0, [])
     for index in await client.indices.get(index=f"{prefix}-*"):
         await client.indices.delete(index=index)
