@@ -43,7 +43,7 @@ MOST_RANGES = 64
 """Maximum number of media ranges of one header; the rest is ignored."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
+_QUALITY = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 _PARAMETERS_WITH_MEANING = frozenset({"q", "type", "transfer-syntax", "charset", "boundary", "start", "start-info"})
 
 

@@ -8,7 +8,7 @@ from gantry_blob.storing import coercion
 from gantry_standard import errors
 from gantry_standard.dicom.value_forms import VALUE_FORMS, has_form
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
-from gantry_standard.http import rendering_parameters
+from gantry_standard.http import negotiation, rendering_parameters
 from gantry_standard.query import terms
 from gantry_workflow.workitems import dataset
 
@@ -122,6 +122,11 @@ def test_a_person_name_of_a_workitem_has_64_characters_per_group() -> None:
     for wrong in ("a" * 65, "a=b", "a\\b"):
         with pytest.raises(errors.BadRequest, match="no person name"):
             parsed(wrong)
+
+
+def test_a_quality_has_no_digits_of_other_scripts() -> None:
+    assert negotiation._QUALITY.fullmatch("0.125")
+    assert negotiation._QUALITY.fullmatch("0." + "125".translate(ARABIC_INDIC)) is None
 
 
 def test_window_values_are_no_digits_of_other_scripts() -> None:
