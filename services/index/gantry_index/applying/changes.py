@@ -27,6 +27,7 @@ from gantry_runtime import telemetry
 from gantry_runtime.events import streams
 from gantry_runtime.process import end_tasks
 from gantry_standard import errors
+from gantry_standard.dicom.collections import is_study
 from gantry_standard.dicom.uids import is_valid_uid
 
 log = logging.getLogger(__name__)
@@ -254,6 +255,7 @@ class Changes:
             self.removed(published, settled)
 
 
-def _subject(name: str, study: str) -> str:
-    """Return the subject of a message about a study. A UID that is none could not stand in it."""
-    return streams.SUBJECTS[name].format(uid=study if is_valid_uid(study) else "invalid")
+def _subject(name: str, collection: str) -> str:
+    """Return the subject of a message about a collection. A UID that is none could not stand in it."""
+    is_possible = not is_study(collection) or is_valid_uid(collection)
+    return streams.SUBJECTS[name].format(uid=collection if is_possible else "invalid")
