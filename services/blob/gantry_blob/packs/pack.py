@@ -27,15 +27,11 @@ from gantry_standard.http.random_bits import random_hex
 
 PREFIX = "packs/"
 SUFFIX = ".pack"
-COPY_SUFFIX = ".copy.pack"
-"""Of packs that hold what was left of another one."""
 
 MAGIC = b"GNTPACK\x01"
 FOOTER = struct.Struct("<Q32s8s")
 TAIL_BYTES = 64 << 10
 HOUR_S = 3_600
-INLINE_JSON_BYTES = 64 << 10
-"""DICOM JSON up to this rides in the trailer."""
 
 _INSTANCES = blob_pb2.PackTrailer.DESCRIPTOR.fields_by_name["instances"].number
 

@@ -35,7 +35,7 @@ from gantry_blob.threads import in_thread
 from gantry_runtime import telemetry
 from gantry_runtime.events.streams import SUBJECTS, Publisher, partition_of
 from gantry_runtime.rpc import rpc_errors
-from gantry_runtime.stored_instances import collection_of
+from gantry_runtime.stored_instances import COPY_SUFFIX, collection_of
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 
@@ -230,7 +230,7 @@ class Sweeper:
             one for one, state in zip(left, states, strict=True) if name_of(one) not in copied and state.object in ("", sweep.object)
         ]
         if missing:
-            sweep.into = pack.new_key(pack.COPY_SUFFIX)
+            sweep.into = pack.new_key(COPY_SUFFIX)
             await self._write_down(sweep)
             await in_thread(self._pool, _copy, self._store, sweep, missing)
             telemetry.SWEEPER_PACKS.labels("copied").inc()

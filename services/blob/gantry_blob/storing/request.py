@@ -17,7 +17,7 @@ from typing import IO
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.packs.announcement import PackEvents
-from gantry_blob.packs.pack import INLINE_JSON_BYTES, PackLimits, PackWriter, new_key
+from gantry_blob.packs.pack import PackLimits, PackWriter, new_key
 from gantry_blob.stores.port import ObjectStore
 from gantry_blob.storing import second_reader
 from gantry_blob.storing.admission import Terms, admit
@@ -28,6 +28,7 @@ from gantry_blob.storing.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.callers import ANONYMOUS, Caller
 from gantry_runtime.rpc.channels import CHUNK_BYTES
+from gantry_runtime.stored_instances import INLINE_JSON_BYTES
 from gantry_standard import errors, reasons
 from gantry_standard.dicom.collections import NON_PATIENT_COLLECTIONS, is_study
 from gantry_standard.dicom.elements import Elements

@@ -16,6 +16,7 @@ from gantry_index.applying.decide import is_same, without_json
 from gantry_index.applying.reader import BLOB_TIMEOUT_S, keep_decision, read_json, read_trailer
 from gantry_index.stores.port import Batch, Change, Dead, IndexStore, Place, Put, Remove, place_of
 from gantry_runtime.rpc import rpc_errors
+from gantry_runtime.stored_instances import COPY_SUFFIX
 from gantry_standard import errors
 from gantry_standard.dicom.collections import is_study
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHUNK = 500
-COPY_SUFFIX = ".copy.pack"
-"""Of packs that hold what was left of another one."""
 LIST_TIMEOUT_S = 600.0
 
 

@@ -12,9 +12,6 @@ from gantry.events.v1.events_pb2 import Decision
 from gantry_standard.dicom.collections import is_study
 from gantry_standard.query.matching import Query
 
-INLINE_JSON_BYTES = 64 << 10
-"""DICOM JSON up to this size is kept in index; a larger one by its location in the pack."""
-
 PAGE = 500
 """Records or fragments in one piece of an answer."""
 

@@ -12,6 +12,7 @@ from gantry_blob.packs.copy import copy_instance, name_of
 from gantry_blob.packs.verify import verify_pack
 from gantry_blob.stores.directory import DirectoryStore
 from gantry_blob.storing.request import StoreRules, Upload
+from gantry_runtime.stored_instances import COPY_SUFFIX
 from gantry_standard import errors
 from tests.support import instances
 from tests.support.blob_service import upload_messages
@@ -43,7 +44,7 @@ async def written(store: DirectoryStore) -> tuple[str, list[blob_pb2.StoredInsta
 
 
 def copied(store: DirectoryStore, chosen: list[blob_pb2.StoredInstance]) -> list[blob_pb2.StoredInstance]:
-    writer = pack.PackWriter(store.create(pack.new_key(pack.COPY_SUFFIX)), "", replaces=chosen[0].location.object)
+    writer = pack.PackWriter(store.create(pack.new_key(COPY_SUFFIX)), "", replaces=chosen[0].location.object)
     for one in chosen:
         copy_instance(store, one, writer)
     writer.seal()

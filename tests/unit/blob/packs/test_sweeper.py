@@ -22,6 +22,7 @@ from gantry_blob.storing.request import StoreRules, Upload
 from gantry_index.edge import MOST_DESCRIBED, MOST_DUE
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
+from gantry_runtime.stored_instances import COPY_SUFFIX
 from gantry_runtime.threads import Threads
 from gantry_standard import errors
 from tests.support import instances
@@ -189,7 +190,7 @@ async def test_a_pack_stays_for_its_readers_after_what_is_left_of_it_was_copied(
     key, found = await world.store_pack()
     world.delete(found[0])
     await world.finish()
-    copy, first = sorted(world.keys("packs/"), key=lambda one: not one.endswith(pack.COPY_SUFFIX))
+    copy, first = sorted(world.keys("packs/"), key=lambda one: not one.endswith(COPY_SUFFIX))
     assert first == key
     assert [name_of(one) for one in pack.read_trailer(world.store, copy).instances] == [name_of(one) for one in found[1:]]
     assert pack.read_trailer(world.store, copy).replaces == key

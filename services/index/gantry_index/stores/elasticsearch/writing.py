@@ -35,9 +35,9 @@ from gantry_index.stores.elasticsearch.mappings import (
     settling_id,
     term_fields,
 )
-from gantry_index.stores.port import DUE_KINDS, INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Change, Move, OutboxRow, PoisonEvent, Put, Remove
+from gantry_index.stores.port import DUE_KINDS, NUMBER_ABSENT, Batch, Change, Move, OutboxRow, PoisonEvent, Put, Remove
 from gantry_runtime import telemetry
-from gantry_runtime.stored_instances import collection_of
+from gantry_runtime.stored_instances import INLINE_JSON_BYTES, collection_of
 from gantry_standard import errors
 from gantry_standard.dicom.collections import is_study
 from gantry_standard.query import terms

@@ -21,11 +21,11 @@ from gantry_index.levels.summary import (
     sort_number,
     tabulated,
 )
-from gantry_index.stores.port import INLINE_JSON_BYTES, NUMBER_ABSENT, Batch, Move, PoisonEvent, Put, Remove
+from gantry_index.stores.port import NUMBER_ABSENT, Batch, Move, PoisonEvent, Put, Remove
 from gantry_index.stores.sqlite.database import Database, Kept, S, marks, set_meta
 from gantry_index.stores.sqlite.schema import KEY_COLUMNS, TABLE, change_key, settling_key
 from gantry_runtime import telemetry
-from gantry_runtime.stored_instances import collection_of
+from gantry_runtime.stored_instances import INLINE_JSON_BYTES, collection_of
 from gantry_standard import errors
 from gantry_standard.dicom.collections import is_study
 from gantry_standard.query import terms
