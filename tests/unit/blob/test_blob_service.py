@@ -287,6 +287,63 @@ async def test_metadata_larger_than_the_limit_fails_and_the_others_are_kept(tmp_
     assert [(result.part_number, result.failure_reason) for result in results] == [(0, 0x0110), (1, 0)]
 
 
+def nested_json(depth: int) -> bytes:
+    """Return DICOM JSON with sequences nested `depth` deep, as text: no library writes 10,000 levels."""
+    data_set = instances.general(instances.SECONDARY_CAPTURE, "OT")
+    head = json.dumps(json_model(data_set)).removesuffix("}").encode()
+    return head + b"," + b'"0040A730":{"vr":"SQ","Value":[{' * depth + b"}]}" * depth + b"}"
+
+
+def nested_xml(depth: int) -> bytes:
+    """Return a Native DICOM Model document with sequences nested `depth` deep."""
+    data_set = instances.general(instances.SECONDARY_CAPTURE, "OT")
+    uids = {0x0020000D: data_set.StudyInstanceUID, 0x0020000E: data_set.SeriesInstanceUID}
+    uids |= {0x00080016: data_set.SOPClassUID, 0x00080018: data_set.SOPInstanceUID}
+    head = "".join(f'<DicomAttribute tag="{tag:08X}" vr="UI"><Value number="1">{uid}</Value></DicomAttribute>' for tag, uid in uids.items())
+    begin, end = '<DicomAttribute tag="0040A730" vr="SQ"><Item number="1">', "</Item></DicomAttribute>"
+    return f'<NativeDicomModel xml:space="preserve">{head}{begin * depth}{end * depth}</NativeDicomModel>'.encode()
+
+
+def nested_file(depth: int) -> bytes:
+    """Return a PS3.10 file with sequences nested `depth` deep, all of undefined length."""
+    begin = b"\x40\x00\x30\xa7SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    end = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    return instances.encoded(instances.general(instances.SECONDARY_CAPTURE, "OT")) + begin * depth + end * depth
+
+
+NESTED = {"application/dicom+json": nested_json, "application/dicom+xml": nested_xml, "application/dicom": nested_file}
+
+
+@pytest.mark.parametrize("content_type", NESTED)
+@pytest.mark.parametrize("depth", [1, 64, 65, 80, 84, 85, 100, 254, 300, 340, 341, 342, 1000, 10_000])
+async def test_sequences_nested_too_deep_fail_their_own_data_set_only(local: RunningBlob, content_type: str, depth: int) -> None:
+    messages = [
+        *part_messages(0, "application/dicom", ct()),
+        *part_messages(1, content_type, NESTED[content_type](depth)),
+        *part_messages(2, "application/dicom", ct()),
+    ]
+    results = await store_messages(local, messages)
+    failed = [result for result in results if result.failure_reason]
+    assert len(results) == 3
+    assert [result.failure_reason for result in failed] == [0x0110] * (depth > 64)
+    assert all("nested deeper than" in result.explanation for result in failed)
+
+
+async def test_of_an_array_only_the_data_set_that_is_nested_too_deep_fails(local: RunningBlob) -> None:
+    document = b"[" + b",".join([nested_json(1), nested_json(300), nested_json(64)]) + b"]"
+    results = await store_messages(local, part_messages(0, "application/dicom+json", document))
+    assert [(result.part_number, result.failure_reason) for result in results] == [(1, 0), (2, 0x0110), (3, 0)]
+    assert json.loads(document)[1]["00080018"]["Value"] == [results[1].sop_instance_uid]
+
+
+@pytest.mark.parametrize("value", [b"[" * 300 + b"]" * 300, b'{"x":' * 300 + b"1" + b"}" * 300], ids=["arrays", "objects"])
+async def test_what_is_nested_without_sequences_is_answered_for_its_part(local: RunningBlob, value: bytes) -> None:
+    document = nested_json(1).removesuffix(b"}") + b', "00100010": {"vr": "PN", "Value": ' + value + b"}}"
+    messages = [*part_messages(0, "application/dicom+json", document), *part_messages(1, "application/dicom", ct())]
+    results = await store_messages(local, messages)
+    assert [(result.part_number, result.failure_reason) for result in results] == [(1, 0), (2, 0x0110)]
+
+
 async def test_without_its_end_nothing_of_a_request_is_stored(local: RunningBlob) -> None:
     with pytest.raises(errors.BadRequest):
         await local.store_parts([ct() for _ in range(5)], end=False)

@@ -45,6 +45,8 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf, "i
 # In values of these VRs a backslash is the delimiter (PS3.5 §6.2), so one in a JSON value separates values.
 _SINGLE_VALUED = frozenset((b"LT", b"ST", b"UT", b"UR"))
 _VALUE_KEYS = ("Value", "InlineBinary", "BulkDataURI")
+_LEVELS_OF_A_LEAF = 4
+"""Levels below the last sequence: data set, element, Value, person name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,16 @@ Piece = bytes | BulkReference
 def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
     """Parse a DICOM JSON document: an array of objects, or a single object.
 
+    The objects may be nested up to 1,024 deep. Check them with `is_too_deep` before a function that calls itself gets them.
+
     Raises:
         ScanFailure: it is neither.
     """
     try:
         model = orjson.loads(document)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError as error:
+        if " limit " in str(error):  # orjson: "depth limit exceeded" or, older, "Recursion limit reached"
+            raise ScanFailure("sequences are nested deeper than any reader allows", reasons.PROCESSING_FAILURE) from None
         raise ScanFailure("the metadata is not JSON", reasons.CANNOT_UNDERSTAND) from None
     data_sets = [model] if isinstance(model, dict) else model
     if not isinstance(data_sets, list) or not data_sets or not all(isinstance(entry, dict) for entry in data_sets):
@@ -81,9 +87,34 @@ def parse_data_sets(document: bytes) -> list[dict[str, Any]]:
     return data_sets
 
 
+def is_too_deep(data_set: JsonDataSet, most_depth: int) -> bool:
+    """Return whether a parsed DICOM JSON object has more levels than sequences nested `most_depth` deep can have.
+
+    It goes level by level and does not call itself, so it takes any depth. A sequence is three levels: element, Value, item.
+    """
+    level: list[Any] = [data_set]
+    for _ in range(3 * most_depth + _LEVELS_OF_A_LEAF):
+        level = [
+            entry
+            for container in level
+            for entry in (container.values() if type(container) is dict else container)
+            if type(entry) in (dict, list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def serialise(data_set: JsonDataSet) -> bytes:
-    """Return a DICOM JSON object as UTF-8."""
-    return orjson.dumps(data_set)
+    """Return a DICOM JSON object as UTF-8.
+
+    Raises:
+        ScanFailure: its objects and arrays are nested more than 254 deep, as orjson allows.
+    """
+    try:
+        return orjson.dumps(data_set)
+    except orjson.JSONEncodeError:
+        raise ScanFailure("the metadata cannot be written as JSON", reasons.PROCESSING_FAILURE) from None
 
 
 def is_ascii(value: Any) -> bool:

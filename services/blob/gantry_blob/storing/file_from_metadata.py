@@ -99,13 +99,22 @@ class Assembly:
         data_set: DICOM JSON object, keys in upper case; it is changed.
         transfer_syntax_uid: transfer-syntax parameter of the metadata part, or "".
         most_depth: sequences within sequences.
+        failure: why no file is to be made of it; None where one is.
     """
 
-    def __init__(self, data_set: dict[str, Any], transfer_syntax_uid: str, parts: PayloadParts, most_depth: int) -> None:
+    def __init__(
+        self,
+        data_set: dict[str, Any],
+        transfer_syntax_uid: str,
+        parts: PayloadParts,
+        most_depth: int,
+        failure: ScanFailure | None = None,
+    ) -> None:
         self._data_set = data_set
         self._named = transfer_syntax_uid or _text(data_set, TRANSFER_SYNTAX_UID)
         self._parts = parts
         self._most_depth = most_depth
+        self._failure = failure
         self._frames: _Frames | None = None
         self._transfer_syntax_uid = EXPLICIT_VR_LITTLE_ENDIAN
 
@@ -128,6 +137,8 @@ class Assembly:
             ) from None
 
     def _file(self) -> Iterator[bytes]:
+        if self._failure is not None:
+            raise self._failure
         self._prepare_pixel_data()
         self._prepare_document()
         sop_class_uid, sop_instance_uid = _uid(self._data_set, "00080016"), _uid(self._data_set, "00080018")

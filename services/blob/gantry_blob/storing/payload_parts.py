@@ -16,11 +16,12 @@ from gantry.blob.v1 import blob_pb2
 from gantry_blob.storing.spool import Spool, SpooledBytes
 from gantry_standard import errors, reasons
 from gantry_standard.dicom import native_xml
-from gantry_standard.dicom.json_to_explicit import parse_data_sets, serialise
+from gantry_standard.dicom.json_to_explicit import is_too_deep, parse_data_sets, serialise
 from gantry_standard.dicom.limits import Limits, ScanFailure
 from gantry_standard.http.media_types import ALIASES, DICOM, DICOM_JSON, DICOM_XML, OCTET_STREAM
 from gantry_standard.http.multipart import parse_content_type
 
+UIDS = ("0020000D", "0020000E", "00080016", "00080018")
 METADATA = frozenset((DICOM_JSON, DICOM_XML, "application/json"))
 
 
@@ -64,10 +65,14 @@ class BulkPart:
 
 @dataclass(frozen=True, slots=True)
 class PendingDataSet:
-    """A data set that was sent as metadata: its DICOM JSON object, and the transfer-syntax parameter of its part."""
+    """A data set that was sent as metadata: its DICOM JSON object, and the transfer-syntax parameter of its part.
+
+    Where it cannot be stored, `failure` says why, and the object has its UIDs only.
+    """
 
     json: SpooledBytes
     transfer_syntax_uid: str
+    failure: ScanFailure | None = None
 
     def load(self) -> dict[str, Any]:
         """Return the object; keys at its root are in upper case."""
@@ -131,9 +136,13 @@ class PayloadParts:
         data, self._metadata = bytes(self._metadata), bytearray()
         data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else parse_data_sets(data)
         for data_set in data_sets:
+            failure = None
+            if is_too_deep(data_set, self._limits.depth):
+                failure = ScanFailure(f"sequences are nested deeper than {self._limits.depth}", reasons.PROCESSING_FAILURE)
+                data_set = _uids_of(data_set)
             begin = self._spool.length
             self._spool.write(serialise(data_set))
-            self.data_sets.append(PendingDataSet(self._spool.since(begin), found.transfer_syntax_uid))
+            self.data_sets.append(PendingDataSet(self._spool.since(begin), found.transfer_syntax_uid, failure))
 
     def _end_bulk(self, found: PartType) -> None:
         start = self._start
@@ -175,3 +184,14 @@ class PayloadParts:
             return urljoin(self._request_uri, uri)
         except ValueError:
             return uri
+
+
+def _uids_of(data_set: dict[str, Any]) -> dict[str, Any]:
+    """Return the UIDs that name an instance, as far as they are strings."""
+    uids = {}
+    for tag in UIDS:
+        element = data_set.get(tag)
+        values = element.get("Value") if isinstance(element, dict) else None
+        if isinstance(values, list) and values and isinstance(values[0], str):
+            uids[tag] = {"vr": "UI", "Value": [values[0]]}
+    return uids

@@ -202,19 +202,8 @@ class Part:
         return _pieces(self.rewritten)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        if self.failure is not None:
-            return
-        try:
-            step()
-        except ScanFailure as failure:
-            self.failure = failure
-        except (errors.RetryLater, OSError):
-            raise
-        except Exception as error:
-            # A fault of the scan must not fail the other parts. Its message could hold values of the data set: not logged.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error("scan failed", extra={"error": type(error).__name__, "file": where.filename, "line": where.lineno})
-            self.failure = ScanFailure("the instance could not be scanned", reasons.PROCESSING_FAILURE)
+        if self.failure is None:
+            self.failure = failure_of(step)
 
     def rendition(self) -> Iterator[bytes]:
         """Yield the bytes that the scan made."""
@@ -229,6 +218,26 @@ class Part:
         self._held.forget()
         if self.rewritten is not None:
             self.rewritten.close()
+
+
+def failure_of(step: Callable[[], None]) -> ScanFailure | None:
+    """Do one step for one part; return why the part fails, None where it does not.
+
+    Raises:
+        errors.RetryLater, OSError: the whole request fails.
+    """
+    try:
+        step()
+    except ScanFailure as failure:
+        return failure
+    except (errors.RetryLater, OSError):
+        raise
+    except Exception as error:
+        # A fault of the scan must not fail the other parts. Its message could hold values of the data set: not logged.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("scan failed", extra={"error": type(error).__name__, "file": where.filename, "line": where.lineno})
+        return ScanFailure("the instance could not be scanned", reasons.PROCESSING_FAILURE)
+    return None
 
 
 def _pieces(file: "IO[bytes] | tempfile.SpooledTemporaryFile[bytes]") -> Iterator[bytes]:
@@ -369,9 +378,8 @@ class Upload:
 
     def _end_payload_part(self, payload: PayloadParts) -> None:
         self._is_in_payload = False
-        try:
-            payload.end()
-        except ScanFailure as failure:
+        failure = failure_of(payload.end)
+        if failure is not None:
             self.results.append(_failed(self._numbers - 1, failure))
 
     def _assemble(self, payload: PayloadParts) -> None:
@@ -382,7 +390,7 @@ class Upload:
             part, pack = self._part, self._pack
             assert part is not None
             assert pack is not None
-            assembly = Assembly(pending.load(), pending.transfer_syntax_uid, payload, self._rules.scan.depth)
+            assembly = Assembly(pending.load(), pending.transfer_syntax_uid, payload, self._rules.scan.depth, pending.failure)
             part.assemble(self._while_wanted(assembly.pieces()), pack.write)
             self._end_part()
         for bulk in payload.unused():

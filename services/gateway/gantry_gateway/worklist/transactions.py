@@ -239,7 +239,10 @@ async def _payload(request: Request, is_optional: bool = False) -> bytes:
         found = found[0]
     if not isinstance(found, dict):
         raise errors.BadRequest("the payload is no DICOM JSON object, nor an array of one")
-    return orjson.dumps(found)
+    try:
+        return orjson.dumps(found)
+    except orjson.JSONEncodeError:
+        raise errors.BadRequest("the payload has objects and arrays nested deeper than 254") from None
 
 
 def _only_part(body: bytes, parameters: dict[str, str]) -> tuple[str, bytes]:

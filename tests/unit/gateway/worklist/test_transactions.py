@@ -102,6 +102,14 @@ async def test_payloads_that_are_not_one_dicom_json_data_set_are_refused(http: H
     assert (await http.client.post(path, content=json.dumps(workitem()), headers=JSON)).status_code == 201
 
 
+@pytest.mark.parametrize("depth", [65, 84, 85, 100, 300, 341, 342, 5000])
+async def test_a_workitem_with_sequences_nested_too_deep_is_refused(http: Http, depth: int) -> None:
+    begin, end = b'{"0040A730": {"vr": "SQ", "Value": [', b"]}}"
+    answer = await http.client.post(f"/workitems?{uid()}", content=begin * depth + b"{}" + end * depth, headers=JSON)
+    assert answer.status_code == 400
+    assert b"nested deeper" in answer.content or b"limit" in answer.content
+
+
 async def test_what_is_not_there_or_not_acceptable(http: Http) -> None:
     item = await http.create()
     assert (await http.send("GET", f"/workitems/{uid()}")).status_code == 404
