@@ -1,4 +1,4 @@
-"""gRPC edge: parse, decide on the stream, answer."""
+"""gRPC edge of workflow: parse a request, change or read the stream WORKITEMS, build the response."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,30 +20,30 @@ from gantry_workflow.workitems.transactions import Decision
 
 
 def check_uid(uid: str) -> None:
-    """Check that a UID can be one.
+    """Check the form of a UID (PS3.5 §9.1).
 
     Raises:
-        errors.BadRequest: it is not 1 to 64 digits and dots without an empty component.
+        errors.BadRequest: it is not 1 to 64 digits and dots, or has an empty component.
     """
     if not is_valid_uid(uid):
-        raise errors.BadRequest(f"{uid[:70]!r} is no UID: expected 1 to 64 digits and dots")
+        raise errors.BadRequest(f"{uid[:70]!r} is not a UID: expected 1 to 64 digits and dots")
 
 
 def check_ae_title(ae_title: str) -> None:
-    """Check that an AE title can be one (PS3.5 §6.2).
+    """Check the form of an AE title (PS3.5 §6.2).
 
     Raises:
-        errors.BadRequest: it cannot.
+        errors.BadRequest: it is not 1 to 16 printable ASCII characters, or has a backslash.
     """
     if not is_valid_ae_title(ae_title):
         raise errors.BadRequest("an AE title has 1 to 16 printable ASCII characters, no backslash")
 
 
 class WorkflowEdge(WorkflowServiceServicer):
-    """The service as gRPC.
+    """The gRPC service of workflow.
 
     Args:
-        missing: returns what keeps the service from its work; "" when nothing does.
+        missing: returns the reason why the service is not ready; "" if it is ready.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class WorkflowEdge(WorkflowServiceServicer):
         sent = dataset.parse(request.dicom_json)
         uid, inside = request.workitem_uid, transactions.uid_of(sent)
         if uid and inside and uid != inside:
-            raise errors.BadRequest("SOP Instance UID (0008,0018) of the payload is not the workitem of the URL")
+            raise errors.BadRequest("SOP Instance UID (0008,0018) of the payload differs from the workitem UID of the URL")
         uid = uid or inside
         check_uid(uid)
         if uid in WORKLISTS:
-            raise errors.BadRequest(f"{uid} is a well-known UID and no workitem")
+            raise errors.BadRequest(f"{uid} is the well-known UID of a worklist, not the UID of a workitem")
         strict = self._settings.workitem_create == "strict"
-        # A UID that is taken is refused whoever took it: two workitems cannot have the same.
+        # A UID that is in use is refused, also if the caller may not see its workitem: two workitems cannot have the same UID.
         decision = await self._workitems.change(
             uid, lambda state, _: checked(transactions.create(state, uid, sent, strict)), "create", is_new=True
         )
@@ -105,11 +105,11 @@ class WorkflowEdge(WorkflowServiceServicer):
         uid = request.workitem_uid
         check_uid(uid)
         reasons = dataset.parse(request.dicom_json) if request.dicom_json else {}
-        worldwide = await self._workitems.subscriptions()
+        worklist_subscriptions = await self._workitems.subscriptions()
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            heard = state is not None and bool(subscriptions.audience(state, sequence, worldwide, subscriptions.LATEST))
-            return transactions.request_cancellation(state, uid, reasons, request.requesting_ae, heard)
+            has_audience = state is not None and bool(subscriptions.audience(state, sequence, worklist_subscriptions, subscriptions.LATEST))
+            return transactions.request_cancellation(state, uid, reasons, request.requesting_ae, has_audience)
 
         decision = await self._change(uid, decide, "cancelrequest")
         return pb.RequestWorkitemCancellationResponse(warnings=decision.warnings)
@@ -139,11 +139,14 @@ class WorkflowEdge(WorkflowServiceServicer):
         if uid in WORKLISTS:
             await self._change_worklist(uid, ae_title, request.filter, subscriptions.unsubscribe)
             return pb.UnsubscribeResponse()
-        worldwide = await self._workitems.subscriptions(ae_title)
+        worklist_subscriptions = await self._workitems.subscriptions(ae_title)
 
         def decide(state: WorkitemState | None, sequence: int) -> Decision:
-            hears = state is not None and subscriptions.lock_on(state, sequence, ae_title, worldwide, subscriptions.LATEST) is not None
-            return transactions.unsubscribe(state, uid, ae_title, hears)
+            is_subscribed = (
+                state is not None
+                and subscriptions.lock_on(state, sequence, ae_title, worklist_subscriptions, subscriptions.LATEST) is not None
+            )
+            return transactions.unsubscribe(state, uid, ae_title, is_subscribed)
 
         await self._change(uid, decide, "unsubscribe")
         return pb.UnsubscribeResponse()
@@ -159,53 +162,66 @@ class WorkflowEdge(WorkflowServiceServicer):
         return pb.SuspendGlobalSubscriptionResponse()
 
     async def _change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str) -> Decision:
-        """Change a workitem for the caller: one that is hidden from it is not there. Arguments and errors as `Workitems.change`."""
+        """Change a workitem for the caller; to `decide`, one that the caller may not see is None. Errors as `Workitems.change`."""
         return await self._workitems.change(uid, lambda state, sequence: checked(decide(visible(state), sequence)), kind)
 
     async def _new_filter(self, ae_title: str, text: str) -> str:
         """Return the normalised filter of a new subscription.
 
         Raises:
-            errors.BadRequest: it is none.
-            errors.Forbidden: there are as many as there may be.
+            errors.BadRequest: it is too long, or not a filter.
+            errors.Forbidden: the AE title, or all AE titles together, have the maximum of filtered subscriptions.
         """
         if len(text) > subscriptions.MAX_FILTER_CHARACTERS:
             raise errors.BadRequest(f"the filter has {len(text)} characters, expected at most {subscriptions.MAX_FILTER_CHARACTERS}")
         text = matching.read_filter(text).text
-        live = [found for found in await self._workitems.subscriptions() if found.filter and _is_live(found)]
-        others = [found for found in live if (found.ae_title, found.filter and found.filter.text) != (ae_title, text)]
-        own = sum(found.ae_title == ae_title for found in others)
+        live = [subscription for subscription in await self._workitems.subscriptions() if subscription.filter and _is_live(subscription)]
+        others = [
+            subscription
+            for subscription in live
+            if (subscription.ae_title, subscription.filter and subscription.filter.text) != (ae_title, text)
+        ]
+        own = sum(subscription.ae_title == ae_title for subscription in others)
         if own >= subscriptions.MAX_FILTERS_OF_ONE or len(others) >= subscriptions.MAX_FILTERS:
             raise errors.Forbidden(
-                f"there are {own} filtered subscriptions of {ae_title} and {len(others)} in all, which is as many as there may be"
+                f"{ae_title} has {own} filtered subscriptions, expected fewer than {subscriptions.MAX_FILTERS_OF_ONE}; "
+                f"all AE titles have {len(others)}, expected fewer than {subscriptions.MAX_FILTERS}"
             )
         return text
 
     async def _change_worklist(self, uid: str, ae_title: str, text: str, change: "ChangeSubscription") -> None:
-        """Change the subscription of an AE title to the whole worklist, or its filtered ones: that of a filter, or all.
+        """Change a subscription of an AE title to the worklist.
+
+        Args:
+            uid: whether the subscription to the whole worklist or filtered ones are changed.
+            text: the filter of the filtered subscription; "" for all filtered subscriptions of the AE title.
 
         Raises:
-            errors.NotFound: there is none to change.
+            errors.NotFound: there is no such subscription.
         """
         texts = [""]
         if uid == FILTERED_SUBSCRIPTION and text:
             texts = [matching.read_filter(text).text]
         elif uid == FILTERED_SUBSCRIPTION:
-            texts = [found.filter.text for found in await self._workitems.subscriptions(ae_title) if found.filter and _is_live(found)]
+            texts = [
+                subscription.filter.text
+                for subscription in await self._workitems.subscriptions(ae_title)
+                if subscription.filter and _is_live(subscription)
+            ]
         refused: errors.NotFound | None = None
         changed = False
-        for one in texts:
+        for filter_text in texts:
             try:
-                await self._workitems.change_subscription(ae_title, one, lambda state, sequence: change(state, sequence, ae_title))
+                await self._workitems.change_subscription(ae_title, filter_text, lambda state, sequence: change(state, sequence, ae_title))
                 changed = True
             except errors.NotFound as error:
-                # Of several filters one may be suspended or ended already.
+                # One of several subscriptions may already be suspended or ended.
                 refused = error
         if not changed:
             raise refused or errors.NotFound(f"{ae_title} does not subscribe to the filtered worklist")
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
-        """Say whether changes can be made, and how far reports are written."""
+        """Return whether workflow is ready, and up to which sequence event reports are written."""
         try:
             last, reported = await self._reports.progress()
         except errors.GantryError as error:
@@ -215,9 +231,9 @@ class WorkflowEdge(WorkflowServiceServicer):
 
 
 def visible(state: WorkitemState | None) -> WorkitemState | None:
-    """Return a workitem as the caller sees it: None where it is hidden.
+    """Return a workitem if the caller may see it, else None.
 
-    Nothing is known any more of the studies of a deleted one: a restricted caller is not told that it was there.
+    A tombstone does not record the studies of its workitem, so a restricted caller does not see it (404 instead of 410).
     """
     caller = call_context.caller()
     if state is None or not caller.is_restricted:
@@ -226,13 +242,14 @@ def visible(state: WorkitemState | None) -> WorkitemState | None:
 
 
 def checked(decision: Decision) -> Decision:
-    """Return a decision whose workitem the caller may still see.
+    """Return a decision, unless the caller could not see the workitem after it.
 
     Raises:
-        errors.BadRequest: it refers to no study, or to one that the caller may not see, whether there is such a study or not.
+        errors.BadRequest: the workitem refers to no study, or to one that the caller may not see. Whether such a study exists
+            makes no difference.
     """
     if decision.state is not None and visible(decision.state) is None:
-        raise errors.BadRequest("a workitem of this caller refers to at least one study, and only to studies that the caller may see")
+        raise errors.BadRequest("a workitem of this caller must refer to at least one study, and only to studies that the caller may see")
     return decision
 
 

@@ -33,10 +33,10 @@ RETRY_S = 0.2
 
 
 async def opens(running: process.Process, settings: WorkflowSettings) -> None:
-    """Open everything; return when requests are served. Waits while NATS is away.
+    """Open connections and streams, start the tasks, and return when requests are served. Block while NATS or blob does not answer.
 
     Raises:
-        SettingsError: a rule is wrong.
+        SettingsError: `GANTRY_WORKITEM_RULES` cannot be read, or a rule is wrong.
     """
     stack, rules = running.stack, read_rules(settings)
     client = await stack.enter_async_context(streams.connected(settings.nats_url, "workflow"))
@@ -71,7 +71,7 @@ async def opens(running: process.Process, settings: WorkflowSettings) -> None:
 
 
 def read_rules(settings: WorkflowSettings) -> tuple[Rule, ...]:
-    """Read the rules that make workitems of what arrives; none where no file is set.
+    """Read the rules that create workitems for arriving studies; return () if no file is set.
 
     Raises:
         SettingsError: the file cannot be read, or rules in it are wrong; one line per problem.
@@ -85,8 +85,8 @@ def read_rules(settings: WorkflowSettings) -> tuple[Rule, ...]:
 
 
 async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
-    """Make the streams that workflow owns, with what the object store has of them; wait for NATS and blob as long as it takes."""
-    told = ""
+    """Create the streams WORKITEMS and REPORTS, and restore WORKITEMS from the object store; retry until NATS and blob answer."""
+    last_reason = ""
     while True:
         try:
             await backup.restore(js, blob)
@@ -94,14 +94,14 @@ async def open_streams(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> No
             await streams.ensure_stream(js, streams.REPORTS)
             return
         except errors.GantryError as error:
-            if error.message != told:
+            if error.message != last_reason:
                 log.warning("waiting for streams", extra={"reason": error.message})
-            told = error.message
+            last_reason = error.message
             await asyncio.sleep(RETRY_S)
 
 
 def main() -> int:
-    """Run until told to stop."""
+    """Run until a signal stops the process; return the exit status."""
     return process.run("workflow", WorkflowSettings, opens)
 
 

@@ -39,14 +39,16 @@ class WorkflowSettings(ProcessSettings):
     workitem_rules_quiet_s: str = setting("", "Refused; replaced by `GANTRY_STUDY_SETTLED_S`.")
 
     def __post_init__(self) -> None:
-        """Check what belongs together.
+        """Check settings that depend on each other.
 
         Raises:
-            ValueError: naming each setting that is wrong.
+            ValueError: the message names the setting that is wrong.
         """
         if self.workitem_rules_quiet_s:
-            raise ValueError("GANTRY_WORKITEM_RULES_QUIET_S: index says now when a study has settled; set GANTRY_STUDY_SETTLED_S instead")
+            raise ValueError(
+                "GANTRY_WORKITEM_RULES_QUIET_S: index now decides when a study has settled; set GANTRY_STUDY_SETTLED_S instead"
+            )
         if self.workitem_rules is None:
             return
         if not self.workitem_rules_url.startswith(("http://", "https://")):
-            raise ValueError("GANTRY_WORKITEM_RULES: GANTRY_WORKITEM_RULES_URL is missing, or does not begin with http:// or https://")
+            raise ValueError("GANTRY_WORKITEM_RULES: GANTRY_WORKITEM_RULES_URL is not set, or does not begin with http:// or https://")

@@ -1,11 +1,12 @@
-"""Makes workitems of what arrives, as the operator's rules say (`workitem_rules.py`).
+"""Creates workitems for arriving studies by the operator's rules (`arrivals/rules.py`).
 
-A study has arrived when index says on the stream CHANGES that it has settled: no instance of it came for a while. One process follows
-that stream behind a lease; its cursor is before the oldest study that is not worked on yet, so that nothing is forgotten whenever it dies.
-What it does may be done again: the UID of a workitem follows from the rule and what matched, so that a second time it is there already.
+A study has arrived when index publishes on the stream CHANGES that it has settled: no upload of an instance came for
+`GANTRY_STUDY_SETTLED_S`. The process that holds the lease follows that stream. Its cursor stays before the oldest study that is still to
+be processed, so no study is lost if the process dies. A study may be processed twice: the UID of a workitem is computed from the rule
+and what matched, so the second time the workitem exists.
 
-What is on CHANGES is applied in index, so its metadata can be read at once. Deletions are no arrivals, and of what has been deleted
-meanwhile nothing is made.
+Index has applied what it publishes on CHANGES, so the metadata can be read at once. A deletion is not an arrival, and no workitem is
+created for what was deleted meanwhile.
 """
 
 import asyncio
@@ -46,37 +47,37 @@ log = logging.getLogger(__name__)
 CURSOR = "settled"
 """Key of the cursor on CHANGES."""
 STORE_CURSOR = "arrived"
-"""Key of the cursor on STORE, which an earlier version followed. What comes after it is tried once more, then it is forgotten."""
+"""Key of the cursor on STORE, which an earlier version followed. Rules are tried once on the studies after it; then it is cleared."""
 SETTLED = streams.SUBJECTS["StudySettled"].format(uid=">")
 STORE_QUIET_S = 30.0
-"""Seconds that such a study is waited for: it may be arriving still."""
+"""Seconds before such a study is processed, as it may still be arriving."""
 LEASE = "workflow.arrivals"
 LOOK_S = 0.5
-"""Seconds between two looks for studies that have arrived, while nothing comes."""
+"""Seconds between two checks for due studies while no message arrives."""
 CURSOR_S = 1.0
 RETRY_S = 1.0
-"""Seconds after which a study is looked at again when index or blob does not answer, or is not that far."""
+"""Seconds until a study is tried again if index or blob does not answer, or index has not applied its uploads."""
 RPC_S = 60.0
 CONCURRENCY = 4
-"""Studies that are worked on at once."""
+"""Studies that are processed at the same time."""
 MAX_WAITING = 10_000
-"""Studies that are waited for at once; with more the stream is not read on."""
+"""Most studies that wait to be processed; with more, the stream is not read on."""
 MAX_INPUTS = 20_000
-"""Most instances of one workitem's input, so that its data set mostly stays below MAX_DATASET_BYTES; of more no workitem is made."""
+"""Most input instances of one workitem, so that its data set usually stays below MAX_DATASET_BYTES; with more, none is created."""
 LARGEST_JSON_BYTES = 64 << 20
-"""Larger metadata of an instance is not looked at: it matches no rule."""
+"""Most bytes of metadata of an instance; an instance with more matches no rule."""
 
 SERIES_INSTANCE_UID, SOP_INSTANCE_UID = "0020000E", "00080018"
 
 
 @dataclass
 class Waiting:
-    """A study that has settled and is not worked on yet.
+    """A study that has settled and is still to be processed.
 
     Attributes:
-        first: sequence on CHANGES of the first message that it has settled.
-        due_s: monotonic time at which it is looked at.
-        applied: sequence on STORE that index must have applied before.
+        first: sequence on CHANGES of the first message about it.
+        due_s: monotonic time from which on it may be processed.
+        applied: sequence on STORE that index must have applied before; 0 for none.
     """
 
     first: int
@@ -85,33 +86,36 @@ class Waiting:
 
 
 @dataclass
-class Found:
-    """What matched in one study: for each rule and what a workitem of it is for, what the rule needs of the first instance.
+class MatchedInstances:
+    """What matched in one study.
 
-    The first is that of the least series number, then instance number.
+    Attributes:
+        instances: (index of the rule, UIDs of the study, series or instance that a workitem is for) → the attributes that the rule
+            needs of the first matching instance. The first has the lowest series number, then the lowest instance number.
     """
 
     instances: dict[tuple[int, tuple[str, ...]], Dataset] = field(default_factory=dict)
 
 
 async def begin(js: JetStreamContext, has_rules: bool) -> None:
-    """Let arrivals count from now on, where they do not already; without rules forget from where they counted.
+    """Set the cursor to the end of CHANGES if there are rules and no cursor; clear it if there are no rules.
 
-    Waits for NATS as long as it takes. Called before requests are served, so that what is stored after a start with rules counts.
+    Retries until NATS answers. It is called before requests are served, so that rules apply to everything stored after the first start
+    with rules.
     """
     while True:
         try:
             bucket = await streams.open_bucket(js, BUCKET)
-            noted, revision = await bucket.get(CURSOR)
-            if has_rules and not noted:
+            stored_cursor, revision = await bucket.get(CURSOR)
+            if has_rules and not stored_cursor:
                 await bucket.replace(CURSOR, str(await _end(js)).encode(), revision)
-            elif noted and not has_rules:
+            elif stored_cursor and not has_rules:
                 await bucket.put(CURSOR, b"")
             if not has_rules and (await bucket.get(STORE_CURSOR))[0]:
                 await bucket.put(STORE_CURSOR, b"")
             return
         except errors.Conflict:
-            log.debug("another process has begun")
+            log.debug("another process has set the cursor")
         except errors.GantryError as error:
             log.warning("waiting for streams", extra={"reason": error.message})
         await asyncio.sleep(LOOK_S)
@@ -125,7 +129,7 @@ async def _end(js: JetStreamContext) -> int:
 
 
 class Arrivals:
-    """Follows which studies have settled and makes workitems, while this process holds the lease."""
+    """Follows which studies have settled and creates workitems, while this process holds the lease."""
 
     def __init__(
         self,
@@ -144,7 +148,11 @@ class Arrivals:
         self._waiting: dict[str, Waiting] = {}
 
     async def lead(self, holder: str) -> None:
-        """Work whenever this process holds the lease, for ever."""
+        """Acquire the lease and follow the stream while it is held; repeat until cancelled.
+
+        Args:
+            holder: identifies this process in the lease.
+        """
         await leases.hold_lease(self._js, LEASE, holder, self._work)
 
     async def _work(self) -> None:
@@ -158,18 +166,18 @@ class Arrivals:
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
-        """Follow the stream from the cursor on, for ever.
+        """Follow the stream from the cursor on until cancelled.
 
         Raises:
-            errors.Conflict: the stream ends before the cursor: index has to make it anew.
+            errors.Conflict: the stream ends before the cursor: index must create it again.
             errors.Unavailable: NATS does not answer.
         """
         bucket = await streams.open_bucket(self._js, BUCKET)
         cursor = position = int((await bucket.get(CURSOR))[0] or b"0")
         self._waiting = {}
-        noted_s = 0.0
+        stored_s = 0.0
         await self._note_left_on_store(bucket, cursor)
-        left = set(self._waiting)
+        from_store = set(self._waiting)
         async with aclosing(streams.read_from(self._js, CHANGES, cursor, [SETTLED], wait_s=LOOK_S)) as batches:
             async for batch in batches:
                 for message in batch:
@@ -179,26 +187,26 @@ class Arrivals:
                 while len(self._waiting) >= MAX_WAITING:
                     await asyncio.sleep(LOOK_S)
                     await self._work_on_arrived()
-                if left and left.isdisjoint(self._waiting):
+                if from_store and from_store.isdisjoint(self._waiting):
                     await bucket.put(STORE_CURSOR, b"")
-                    left = set()
+                    from_store = set()
                 reached = min((study.first - 1 for study in self._waiting.values()), default=position)
-                if reached != cursor and time.monotonic() - noted_s > CURSOR_S:
+                if reached != cursor and time.monotonic() - stored_s > CURSOR_S:
                     await bucket.put(CURSOR, str(reached).encode())
-                    cursor, noted_s = reached, time.monotonic()
+                    cursor, stored_s = reached, time.monotonic()
 
     async def _note_left_on_store(self, bucket: streams.Bucket, cursor: int) -> None:
-        """Wait for the studies that came after the cursor on STORE of an earlier version, which has not tried rules on them.
+        """Add the studies after the cursor that an earlier version left on STORE; it did not try rules on them.
 
-        Their uploads may have been applied before index published anything on CHANGES.
+        They may be missing on CHANGES, as an earlier version of index may have applied their uploads.
 
         Raises:
             errors.Unavailable: NATS does not answer.
         """
-        noted, _ = await bucket.get(STORE_CURSOR)
-        if not noted:
+        stored_cursor, _ = await bucket.get(STORE_CURSOR)
+        if not stored_cursor:
             return
-        after = int(noted)
+        after = int(stored_cursor)
         try:
             first, last = await streams.stream_state(self._js, STORE)
         except errors.NotFound:
@@ -214,7 +222,7 @@ class Arrivals:
                         self._waiting[uid] = Waiting(cursor + 1, due_s, message.sequence)
                 if batch and batch[-1].sequence >= last:
                     break
-        log.info("studies of an earlier version", extra={"studies": len(self._waiting)})
+        log.info("studies left by an earlier version", extra={"studies": len(self._waiting)})
         if not self._waiting:
             await bucket.put(STORE_CURSOR, b"")
 
@@ -224,7 +232,7 @@ class Arrivals:
             study.due_s = time.monotonic()
 
     async def _work_on_arrived(self) -> None:
-        """Work on some studies that are due, those that came first before others."""
+        """Process some of the studies that are due, in the order in which they settled."""
         now_s = time.monotonic()
         due = [uid for uid, study in self._waiting.items() if study.due_s <= now_s][: 4 * CONCURRENCY]
         free = asyncio.Semaphore(CONCURRENCY)
@@ -241,18 +249,18 @@ class Arrivals:
                 group.create_task(work(uid))
 
     async def _has_worked_on(self, uid: str, applied: int) -> bool:
-        """Make the workitems of a study; return False where that is to be tried again."""
+        """Create the workitems of a study; return False if it must be tried again."""
         try:
             if applied and await self._applied(uid) < applied:
                 return False
             await self._make_workitems(uid)
         except (errors.NotFound, errors.Gone):
-            log.info("what arrived is gone", extra={"study_instance_uid": uid})
+            log.info("arrived study was deleted", extra={"study_instance_uid": uid})
         except errors.RetryLater as error:
-            log.warning("arrival waits", extra={"study_instance_uid": uid, "reason": error.message})
+            log.warning("arrived study is tried again", extra={"study_instance_uid": uid, "reason": error.message})
             return False
         except Exception:
-            log.exception("arrival failed", extra={"study_instance_uid": uid})
+            log.exception("rules failed for arrived study", extra={"study_instance_uid": uid})
             telemetry.RULE_WORKITEMS.labels("failed").inc()
         return True
 
@@ -262,52 +270,52 @@ class Arrivals:
             return int((await self._index.GetAppliedSequence(request, timeout=RPC_S)).sequence)
 
     async def _make_workitems(self, uid: str) -> None:
-        found = await self._match(uid)
-        if not found.instances:
+        matched = await self._match(uid)
+        if not matched.instances:
             return
         inputs = await self._inputs(uid)
         below: dict[tuple[str, ...], list[Reference]] = {}
-        for one in inputs:
-            uids = (one.study_instance_uid, one.series_instance_uid, one.sop_instance_uid)
+        for reference in inputs:
+            uids = (reference.study_instance_uid, reference.series_instance_uid, reference.sop_instance_uid)
             for depth in (1, 2, 3):
-                below.setdefault(uids[:depth], []).append(one)
-        for (number, key), instance in found.instances.items():
+                below.setdefault(uids[:depth], []).append(reference)
+        for (number, key), instance in matched.instances.items():
             outcome = await self._make_workitem(self._rules[number], key, instance, below.get(key, []))
             telemetry.RULE_WORKITEMS.labels(outcome).inc()
 
-    async def _match(self, uid: str) -> Found:
-        """Look through the metadata of a study.
+    async def _match(self, uid: str) -> MatchedInstances:
+        """Try the rules on the metadata of all instances of a study.
 
         Raises:
-            errors.NotFound, errors.Gone: there is no such study (any more).
+            errors.NotFound, errors.Gone: there is no such study, or it was deleted.
             errors.RetryLater: index or blob does not answer.
         """
-        found = Found()
+        matched = MatchedInstances()
         request = index_pb2.GetMetadataRequest(scope=index_pb2.Scope(collection=uid))
         with rpc_errors.translated("index"):
             async for answer in self._index.GetMetadata(request, timeout=RPC_S):
                 encoded = [fragment.dicom_json or await self._large(fragment) for fragment in answer.fragments]
-                await asyncio.to_thread(_match, self._rules, uid, encoded, found)
-        return found
+                await asyncio.to_thread(_match, self._rules, uid, encoded, matched)
+        return matched
 
     async def _large(self, fragment: index_pb2.MetadataFragment) -> bytes:
-        place = fragment.location
-        if place.length > LARGEST_JSON_BYTES:
-            log.error("metadata too large for rules", extra={"sop_instance_uid": fragment.sop_instance_uid, "size_bytes": place.length})
+        location = fragment.location
+        if location.length > LARGEST_JSON_BYTES:
+            log.error("metadata too large for rules", extra={"sop_instance_uid": fragment.sop_instance_uid, "size_bytes": location.length})
             return b"{}"
-        pieces = bytearray()
-        request = ReadRequest(object=place.object, ranges=[Range(offset=place.offset, length=place.length)])
+        chunks = bytearray()
+        request = ReadRequest(object=location.object, ranges=[Range(offset=location.offset, length=location.length)])
         with rpc_errors.translated("blob"):
             async for answer in self._blob.Read(request, timeout=RPC_S):
-                pieces += answer.data
-        return bytes(pieces)
+                chunks += answer.data
+        return bytes(chunks)
 
     async def _inputs(self, uid: str) -> list[Reference]:
         request = index_pb2.GetInstancesRequest(scope=index_pb2.Scope(collection=uid))
-        found: list[Reference] = []
+        references: list[Reference] = []
         with rpc_errors.translated("index"):
             async for answer in self._index.GetInstances(request, timeout=RPC_S):
-                found += [
+                references += [
                     Reference(
                         record.stored.study_instance_uid,
                         record.stored.series_instance_uid,
@@ -316,12 +324,17 @@ class Arrivals:
                     )
                     for record in answer.records
                 ]
-        return found
+        return references
 
     async def _make_workitem(self, rule: Rule, uids: tuple[str, ...], instance: Dataset, inputs: Sequence[Reference]) -> str:
-        """Make one workitem; return created, updated, kept or failed.
+        """Create one workitem; return created, updated, kept (unchanged) or failed.
 
-        One that nobody has claimed gets the input as it is now; one that somebody has stays as it is.
+        If the workitem exists and is SCHEDULED, its input is replaced by the present one. A claimed, final or deleted one is unchanged.
+
+        Args:
+            uids: Study, Series and SOP Instance UID of what the workitem is for, as far as the level of the rule needs.
+            instance: attributes of the first matching instance.
+            inputs: the instances that are its input.
 
         Raises:
             errors.RetryLater: NATS does not answer.
@@ -334,43 +347,47 @@ class Arrivals:
             nonlocal outcome
             if state is None:
                 outcome = "created"
-                return transactions.create(None, uid, made, strict=False)
+                return transactions.create(None, uid, workitem, strict=False)
             outcome = "kept"
             if state.deleted or state.procedure_step_state != SCHEDULED:
                 return Decision(None)
-            if read(state.dicom_json).get(INPUT_INFORMATION) == made[INPUT_INFORMATION]:
+            if read(state.dicom_json).get(INPUT_INFORMATION) == workitem[INPUT_INFORMATION]:
                 return Decision(None)
             outcome = "updated"
-            return transactions.update(state, uid, "", {INPUT_INFORMATION: made[INPUT_INFORMATION]})
+            return transactions.update(state, uid, "", {INPUT_INFORMATION: workitem[INPUT_INFORMATION]})
 
         try:
             if len(inputs) > MAX_INPUTS:
-                raise errors.PayloadTooLarge(f"the input has {len(inputs)} instances, at most {MAX_INPUTS} are possible")
-            made = await asyncio.to_thread(make, rule, instance, inputs, self._settings.workitem_rules_url)
+                raise errors.PayloadTooLarge(f"the input has {len(inputs)} instances, expected at most {MAX_INPUTS}")
+            workitem = await asyncio.to_thread(make, rule, instance, inputs, self._settings.workitem_rules_url)
             await self._workitems.change(uid, decide, "rule", is_new=True)
         except errors.RequestError as error:
-            log.error("rule made no workitem", extra={**facts, "reason": error.message})
+            log.error("rule created no workitem", extra={**facts, "reason": error.message})
             return "failed"
-        log.info("arrival", extra={**facts, "outcome": outcome})
+        log.info("rule applied to arrived study", extra={**facts, "outcome": outcome})
         return outcome
 
 
 def _study_of(kind: type[StudyChanged | InstancesStored], message: Message) -> str:
-    """Return the study that a message is about; "" where it is about a non-patient resource, or cannot be parsed."""
+    """Return the Study Instance UID in a message; "" if it is about a non-patient resource, or cannot be parsed."""
     try:
         collection = str(kind.FromString(message.data).collection)
         return collection if is_study(collection) else ""
     except DecodeError:
-        log.error("event passed", extra={"sequence": message.sequence, "subject": message.subject})
+        log.error("event cannot be parsed, passed", extra={"sequence": message.sequence, "subject": message.subject})
         return ""
 
 
-def _match(rules: Sequence[Rule], study_instance_uid: str, encoded: Sequence[bytes], found: Found) -> None:
-    """Try rules on instances, in their order. Runs in a thread."""
-    for one in encoded:
-        instance: Dataset = orjson.loads(one.replace(b"\0", b""))
+def _match(rules: Sequence[Rule], study_instance_uid: str, encoded: Sequence[bytes], matched: MatchedInstances) -> None:
+    """Try rules on instances in order and add what matched to `matched`. It is called in a thread.
+
+    Args:
+        encoded: DICOM JSON of the instances, with a byte 0x00 where the base URL goes.
+    """
+    for dicom_json in encoded:
+        instance: Dataset = orjson.loads(dicom_json.replace(b"\0", b""))
         uids = (study_instance_uid, text(instance, SERIES_INSTANCE_UID), text(instance, SOP_INSTANCE_UID))
         for number, rule in enumerate(rules):
             key = (number, uids[: ("study", "series", "instance").index(rule.level) + 1])
-            if key not in found.instances and rule.matches(instance):
-                found.instances[key] = {tag: element for tag, element in instance.items() if tag in rule.needs}
+            if key not in matched.instances and rule.matches(instance):
+                matched.instances[key] = {tag: element for tag, element in instance.items() if tag in rule.needs}

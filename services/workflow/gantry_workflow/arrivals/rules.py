@@ -1,20 +1,23 @@
-"""Rules that make workitems of what arrives: which studies, series or instances, and from which template. Without a file there are none.
+"""Rules that create workitems for arriving studies: for which studies, series or instances, and from which template.
+
+The rules are in a TOML file, whose path is `GANTRY_WORKITEM_RULES`. Without a file there are no rules.
 
     [[rule]]
-    name = "liver segmentation"           # of its own: with what matched it makes the UID of the workitem
+    name = "liver segmentation"           # unique; the UID of a workitem is computed from it and from what matched
     level = "series"                      # one workitem for each study (default), series or instance that matches
-    template = "liver.json"               # DICOM JSON, or XML (.xml: Native DICOM Model); beside this file
+    template = "liver.json"               # DICOM JSON, or XML (.xml: Native DICOM Model); path relative to this file
 
-    [rule.match]                          # all must hold in one instance; a regular expression against the whole value, "" where
-    Modality = "CT"                       # there is none; several values are joined by a backslash
-    SeriesDescription = "(?i).*portal.*"
+    [rule.match]                          # all conditions must hold in one instance
+    Modality = "CT"                       # a regular expression that must match the whole value; "" if there is no value;
+    SeriesDescription = "(?i).*portal.*"  # several values are joined by a backslash
     "RequestAttributesSequence.RequestedProcedureID" = "L-.*"       # of any item
 
-A template is the data set of the workitem. Its text may hold placeholders, which the first instance that matches fills in:
-`{StudyDescription}`, `{RequestAttributesSequence.RequestedProcedureID}`, `{now}` (DT, UTC), `{rule}` (the name); `{{` and `}}` are
-braces. A value that is one placeholder alone takes over all values of the attribute, sequences too, and is empty where there are none.
+A template is the data set of the workitem. Its text may have placeholders, which are replaced by attributes of the first instance that
+matches: `{StudyDescription}`, `{RequestAttributesSequence.RequestedProcedureID}`. `{now}` is the time (DT, UTC), `{rule}` the name of
+the rule; `{{` and `}}` are braces. A value that consists of one placeholder is replaced by all values of the attribute, items of a
+sequence included; it is empty if there are none.
 
-What a template leaves out is filled in (FILLED_IN, and see `make`); Input Information Sequence is always made here.
+Attributes that a template lacks are added (COPIED, FILLED_IN, and see `make`). Input Information Sequence is always set by `make`.
 
 To fill in one more attribute, add it to FILLED_IN or COPIED.
 """
@@ -41,13 +44,13 @@ LEVELS = ("study", "series", "instance")
 Level = Literal["study", "series", "instance"]
 
 LONGEST_VALUE = 4096
-"""Characters of a value that rules look at; a longer one matches nothing, so that no expression runs for long."""
+"""Most characters of a value; a longer value does not match, so that no regular expression runs for long."""
 LARGEST_TEMPLATE_BYTES = 1 << 20
 NAMESPACE = uuid.UUID("0c2bb3a5-6a3c-5d4e-9a55-41c1e3a0f8d7")
-"""Of the UIDs of workitems that rules make. Part of the data format: never changes."""
+"""Namespace of the UIDs of workitems that rules create. It is part of the data format and must not change."""
 
 COPIED = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "AdmissionID", "StudyInstanceUID")
-"""Attributes that a workitem has from its input where the template has none."""
+"""Attributes that are copied from the instance if the template lacks them."""
 FILLED_IN = {
     "ScheduledProcedureStepPriority": "MEDIUM",
     "ProcedureStepLabel": "{rule}",
@@ -55,7 +58,7 @@ FILLED_IN = {
     "InputReadinessState": "READY",
     "ProcedureStepState": "SCHEDULED",
 }
-"""Attributes that must have a value, and what they get where the template has none."""
+"""Attributes that must have a value, and the value that they get if the template has none."""
 
 INPUT_INFORMATION = tag_of("InputInformationSequence")
 REFERENCED_REQUEST = tag_of("ReferencedRequestSequence")
@@ -69,20 +72,20 @@ _SPECIAL = ("now", "rule")
 TagPath = tuple[str, ...]
 """Tags from the root to an attribute."""
 Find = Callable[[TagPath], dict[str, Any]]
-"""Returns the element that a placeholder stands for; {} where there is none."""
+"""Returns the element that a placeholder is replaced by; {} if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`pattern` against the whole value of an attribute."""
+    """A regular expression that the whole value of an attribute must match."""
 
     path: TagPath
     pattern: re.Pattern[str]
 
     def holds(self, instance: Dataset) -> bool:
-        """Say whether the value, in any item that the path leads to, is as expected."""
-        found = [_text_of(element) for element in _elements(instance, self.path)] or [""]
-        return any(len(text) <= LONGEST_VALUE and self.pattern.fullmatch(text) is not None for text in found)
+        """Return whether the value of the attribute matches, in any item if the path leads through sequences."""
+        texts = [_text_of(element) for element in _elements(instance, self.path)] or [""]
+        return any(len(text) <= LONGEST_VALUE and self.pattern.fullmatch(text) is not None for text in texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,9 @@ class Rule:
     """One rule.
 
     Attributes:
-        level: what one workitem is for.
+        level: whether there is one workitem for each study, series or instance.
         template: DICOM JSON object with placeholders.
-        needs: tags of an instance that `make` may look at.
+        needs: tags of the attributes of an instance that `make` uses.
     """
 
     name: str
@@ -102,17 +105,17 @@ class Rule:
     needs: frozenset[str] = frozenset()
 
     def matches(self, instance: Dataset) -> bool:
-        """Say whether all conditions hold in the data set of an instance."""
+        """Return whether all conditions hold in the data set of an instance."""
         return all(condition.holds(instance) for condition in self.conditions)
 
     def workitem_uid(self, *uids: str) -> str:
-        """Return the UID of the workitem for a study, series or instance: always the same."""
+        """Return the UID of the workitem for a study, series or instance; the same arguments give the same UID."""
         return f"2.25.{uuid.uuid5(NAMESPACE, chr(10).join((self.name, *uids))).int}"
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One instance that is input."""
+    """One input instance of a workitem."""
 
     study_instance_uid: str
     series_instance_uid: str
@@ -124,38 +127,41 @@ def make(rule: Rule, instance: Dataset, inputs: Iterable[Reference], url: str) -
     """Fill in the template of a rule.
 
     Args:
-        instance: the first that matched; of it what the rule `needs` is enough.
-        inputs: what the workitem is about.
-        url: DICOMweb root at which it can be retrieved.
+        instance: the attributes that the rule `needs` of the first matching instance.
+        inputs: the input instances.
+        url: DICOMweb root for the Retrieve URLs of the inputs.
+
+    Returns:
+        The data set for Create Workitem.
 
     Raises:
-        errors.BadRequest: the result is no data set; the message names the attribute, never a value.
+        errors.BadRequest: the result is not a valid data set; the message names the attribute, never a value.
     """
 
     def find(path: TagPath) -> dict[str, Any]:
         return next((element for element in _elements(instance, path) if has_value({"": element}, "")), {})
 
-    made = _filled(rule.template, _legal(find), rule.name)
+    workitem = _filled(rule.template, _legal(find), rule.name)
     for tag in map(tag_of, COPIED):
-        made.setdefault(tag, {"vr": vr_of(tag)} | _legal(find)((tag,)))
-    if REFERENCED_REQUEST not in made and has_value(instance, ACCESSION_NUMBER):
+        workitem.setdefault(tag, {"vr": vr_of(tag)} | _legal(find)((tag,)))
+    if REFERENCED_REQUEST not in workitem and has_value(instance, ACCESSION_NUMBER):
         request = {tag: _legal(find)((tag,)) or {"vr": vr_of(tag)} for tag in (STUDY_INSTANCE_UID, ACCESSION_NUMBER)}
-        made[REFERENCED_REQUEST] = {"vr": "SQ", "Value": [request]}
+        workitem[REFERENCED_REQUEST] = {"vr": "SQ", "Value": [request]}
     for keyword, text in FILLED_IN.items():
-        if not has_value(made, tag_of(keyword)):
-            made[tag_of(keyword)] = {"vr": vr_of(tag_of(keyword)), "Value": [_substituted(text, find, rule.name)]}
-    made[INPUT_INFORMATION] = {"vr": "SQ", "Value": list(_input_information(inputs, url))}
-    return dataset.parse(orjson.dumps(made))
+        if not has_value(workitem, tag_of(keyword)):
+            workitem[tag_of(keyword)] = {"vr": vr_of(tag_of(keyword)), "Value": [_substituted(text, find, rule.name)]}
+    workitem[INPUT_INFORMATION] = {"vr": "SQ", "Value": list(_input_information(inputs, url))}
+    return dataset.parse(orjson.dumps(workitem))
 
 
 def _input_information(inputs: Iterable[Reference], url: str) -> Iterator[Dataset]:
     """Yield one item for each series (PS3.3 Table 10-3b)."""
     series: dict[tuple[str, str], list[Dataset]] = {}
-    for one in inputs:
-        series.setdefault((one.study_instance_uid, one.series_instance_uid), []).append(
+    for reference in inputs:
+        series.setdefault((reference.study_instance_uid, reference.series_instance_uid), []).append(
             {
-                tag_of("ReferencedSOPClassUID"): {"vr": "UI", "Value": [one.sop_class_uid]},
-                tag_of("ReferencedSOPInstanceUID"): {"vr": "UI", "Value": [one.sop_instance_uid]},
+                tag_of("ReferencedSOPClassUID"): {"vr": "UI", "Value": [reference.sop_class_uid]},
+                tag_of("ReferencedSOPInstanceUID"): {"vr": "UI", "Value": [reference.sop_instance_uid]},
             }
         )
     for (study_instance_uid, series_instance_uid), referenced in series.items():
@@ -173,20 +179,20 @@ def _input_information(inputs: Iterable[Reference], url: str) -> Iterator[Datase
 
 
 def _legal(find: Find) -> Find:
-    """Leave out what an instance holds that no workitem may: a birth date that is none must not keep its study from being worked on."""
+    """Wrap `find` so that it returns {} for an invalid element: an invalid birth date must not prevent the workitem of its study."""
 
-    def found(path: TagPath) -> dict[str, Any]:
+    def find_valid(path: TagPath) -> dict[str, Any]:
         element = find(path)
         try:
             return dict(dataset.parse(orjson.dumps({path[-1]: element})).get(path[-1], {})) if element else {}
         except errors.BadRequest:
             return {}
 
-    return found
+    return find_valid
 
 
 def _elements(data_set: Dataset, path: TagPath) -> Iterator[dict[str, Any]]:
-    """Yield the elements that a path leads to, in the order of items."""
+    """Yield the elements at a path, in the order of the items."""
     element = data_set.get(path[0])
     if element is None:
         return
@@ -199,7 +205,7 @@ def _elements(data_set: Dataset, path: TagPath) -> Iterator[dict[str, Any]]:
 
 
 def _text_of(element: Mapping[str, Any]) -> str:
-    """Return the values of an element as text, joined by a backslash; component groups of a person name by an equals sign."""
+    """Return the values of an element as text, joined by a backslash. Component groups of a person name are joined by an equals sign."""
     return "\\".join(_value_text(value) for value in element.get("Value", ()))
 
 
@@ -213,23 +219,27 @@ def _value_text(value: Any) -> str:
 
 
 def _filled(template: Dataset, find: Find, rule_name: str) -> Dataset:
-    """Return a data set with its placeholders replaced."""
+    """Return the data set of a template with its placeholders replaced."""
     return {tag: _filled_element(tag, element, find, rule_name) for tag, element in template.items()}
 
 
 def _filled_element(tag: str, element: Any, find: Find, rule_name: str) -> Any:
-    held = element.get("Value") if isinstance(element, dict) else None
-    if not isinstance(held, list):
+    template_values = element.get("Value") if isinstance(element, dict) else None
+    if not isinstance(template_values, list):
         return element
     vr = str(element.get("vr") or vr_of(tag))
-    path = _sole_placeholder(held)
+    path = _sole_placeholder(template_values)
     if path is not None:
-        found = find(path)
-        if found.get("vr") == vr:
-            return found
-        texts = [text for text in map(_value_text, found.get("Value", ())) if text] if found.get("vr") not in _WITHOUT_TEXT else []
+        source_element = find(path)
+        if source_element.get("vr") == vr:
+            return source_element
+        texts = (
+            [text for text in map(_value_text, source_element.get("Value", ())) if text]
+            if source_element.get("vr") not in _WITHOUT_TEXT
+            else []
+        )
         return {"vr": vr, "Value": [{"Alphabetic": text} for text in texts] if vr == "PN" else texts}
-    return {"vr": vr, "Value": [_filled_value(vr, value, find, rule_name) for value in held]}
+    return {"vr": vr, "Value": [_filled_value(vr, value, find, rule_name) for value in template_values]}
 
 
 def _filled_value(vr: str, value: Any, find: Find, rule_name: str) -> Any:
@@ -242,11 +252,11 @@ def _filled_value(vr: str, value: Any, find: Find, rule_name: str) -> Any:
     return value
 
 
-def _sole_placeholder(held: Sequence[Any]) -> TagPath | None:
-    """Return the attribute that alone makes up a value; None where there is more, or none."""
-    if len(held) != 1:
+def _sole_placeholder(template_values: Sequence[Any]) -> TagPath | None:
+    """Return the attribute of values that consist of one placeholder; None if there is other text, or no placeholder."""
+    if len(template_values) != 1:
         return None
-    value = held[0]
+    value = template_values[0]
     text = value.get("Alphabetic") if isinstance(value, dict) and set(value) == {"Alphabetic"} else value
     match = _PLACEHOLDER.fullmatch(text) if isinstance(text, str) else None
     return _path(match[1]) if match and match[1] and match[1] not in _SPECIAL else None
@@ -266,7 +276,7 @@ def _substituted(text: str, find: Find, rule_name: str) -> str:
 
 
 def _path(name: str) -> TagPath | None:
-    """Return the tags of a name: a keyword or tag, or several joined by dots; None where one is neither."""
+    """Return the tags of a name: keywords or tags joined by dots; None if one of them is neither."""
     tags = [_tag(part) for part in name.split(".")]
     is_nested = all(vr_of(tag) == "SQ" for tag in tags[:-1])
     return tuple(tags) if all(tags) and is_nested else None
@@ -279,16 +289,18 @@ def _tag(name: str) -> str:
 
 
 def load_rules(path: Path) -> tuple[Rule, ...]:
-    """Read a file of rules and their templates.
+    """Read the file of rules and their templates.
 
     Raises:
-        ValueError: a file cannot be read, or rules are wrong; one line per problem.
+        ValueError: a file cannot be read, or a rule is wrong; the message has one line per problem.
     """
-    rules, problems = rule_file.load(path, lambda where, entry, found: _rule(where, entry, path.parent, found))
+    rules, problems = rule_file.load(path, lambda where, entry, problems_of_entry: _rule(where, entry, path.parent, problems_of_entry))
     if not rules:
         raise ValueError(f"{path}: expected at least one [[rule]]")
     names = [rule.name for rule in rules]
-    problems += [f"name {name!r}: {names.count(name)} rules have it, expected one" for name in sorted(set(names)) if names.count(name) > 1]
+    problems += [
+        f"name {name!r}: {names.count(name)} rules have this name, expected one" for name in sorted(set(names)) if names.count(name) > 1
+    ]
     rule_file.refuse(path, problems)
     return rules
 
@@ -306,20 +318,20 @@ def _rule(where: str, entry: Mapping[str, Any], folder: Path, problems: list[str
     if not isinstance(conditions, dict) or not conditions:
         problems.append(f"{where}: expected [rule.match] with at least one attribute")
         conditions = {}
-    made = [_condition(where, key, pattern, problems) for key, pattern in conditions.items()]
+    parsed_conditions = [_condition(where, key, pattern, problems) for key, pattern in conditions.items()]
     data_set: Dataset = {}
     if isinstance(template, str) and template:
         data_set = _template(f"{where}: {template}", folder / template, name, problems)
     else:
         problems.append(f"{where}: template: expected the name of a file")
     needs = {*map(tag_of, COPIED), ACCESSION_NUMBER, *(path[0] for path in _placeholders(data_set))}
-    return Rule(name, level, tuple(filter(None, made)), data_set, frozenset(needs))
+    return Rule(name, level, tuple(filter(None, parsed_conditions)), data_set, frozenset(needs))
 
 
 def _condition(where: str, key: str, pattern: object, problems: list[str]) -> Condition | None:
     path = _path(key)
     if path is None or vr_of(path[-1]) in _WITHOUT_TEXT:
-        problems.append(f"{where}: match {key}: expected the keyword of an attribute that holds text or numbers, after those of sequences")
+        problems.append(f"{where}: match {key}: expected the keyword of an attribute with text or numbers, or Sequence.Keyword")
         return None
     if not isinstance(pattern, str):
         problems.append(f"{where}: match {key}: expected a regular expression")
@@ -332,7 +344,7 @@ def _condition(where: str, key: str, pattern: object, problems: list[str]) -> Co
 
 
 def _template(where: str, path: Path, rule_name: str, problems: list[str]) -> Dataset:
-    """Read a template and try it: with a likely value for each placeholder it must make a workitem."""
+    """Read a template and test it: with an example value for each placeholder it must give a valid workitem."""
     try:
         data_set = _read(path)
     except (OSError, ValueError, ScanFailure) as error:
@@ -355,16 +367,16 @@ def _read(path: Path) -> Dataset:
     if path.stat().st_size > LARGEST_TEMPLATE_BYTES:
         raise ValueError(f"larger than {LARGEST_TEMPLATE_BYTES} bytes")
     content = path.read_bytes()
-    found: Any = native_xml.to_json_model(content) if path.suffix.lower() == ".xml" else orjson.loads(content)
-    if isinstance(found, list) and len(found) == 1:
-        (found,) = found
-    if not isinstance(found, dict) or not all(isinstance(element, dict) for element in found.values()):
+    data_set: Any = native_xml.to_json_model(content) if path.suffix.lower() == ".xml" else orjson.loads(content)
+    if isinstance(data_set, list) and len(data_set) == 1:
+        (data_set,) = data_set
+    if not isinstance(data_set, dict) or not all(isinstance(element, dict) for element in data_set.values()):
         raise ValueError("expected one DICOM JSON object")
-    return {str(tag).upper(): element for tag, element in found.items()}
+    return {str(tag).upper(): element for tag, element in data_set.items()}
 
 
 def _placeholders(value: Any) -> Iterator[TagPath]:
-    """Yield the attributes that a template has placeholders for."""
+    """Yield the attributes of the placeholders in a template."""
     if isinstance(value, str):
         yield from (path for match in _PLACEHOLDER.finditer(value) if match[1] and (path := _path(match[1])))
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -386,7 +398,7 @@ _LIKELY: dict[str, Any] = {
     "UR": "http://host/", "FD": 1.0, "FL": 1.0, "SL": 1, "SS": 1, "SV": 1, "UL": 1, "US": 1, "UV": 1,
     "SQ": {"00080100": {"vr": "SH", "Value": ["C"]}, "00080102": {"vr": "SH", "Value": ["S"]}, "00080104": {"vr": "LO", "Value": ["M"]}},
 }  # fmt: skip
-"""A value of each VR: what a placeholder stands for when a template is tried."""
+"""VR → the example value that placeholders are replaced by when a template is tested."""
 
 
 def _try(rule: Rule) -> None:
@@ -394,8 +406,8 @@ def _try(rule: Rule) -> None:
         vr = vr_of(path[-1])
         return {"vr": vr, "Value": [_LIKELY[vr]]} if vr in _LIKELY else {}
 
-    filled = {"vr": "UI", "Value": ["1.2.3"]}
-    instance: Dataset = {STUDY_INSTANCE_UID: filled, ACCESSION_NUMBER: {"vr": "SH", "Value": ["1"]}}
+    study_instance_uid = {"vr": "UI", "Value": ["1.2.3"]}
+    instance: Dataset = {STUDY_INSTANCE_UID: study_instance_uid, ACCESSION_NUMBER: {"vr": "SH", "Value": ["1"]}}
     tried = Rule(rule.name, rule.level, (), _filled(rule.template, likely, rule.name))
-    made = make(tried, instance, [Reference("1.2.3", "1.2.4", "1.2.5", "1.2.6")], "http://host")
-    transactions.create(None, "2.25.1", made, strict=False)
+    workitem = make(tried, instance, [Reference("1.2.3", "1.2.4", "1.2.5", "1.2.6")], "http://host")
+    transactions.create(None, "2.25.1", workitem, strict=False)

@@ -1,8 +1,8 @@
-"""Copies of all workitems and subscriptions in the object store, so that the loss of NATS's whole volume costs at most a second.
+"""Copies all workitems and subscriptions to the object store, so that a loss of the NATS volume loses about a second of changes.
 
-One object per subject, `workitems/{uid}`, `subscriptions/{AE title in hex}` and `subscriptions/{AE title in hex}.{filter id}`, holds its
-last message. Written behind the stream,
-restored at start when the stream is not there.
+There is one object per subject with its last message: `workitems/{uid}`, `subscriptions/{AE title in hex}` and
+`subscriptions/{AE title in hex}.{filter id}`. Copies are written shortly after the changes. They are restored at start if the stream
+does not exist.
 """
 
 import asyncio
@@ -32,15 +32,16 @@ log = logging.getLogger(__name__)
 CURSOR = "copied"
 RESTORED = "restored"
 GATHER_S = 0.3
-"""Seconds in which the changes of one workitem become one copy."""
+"""Seconds during which changes are gathered, so that several changes of one workitem need one copy."""
 CONCURRENCY = 8
 BLOB_S = 30.0
 MAX_WAITING = 100
-"""Copies that may fail while others are written; with more, blob as a whole does not work."""
+"""Most copies that may wait for another attempt; with more, blob counts as unavailable."""
 OBSERVE_S = 5.0
-"""Seconds between two looks at the lag, for the metrics."""
+"""Seconds between two updates of the metrics of the lag."""
 SKIPPED_SEQUENCES = 1_000_000
-"""How far above the last known sequence a stream begins anew: more than a second's changes, which may have been lost."""
+"""Distance of the first sequence of a restored stream from the highest sequence of a copy. Changes that were not copied had sequences in
+between, which must not be used again; there are fewer of them than this."""
 PREFIXES = ("workitems/", "subscriptions/")
 
 
@@ -52,30 +53,30 @@ def object_of(subject: str) -> str:
 
 @dataclass(frozen=True)
 class Lag:
-    """How far the copies are behind the stream: changes, and seconds since the oldest of them."""
+    """How far the copies are behind the stream: number of changes that are not copied, and seconds since the oldest of them."""
 
     changes: int = 0
     seconds: float = 0.0
 
 
 class Copier:
-    """Writes the copies, in whichever process leads; tells in each process how far they are."""
+    """Writes the copies in the process that holds the lease; reports their lag in every process."""
 
     def __init__(self, js: JetStreamContext, blob: "BlobServiceAsyncStub") -> None:
         self._js = js
         self._blob = blob
         self._waiting: dict[str, int] = {}
-        """Subject → sequence of its oldest change without a copy, of what blob could not take when it was tried last."""
+        """Subject → sequence of its oldest change without a copy, for the subjects whose last copy failed."""
 
     async def run(self) -> None:
-        """Follow the stream for ever and write the last message of each subject that changed.
+        """Follow the stream until cancelled and copy the last message of each subject that changed.
 
-        A copy that fails is tried again while the others go on; the cursor stays before it. One that blob refuses for good is
-        reported and passed.
+        A copy that fails is tried again while others are written; the cursor stays before it. A copy that blob refuses permanently is
+        logged and skipped.
 
         Raises:
-            errors.Unavailable: NATS does not answer, or more than MAX_WAITING copies have failed; what is not copied is copied by
-                the next call.
+            errors.Unavailable: NATS does not answer, or more than MAX_WAITING copies have failed. The next call writes the missing
+                copies.
         """
         bucket = await streams.open_bucket(self._js, BUCKET)
         cursor = reached = int((await bucket.get(CURSOR))[0] or b"0")
@@ -92,11 +93,11 @@ class Copier:
                     await asyncio.sleep(GATHER_S)
 
     async def _copy_all(self, changed: dict[str, Message], first: dict[str, int]) -> None:
-        """Write the copies of what changed, and of what waits.
+        """Write the copies of the subjects that changed and of those whose last copy failed.
 
         Args:
-            changed: subject → its last message.
-            first: subject → sequence of the first of its messages that are to be copied now.
+            changed: subject → its last message in the batch.
+            first: subject → sequence of its first message in the batch.
         """
         free = asyncio.Semaphore(CONCURRENCY)
 
@@ -113,7 +114,7 @@ class Copier:
             for subject in {*changed, *self._waiting}:
                 group.create_task(copy(subject))
         if len(self._waiting) > MAX_WAITING:
-            raise errors.Unavailable("blob does not take copies of workitems")
+            raise errors.Unavailable("blob does not store copies of workitems")
 
     async def _last(self, subject: str) -> Message | None:
         try:
@@ -122,10 +123,10 @@ class Copier:
             return None
 
     async def _copy(self, message: Message) -> bool:
-        """Write one copy; return False where that is to be tried again."""
+        """Write one copy; return False if it must be tried again."""
         request = blob_pb2.PutObjectRequest(object=object_of(message.subject), data=_encoded(message), replace=True)
         try:
-            # The copy belongs to the request that made the change.
+            # The call context is that of the request that made the change
             with call_context.entered(call_context.of_headers(message.headers)), rpc_errors.translated("blob"):
                 await self._blob.PutObject(request, timeout=BLOB_S)
         except (errors.RequestError, errors.ResourceError) as error:
@@ -140,10 +141,11 @@ class Copier:
         return True
 
     async def lag(self) -> Lag:
-        """Ask NATS how far the copies are behind, whichever process writes them.
+        """Return how far the copies are behind, whichever process writes them.
 
         Raises:
-            errors.Unavailable, errors.NotFound: NATS does not answer, or has no such stream yet.
+            errors.Unavailable: NATS does not answer.
+            errors.NotFound: there is no stream WORKITEMS yet.
         """
         _, last = await streams.stream_state(self._js, WORKITEMS)
         copied = int((await (await streams.open_bucket(self._js, BUCKET)).get(CURSOR))[0] or b"0")
@@ -156,7 +158,7 @@ class Copier:
         return Lag(last - copied, max(0.0, time.time() - oldest.time_s))
 
     async def observe(self) -> None:
-        """Keep the metrics of the lag up to date, for ever."""
+        """Update the metrics of the lag every OBSERVE_S seconds, until cancelled."""
         while True:
             try:
                 lag = await self.lag()
@@ -168,7 +170,7 @@ class Copier:
 
 
 def _encoded(message: Message) -> bytes:
-    """Return the copy of a message. A large one goes without what its change says, which a restored state does not need."""
+    """Encode the copy of a message. A large state is copied without the description of its change, which is not restored."""
     data = message.data
     if len(data) > transactions.MAX_STATE_BYTES and message.subject.startswith("workitem."):
         data = transactions.without_change(WorkitemState.FromString(data)).SerializeToString()
@@ -176,12 +178,12 @@ def _encoded(message: Message) -> bytes:
 
 
 async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
-    """Make the streams, with the workitems and subscriptions of the object store where WORKITEMS was not there.
+    """Create WORKITEMS, and, if it did not exist, restore the workitems and subscriptions from the object store.
 
-    It may be interrupted and called again. Restored states are no changes: they lead to no reports.
+    It may be interrupted and called again. Restored states do not count as changes: there are no event reports for them.
 
     Returns:
-        How many were restored.
+        The number of restored workitems and subscriptions.
 
     Raises:
         errors.Unavailable: NATS or blob does not answer.
@@ -194,12 +196,12 @@ async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
     await streams.ensure_stream(js, WORKITEMS, first)
     count = 0
     async with aclosing(_copies(blob)) as copies:
-        async for found in copies:
+        async for copy in copies:
             try:
-                await streams.publish(js, found.subject, _settled(found), {"Nats-Expected-Last-Subject-Sequence": "0"})
+                await streams.publish(js, copy.subject, _restorable(copy), {"Nats-Expected-Last-Subject-Sequence": "0"})
                 count += 1
             except errors.Conflict:
-                log.info("restored already", extra={"subject": found.subject.split(".")[0]})
+                log.info("already restored", extra={"subject": copy.subject.split(".")[0]})
     _, last = await streams.stream_state(js, WORKITEMS)
     for cursor in (CURSOR, REPORTED) if count else ():
         await bucket.put(cursor, str(last).encode())
@@ -210,7 +212,7 @@ async def restore(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
 
 
 async def _first_sequence(js: JetStreamContext, blob: "BlobServiceAsyncStub") -> int:
-    """Return where a new stream begins: above every sequence that a copy names. Not asked where the stream is there."""
+    """Return the first sequence of a new stream, above the sequence of every copy. If the stream exists, copies are not read."""
     try:
         await streams.stream_state(js, WORKITEMS)
         return 1
@@ -218,18 +220,18 @@ async def _first_sequence(js: JetStreamContext, blob: "BlobServiceAsyncStub") ->
         log.debug("no stream of workitems yet")
     highest = 0
     async with aclosing(_copies(blob)) as copies:
-        async for found in copies:
-            highest = max(highest, found.sequence)
+        async for copy in copies:
+            highest = max(highest, copy.sequence)
     return highest + SKIPPED_SEQUENCES if highest else 1
 
 
-def _settled(found: MessageCopy) -> bytes:
-    """Return the state with its old sequences written out and no change in it, so that nobody is told of it again."""
-    if not found.subject.startswith("workitem."):
-        subscription = SubscriptionState.FromString(found.data)
-        subscription.sequence = subscription.sequence or found.sequence
+def _restorable(copy: MessageCopy) -> bytes:
+    """Return the message to restore: with its former sequences set, and without a change, so that no event report is sent again."""
+    if not copy.subject.startswith("workitem."):
+        subscription = SubscriptionState.FromString(copy.data)
+        subscription.sequence = subscription.sequence or copy.sequence
         return subscription.SerializeToString()
-    state = transactions.settle(WorkitemState.FromString(found.data), found.sequence)
+    state = transactions.with_sequences(WorkitemState.FromString(copy.data), copy.sequence)
     state.ClearField("change")
     return state.SerializeToString()
 

@@ -1,8 +1,8 @@
-"""Deletes workitems that are final and that nobody holds a deletion lock on: a tombstone first, which answers 410, and later nothing.
+"""Deletes final workitems without a deletion lock. A tombstone, which answers 410, replaces the workitem and is later removed.
 
-Both follow the stream at the distance of their time, so a workitem is looked at once, that time after its last change. What is locked
-then stays. It is looked at again when its own subscriptions change, as that is a change of it, and when a subscription to the worklist
-ends, as then everything is looked at again.
+Both tasks follow the stream at a distance in time, so each workitem is checked once, that time after its last change. A locked workitem
+remains. It is checked again after a change of its own subscriptions, which is a change of the workitem. When a subscription to the
+worklist ends, all workitems are checked again.
 
 Source: PS3.4 §CC.2.1.3, §CC.2.3.
 """
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DELETED = "deleted"
-"""Cursor of what was looked at for deletion."""
-RELEASED = "released"
-"""Sequence of the last end of a subscription to the worklist after which everything was looked at again."""
-BURIED = "buried"
-"""Cursor of what was looked at for its tombstone."""
+DELETION_CHECKED = "deleted"
+"""Key of the cursor up to which workitems were checked for deletion."""
+RELEASE_CHECKED = "released"
+"""Key of the sequence of the last end of a subscription to the worklist after which all workitems were checked again."""
+TOMBSTONES_CHECKED = "buried"
+"""Key of the cursor up to which tombstones were checked for removal."""
 BATCH = 500
 MOST_REST_S = 3600.0
 LEAST_REST_S = 0.25
-"""Seconds between two looks when nothing is old enough: a twentieth of the age in question, within these bounds."""
+"""Bounds of the seconds between two checks while no message is old enough: a twentieth of the age in question."""
 
 
 async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: float) -> None:
-    """Make tombstones of final workitems `keep_s` seconds after their last change, for ever.
+    """Replace final workitems by tombstones `keep_s` seconds after their last change, until cancelled.
 
     Raises:
         errors.Unavailable: NATS does not answer.
@@ -53,30 +53,30 @@ async def delete_final(js: JetStreamContext, reports: ReportWriter, keep_s: floa
     bucket = await streams.open_bucket(js, BUCKET)
     workitems = Workitems(js)
     while True:
-        async with aclosing(_old(js, reports, int((await bucket.get(DELETED))[0] or b"0"), keep_s)) as batches:
+        async with aclosing(_old(js, reports, int((await bucket.get(DELETION_CHECKED))[0] or b"0"), keep_s)) as batches:
             async for batch in batches:
                 await _delete_of(workitems, batch)
-                await bucket.put(DELETED, str(batch[-1].sequence).encode())
+                await bucket.put(DELETION_CHECKED, str(batch[-1].sequence).encode())
                 if await _is_released(bucket, batch):
-                    await bucket.put(DELETED, b"0")
+                    await bucket.put(DELETION_CHECKED, b"0")
                     break
         await asyncio.sleep(_rest_s(keep_s))
 
 
 async def purge_deleted(js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, tombstone_s: float) -> None:
-    """Forget tombstones that are `tombstone_s` seconds old, and filtered subscriptions that ended as long ago, for ever.
+    """Remove tombstones that are `tombstone_s` seconds old, and filtered subscriptions that ended as long ago, until cancelled.
 
     Raises:
         errors.Unavailable: NATS or blob does not answer.
     """
     bucket = await streams.open_bucket(js, BUCKET)
     while True:
-        async with aclosing(_old(js, reports, int((await bucket.get(BURIED))[0] or b"0"), tombstone_s)) as batches:
+        async with aclosing(_old(js, reports, int((await bucket.get(TOMBSTONES_CHECKED))[0] or b"0"), tombstone_s)) as batches:
             async for batch in batches:
                 for message in batch:
                     if _is_over(message):
                         await _forget(js, blob, message)
-                await bucket.put(BURIED, str(batch[-1].sequence).encode())
+                await bucket.put(TOMBSTONES_CHECKED, str(batch[-1].sequence).encode())
         await asyncio.sleep(_rest_s(tombstone_s))
 
 
@@ -85,7 +85,7 @@ def _rest_s(age_s: float) -> float:
 
 
 async def _old(js: JetStreamContext, reports: ReportWriter, after: int, age_s: float) -> AsyncGenerator[list[Message], None]:
-    """Yield the messages after a sequence that are older than `age_s` seconds and reported, in batches; end with the last of them."""
+    """Yield, in batches, the messages after a sequence that are older than `age_s` seconds and reported; end at the first that is not."""
     async with aclosing(streams.read_from(js, WORKITEMS, after, batch=BATCH)) as batches:
         async for batch in batches:
             old = old_enough(batch, time.time() - age_s, reports.reported)
@@ -96,25 +96,27 @@ async def _old(js: JetStreamContext, reports: ReportWriter, after: int, age_s: f
 
 
 async def _delete_of(workitems: Workitems, batch: list[Message]) -> None:
-    """Delete what can be deleted of the workitems whose last message is in a batch."""
-    worldwide: list[WorklistSubscription] | None = None
+    """Delete the deletable workitems among those whose last message is in a batch."""
+    worklist_subscriptions: list[WorklistSubscription] | None = None
     for message in batch:
         if not message.subject.startswith("workitem."):
             continue
         state = WorkitemState.FromString(message.data)
         if state.deleted or state.procedure_step_state not in FINAL_STATES:
             continue
-        if worldwide is None:
-            worldwide = await workitems.subscriptions()
-        await _delete(workitems, state.workitem_uid, message.sequence, worldwide)
+        if worklist_subscriptions is None:
+            worklist_subscriptions = await workitems.subscriptions()
+        await _delete(workitems, state.workitem_uid, message.sequence, worklist_subscriptions)
 
 
-async def _delete(workitems: Workitems, uid: str, sequence: int, worldwide: list[WorklistSubscription]) -> None:
-    def decide(state: WorkitemState | None, found: int) -> Decision:
-        if state is None or found != sequence:
-            # It changed since; that change has its own time.
+async def _delete(workitems: Workitems, uid: str, sequence: int, worklist_subscriptions: list[WorklistSubscription]) -> None:
+    def decide(state: WorkitemState | None, last_sequence: int) -> Decision:
+        if state is None or last_sequence != sequence:
+            # The workitem has a later change, which is checked when it is old enough
             return Decision(None)
-        return transactions.delete(state, any(subscriptions.locks_on(state, found, worldwide, subscriptions.LATEST).values()))
+        return transactions.delete(
+            state, any(subscriptions.locks_on(state, last_sequence, worklist_subscriptions, subscriptions.LATEST).values())
+        )
 
     decision = await workitems.change(uid, decide, "delete")
     if decision.state is not None:
@@ -122,22 +124,22 @@ async def _delete(workitems: Workitems, uid: str, sequence: int, worldwide: list
 
 
 async def _is_released(bucket: Bucket, batch: list[Message]) -> bool:
-    """Say whether a subscription to the worklist ended in a batch, which may have released locks; each end counts once."""
+    """Return whether a subscription to the worklist ended in a batch, which may have released locks. Each end counts once."""
     ended = [
         message.sequence
         for message in batch
         if message.subject.startswith("subscription.")
         and SubscriptionState.FromString(message.data).state == SubscriptionState.STATE_UNSUBSCRIBED
     ]
-    known = int((await bucket.get(RELEASED))[0] or b"0")
+    known = int((await bucket.get(RELEASE_CHECKED))[0] or b"0")
     if not ended or ended[-1] <= known:
         return False
-    await bucket.put(RELEASED, str(ended[-1]).encode())
+    await bucket.put(RELEASE_CHECKED, str(ended[-1]).encode())
     return True
 
 
 def _is_over(message: Message) -> bool:
-    """Say whether nobody needs to know any more what a message says, if it is the last of its subject."""
+    """Return whether a message is a tombstone or an ended filtered subscription, which can be removed if it is the last of its subject."""
     if message.subject.startswith("workitem."):
         return WorkitemState.FromString(message.data).deleted
     subscription = SubscriptionState.FromString(message.data)
@@ -145,9 +147,9 @@ def _is_over(message: Message) -> bool:
 
 
 async def _forget(js: JetStreamContext, blob: "BlobServiceAsyncStub", message: Message) -> None:
-    """Remove what the stream has of a subject up to a message; of a workitem its copy first, so that it never comes back.
+    """Purge the messages of a subject up to a message. The copy of a workitem is removed first, so that it is never restored.
 
-    Nothing can follow a tombstone before it is purged. The copy of a subscription stays: it says that it has ended.
+    No message can follow a tombstone before it is purged. The copy of a subscription remains; it records that the subscription ended.
     """
     if message.subject.startswith("workitem."):
         with rpc_errors.translated("blob"):

@@ -1,7 +1,7 @@
-"""Keeps the stream WORKITEMS small: removes states that were superseded long ago, and never a last one.
+"""Limits the size of the stream WORKITEMS: removes superseded states, never the last state of a workitem.
 
-A state goes when a later one of its workitem is older than the history (`GANTRY_WORKITEM_HISTORY_S`) and the reports of that later
-one are written. A consumer that is further behind than the history loses nothing: it still gets every last state.
+A state is removed when a later state of the same workitem is older than `GANTRY_WORKITEM_HISTORY_S` and the reports of that later state
+are written. A consumer that is further behind still gets the last state of each workitem.
 """
 
 import asyncio
@@ -15,11 +15,14 @@ from gantry_workflow.streams.report_writer import BUCKET, ReportWriter
 CURSOR = "purged"
 BATCH = 500
 REST_S = 10.0
-"""Seconds between two looks when nothing is old enough."""
+"""Most seconds between two checks while no message is old enough."""
 
 
 async def purge_superseded(js: JetStreamContext, reports: ReportWriter, history_s: float) -> None:
-    """Follow the stream at the distance of the history, for ever, and purge what came before.
+    """Follow the messages that are older than the history, until cancelled, and purge earlier messages of their subjects.
+
+    Args:
+        history_s: seconds that superseded states remain.
 
     Raises:
         errors.Unavailable: NATS does not answer.
@@ -41,7 +44,12 @@ async def purge_superseded(js: JetStreamContext, reports: ReportWriter, history_
 
 
 def old_enough(batch: list[Message], before_s: float, reported: int) -> list[Message]:
-    """Return the messages at the beginning of a batch that are older than a time and reported."""
+    """Return the messages at the beginning of a batch that are old enough and reported.
+
+    Args:
+        before_s: messages at or after this time, in seconds since 1970, are too young.
+        reported: sequence up to which reports are written.
+    """
     for count, message in enumerate(batch):
         if message.time_s >= before_s or message.sequence > reported:
             return batch[:count]

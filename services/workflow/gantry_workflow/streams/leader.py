@@ -1,4 +1,4 @@
-"""What one process of workflow does for all: reports, copies, and keeping the stream small."""
+"""The tasks that only the process of workflow that holds the lease runs: event reports, copies, deletion and history."""
 
 import asyncio
 import logging
@@ -27,32 +27,35 @@ RETRY_S = 1.0
 async def lead(
     js: JetStreamContext, blob: "BlobServiceAsyncStub", reports: ReportWriter, copies: Copier, settings: WorkflowSettings
 ) -> None:
-    """Work whenever this process holds the lease, for ever.
+    """Acquire the lease and run the tasks while it is held; repeat until cancelled.
 
     Raises:
-        RuntimeError: one of the tasks ended, which none may.
+        RuntimeError: one of the tasks returned, which none may do.
     """
     works: dict[str, Callable[[], Awaitable[None]]] = {
         "copy": copies.run,
         "history": lambda: history.purge_superseded(js, reports, settings.workitem_history_s),
-        "burial": lambda: deletion.purge_deleted(js, blob, reports, settings.workitem_tombstone_s),
+        "tombstones": lambda: deletion.purge_deleted(js, blob, reports, settings.workitem_tombstone_s),
     }
     if settings.workitem_keep_s > 0:
         works["deletion"] = lambda: deletion.delete_final(js, reports, settings.workitem_keep_s)
 
     async def work() -> None:
-        await run_together({"reports": reports.write(), **{name: _again(name, call) for name, call in works.items()}})
+        await run_together({"reports": reports.write(), **{name: _retry_forever(name, call) for name, call in works.items()}})
 
     await leases.hold_lease(js, "workflow", holder(settings), work)
 
 
 def holder(settings: WorkflowSettings) -> str:
-    """Return who holds the lease. It stays the same when a process on a fixed port is started again, which then need not wait."""
+    """Return the identifier of this process in the lease: host, address and, without a fixed port, process ID.
+
+    With a fixed port it is the same after a restart, so that the restarted process need not wait until the lease expires.
+    """
     port = settings.workflow_listen.rpartition(":")[2]
     return f"{socket.gethostname()}:{settings.workflow_listen}" + (f":{os.getpid()}" if port == "0" else "")
 
 
-async def _again(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _retry_forever(name: str, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()

@@ -1,7 +1,7 @@
-"""The one writer of REPORTS: turns each change on WORKITEMS into its event reports.
+"""The only writer of the stream REPORTS: publishes the event reports of each change on WORKITEMS.
 
-Every report says which change it is of, which of its reports it is and whether more follow, and is written with
-Nats-Expected-Last-Sequence. So whoever continues, after whatever crash, goes on behind the last report, and of two writers one stops.
+Each report has the sequence of its change, its index among the reports of the change, and whether more follow. It is published with
+Nats-Expected-Last-Sequence. So a writer continues after the last report, also after a crash, and of two writers one stops.
 """
 
 import asyncio
@@ -24,59 +24,60 @@ log = logging.getLogger(__name__)
 BUCKET = "workflow"
 CURSOR = "reported"
 CURSOR_S = 1.0
-"""Seconds between two notes of the cursor. It only saves reading: the last report alone tells where to go on."""
+"""Seconds between two updates of the cursor. The cursor only shortens reading: the last report alone determines where to continue."""
 
 
 class ReportWriter:
-    """Follows WORKITEMS while this process leads."""
+    """Follows WORKITEMS and publishes event reports, while this process holds the lease."""
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
-        self._worldwide: dict[tuple[str, str], WorklistSubscription] = {}
+        self._worklist_subscriptions: dict[tuple[str, str], WorklistSubscription] = {}
         """AE title and normalised filter ("" for the whole worklist) → its subscription."""
         self._last_sequence = 0
         self._skip = (0, 0)
         self._has_announced = False
         self.reported = 0
-        """Sequence on WORKITEMS up to which this process knows that reports are written."""
+        """Sequence on WORKITEMS up to which reports are written, as far as this process knows."""
 
     async def write(self) -> None:
-        """Write reports for ever, from where the last writer stopped.
+        """Write reports until cancelled, from where the last writer stopped.
 
         Raises:
-            errors.Conflict: another one writes, or the answer to a report was lost: begin again.
-            errors.Unavailable: NATS does not answer: begin again.
+            errors.Conflict: there is another writer, or the acknowledgement of a report was lost: call it again.
+            errors.Unavailable: NATS does not answer: call it again.
         """
         bucket = await streams.open_bucket(self._js, BUCKET)
-        self._worldwide = {}
+        self._worklist_subscriptions = {}
         async for message in streams.last_messages(self._js, WORKITEMS, [ALL_SUBSCRIPTIONS]):
-            self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
+            self._remember_subscription(SubscriptionState.FromString(message.data), message.sequence)
         after = await self._resume(int((await bucket.get(CURSOR))[0] or b"0"))
         log.info("writing reports", extra={"after": after})
-        noted_s = 0.0
+        stored_s = 0.0
         async with aclosing(streams.read_from(self._js, WORKITEMS, after)) as batches:
             async for batch in batches:
                 for message in batch:
-                    # Reports belong to the request that made the change, so they carry its id.
+                    # The call context is that of the request that made the change, so reports have its request id
                     with call_context.entered(call_context.of_headers(message.headers)):
                         await self._report(message)
                     self.reported = message.sequence
-                if time.monotonic() - noted_s > CURSOR_S and self.reported > after:
+                if time.monotonic() - stored_s > CURSOR_S and self.reported > after:
                     await bucket.put(CURSOR, str(self.reported).encode())
-                    noted_s, after = time.monotonic(), self.reported
+                    stored_s, after = time.monotonic(), self.reported
 
     async def progress(self) -> tuple[int, int]:
-        """Return the last sequence of WORKITEMS, and up to where reports are known to be written.
+        """Return the last sequence of WORKITEMS, and the sequence up to which reports are known to be written.
 
         Raises:
-            errors.Unavailable, errors.NotFound: NATS does not answer, or has no such stream yet.
+            errors.Unavailable: NATS does not answer.
+            errors.NotFound: there is no stream WORKITEMS yet.
         """
         _, last = await streams.stream_state(self._js, WORKITEMS)
-        noted, _ = await (await streams.open_bucket(self._js, BUCKET)).get(CURSOR)
-        return last, max(self.reported, int(noted or b"0"))
+        stored_cursor, _ = await (await streams.open_bucket(self._js, BUCKET)).get(CURSOR)
+        return last, max(self.reported, int(stored_cursor or b"0"))
 
     async def _resume(self, cursor: int) -> int:
-        """Return the sequence to read after; what is written already of the change behind it is skipped."""
+        """Return the sequence after which to read WORKITEMS, and set which reports of the next change are already written."""
         _, self._last_sequence = await streams.stream_state(self._js, REPORTS)
         last = EventReport(source_sequence=cursor)
         try:
@@ -87,7 +88,7 @@ class ReportWriter:
         after = max(cursor, last.source_sequence - 1 if last.more else last.source_sequence)
         if not self._has_announced:
             first, _ = await streams.stream_state(self._js, WORKITEMS)
-            # A stream that was restored begins far above 1 (`backup`), so this one began with nothing.
+            # A restored stream begins far above 1 (`backup.SKIPPED_SEQUENCES`), so this stream was created empty
             cold = self._last_sequence == 0 and first == 1
             await self._publish(event_reports.restarted(last.source_sequence or after, last.ordinal, last.more, cold))
             self._has_announced = True
@@ -97,20 +98,20 @@ class ReportWriter:
     async def _report(self, message: Message) -> None:
         skip = self._skip[1] if message.sequence == self._skip[0] else 0
         if message.subject.startswith("workitem."):
-            state = transactions.settle(WorkitemState.FromString(message.data), message.sequence)
-            for report in event_reports.of_change(state, message.sequence, self._worldwide.values())[skip:]:
+            state = transactions.with_sequences(WorkitemState.FromString(message.data), message.sequence)
+            for report in event_reports.of_change(state, message.sequence, self._worklist_subscriptions.values())[skip:]:
                 await self._publish(report)
             return
-        subscription = self._note_subscription(SubscriptionState.FromString(message.data), message.sequence)
+        subscription = self._remember_subscription(SubscriptionState.FromString(message.data), message.sequence)
         if subscription.state == SubscriptionState.STATE_SUBSCRIBED and subscription.epochs[-1].deletion_lock:
             await self._report_all(subscription, message.sequence, skip)
 
-    def _note_subscription(self, message: SubscriptionState, sequence: int) -> WorklistSubscription:
-        subscription = self._worldwide[message.ae_title, message.filter] = subscriptions.from_message(message, sequence)
+    def _remember_subscription(self, message: SubscriptionState, sequence: int) -> WorklistSubscription:
+        subscription = self._worklist_subscriptions[message.ae_title, message.filter] = subscriptions.from_message(message, sequence)
         return subscription
 
     async def _report_all(self, subscription: WorklistSubscription, sequence: int, skip: int) -> None:
-        """Write an initial report for every workitem that a subscription with lock now covers (Table CC.2.3-2)."""
+        """Write an initial report for every workitem that a subscription with deletion lock now covers (PS3.4 Table CC.2.3-2)."""
         ordinal, waiting = 0, None
         async with aclosing(self._covered(subscription, sequence)) as covered:
             async for state in covered:
@@ -123,27 +124,27 @@ class ReportWriter:
             await self._publish(event_reports.initial(waiting, subscription.ae_title, sequence, ordinal, more=False))
 
     async def _covered(self, subscription: WorklistSubscription, sequence: int) -> AsyncGenerator[WorkitemState, None]:
-        """Yield the workitems as they were at `sequence`, in an order that is always the same.
+        """Yield the workitems that `subscription` newly covers, as they were at `sequence`; repeated calls yield the same order.
 
-        Two passes over the stream: which message is the last of each workitem (some 100 bytes for each), then these. What others
-        write meanwhile comes later and does not count; what is superseded and older than the history is gone, and never is a last one.
+        The stream is read twice: first to determine the last message of each workitem (about 100 bytes of memory each), then to read
+        these messages. Later messages are ignored. Purged messages are superseded ones, so they do not matter.
         """
         last: dict[str, int] = {}
-        own = [other for other in self._worldwide.values() if other.ae_title == subscription.ae_title]
+        own = [other for other in self._worklist_subscriptions.values() if other.ae_title == subscription.ae_title]
         async with aclosing(self._messages_until(sequence)) as messages:
             async for message in messages:
                 last[message.subject] = message.sequence
         async with aclosing(self._messages_until(sequence)) as messages:
             async for message in messages:
                 if last[message.subject] == message.sequence:
-                    state = transactions.settle(WorkitemState.FromString(message.data), message.sequence)
+                    state = transactions.with_sequences(WorkitemState.FromString(message.data), message.sequence)
                     if not state.deleted and subscriptions.is_new_to(state, message.sequence, subscription, own):
                         yield state
-                    # A filter looks into each workitem: let others have their turn in between.
+                    # Filters take time for each workitem: let other tasks run in between
                     await asyncio.sleep(0)
 
     async def _messages_until(self, sequence: int) -> AsyncGenerator[Message, None]:
-        """Yield the messages of workitems before `sequence`, which is that of a message on the stream."""
+        """Yield the messages of workitems before `sequence`, which must be the sequence of a message on the stream."""
         async with aclosing(streams.read_from(self._js, WORKITEMS, 0)) as batches:
             async for batch in batches:
                 for message in batch:

@@ -1,7 +1,7 @@
-"""Workitems and subscriptions on the stream WORKITEMS: the last message of a subject is the state, every change a compare-and-set.
+"""Workitems and subscriptions on the stream WORKITEMS. The last message of a subject is its state; every change is a compare-and-set.
 
-A change that was written is an event; there is nothing else to be done for it before it is answered. Whoever loses the
-comparison, or hears nothing, looks whether its own change is on the stream before it tries again.
+A change is complete when its message is on the stream. If the comparison fails, or NATS does not answer, the writer checks whether its
+own message is on the stream before it tries again.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from gantry_workflow.workitems.transactions import Decision
 PUBLISH_S = 1.5
 """Seconds that one attempt waits for NATS."""
 CHANGE_S = 4.5
-"""Seconds for a change with all its attempts; with the turn below the deadline of the call."""
+"""Seconds for a change with all its attempts. Together with TURN_S it is below the deadline of the call."""
 TURN_S = 10.0
-"""Seconds that a change waits for others of the same workitem in this process."""
-KEPT_BYTES = 16 << 20
-"""Most bytes of states that are kept to begin the next change with."""
+"""Seconds that a change waits for other changes of the same workitem in this process."""
+CACHED_BYTES = 16 << 20
+"""Most bytes of cached states, which the next change begins with."""
 ATTEMPTS = 100
-"""Most comparisons that one change may lose."""
+"""Most attempts of one change; each fails because another change was faster."""
 
 ALL_WORKITEMS = "workitem.>"
 ALL_SUBSCRIPTIONS = "subscription.>"
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def workitem_subject(uid: str) -> str:
-    """Return the subject of a workitem; the UID is checked by whoever took it from a request."""
+    """Return the subject of a workitem. The caller must have checked the UID."""
     return f"workitem.{uid}"
 
 
@@ -54,30 +54,30 @@ def subscription_subject(ae_title: str, text: str = "") -> str:
 
 
 class Workitems:
-    """Reads and changes states."""
+    """Reads and changes the states of workitems and of subscriptions to the worklist."""
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Within one process changes of one subject take turns: a crowd would only make each other lose the comparison."""
-        self._written = ByteBoundedCache[tuple[bytes, int]](KEPT_BYTES, lambda written: len(written[0]) + 256)
-        """subject → the state that this process wrote last, and its sequence. The next change begins with it: where somebody else has
-        written meanwhile the comparison fails, and a refusal is never decided from it."""
+        """Subject → lock, which makes changes of one subject sequential within a process: concurrent ones would fail the comparison."""
+        self._written = ByteBoundedCache[tuple[bytes, int]](CACHED_BYTES, lambda written: len(written[0]) + 256)
+        """Subject → the state that this process wrote last, and its sequence. The next change begins with it. If another process has
+        written meanwhile, the comparison fails. A request is never refused because of a cached state."""
 
     async def read(self, uid: str) -> tuple[WorkitemState | None, int]:
-        """Return the state of a workitem and its sequence; (None, 0) where it never was.
+        """Return the state of a workitem and its sequence; (None, 0) if there is no such workitem.
 
         Raises:
             errors.Unavailable: NATS does not answer.
         """
         state, sequence = await self._last(workitem_subject(uid), WorkitemState)
-        return (transactions.settle(state, sequence) if state else None), sequence
+        return (transactions.with_sequences(state, sequence) if state else None), sequence
 
     async def subscriptions(self, ae_title: str = "") -> list[WorklistSubscription]:
-        """Return the subscriptions to the worklist, whole and filtered, ended ones too.
+        """Return the subscriptions to the worklist, whole and filtered, ended ones included.
 
         Args:
-            ae_title: whose; "" for all.
+            ae_title: only the subscriptions of this AE title; "" for all.
         """
         subject = f"subscription.{ae_title.encode().hex()}.>" if ae_title else ALL_SUBSCRIPTIONS
         return [
@@ -86,23 +86,25 @@ class Workitems:
         ]
 
     async def change(self, uid: str, decide: Callable[[WorkitemState | None, int], Decision], kind: str, is_new: bool = False) -> Decision:
-        """Change a workitem so that nothing that others write is overwritten.
+        """Change a workitem without overwriting concurrent changes.
 
         Args:
-            decide: returns what becomes of the state that it is given (with its sequence), or raises the refusal; may be called again.
-            kind: for metrics.
-            is_new: the workitem is expected not to be there: one question less.
+            decide: returns the decision for a state and its sequence, or raises an error if the request is refused. It may be called
+                several times.
+            kind: label of the metric of changes.
+            is_new: the workitem is expected not to exist, which saves reading its state.
 
         Raises:
-            errors.PayloadTooLarge: the new state would be larger than a copy may be, or than NATS takes.
+            errors.PayloadTooLarge: the new state is larger than a copy, or a message of NATS, may be.
             errors.Unavailable: NATS does not answer; the change may or may not have been made.
+            errors.Overloaded: the comparison failed ATTEMPTS times.
         """
 
-        def settled(state: WorkitemState | None, sequence: int) -> tuple[WorkitemState | None, Decision]:
-            decision = decide(transactions.settle(state, sequence) if state else None, sequence)
+        def decided_state(state: WorkitemState | None, sequence: int) -> tuple[WorkitemState | None, Decision]:
+            decision = decide(transactions.with_sequences(state, sequence) if state else None, sequence)
             return decision.state, decision
 
-        decision = await self._change(workitem_subject(uid), WorkitemState, settled, is_new)
+        decision = await self._change(workitem_subject(uid), WorkitemState, decided_state, is_new)
         if decision.state is not None:
             telemetry.WORKITEM_CHANGES.labels(kind).inc()
         return decision
@@ -110,10 +112,14 @@ class Workitems:
     async def change_subscription(
         self, ae_title: str, text: str, decide: Callable[[SubscriptionState | None, int], SubscriptionState]
     ) -> None:
-        """Change a subscription to the worklist, in the same way.
+        """Change a subscription to the worklist without overwriting concurrent changes.
 
         Args:
             text: the normalised filter; "" for the whole worklist.
+            decide: as for `change`.
+
+        Raises:
+            errors.Unavailable, errors.Overloaded: as `change`.
         """
 
         def decided(state: SubscriptionState | None, sequence: int) -> tuple[SubscriptionState, None]:
@@ -133,33 +139,33 @@ class Workitems:
         tried: tuple[M, int, T] | None = None
         try:
             async with self._turn(subject), asyncio.timeout(CHANGE_S):
-                kept = self._written.pop(subject)
+                cached = self._written.pop(subject)
                 state: M | None
                 for attempt in range(ATTEMPTS):
-                    if kept is not None:
-                        state, sequence = cls.FromString(kept[0]), kept[1]
+                    if cached is not None:
+                        state, sequence = cls.FromString(cached[0]), cached[1]
                     else:
                         state, sequence = (None, 0) if is_new and attempt == 0 else await self._last(subject, cls)
-                    is_current, kept = kept is None, None
+                    is_current, cached = cached is None, None
                     if tried and tried[1] != sequence and await self._is_written(subject, tried[0], tried[1]):
-                        # It was on its way while NATS came back: its own outcome must not refuse it.
+                        # The message arrived after NATS had recovered. The change must not be refused because of its own result
                         return tried[2]
                     try:
-                        made, result = decide(state, sequence)
+                        new_state, result = decide(state, sequence)
                     except errors.GantryError:
                         if is_current:
                             raise
                         continue
-                    if made is None and is_current:
+                    if new_state is None and is_current:
                         return result
-                    if made is None:
+                    if new_state is None:
                         continue
-                    if await self._write(subject, made, sequence, change_id):
+                    if await self._write(subject, new_state, sequence, change_id):
                         return result
-                    tried = made, sequence, result
+                    tried = new_state, sequence, result
         except TimeoutError:
             raise errors.Unavailable("NATS does not answer in time; the change may or may not have been made") from None
-        raise errors.Overloaded(f"{subject.split('.', 1)[0]} is changed by too many at once")
+        raise errors.Overloaded(f"too many concurrent changes of one {subject.split('.', 1)[0]}")
 
     @asynccontextmanager
     async def _turn(self, subject: str) -> AsyncIterator[None]:
@@ -172,10 +178,10 @@ class Workitems:
             turn.release()
 
     async def _write(self, subject: str, state: WorkitemState | SubscriptionState, sequence: int, change_id: str) -> bool:
-        """Write a state that follows `sequence`; return whether it is there.
+        """Publish a state if the last message of its subject has `sequence`; return whether the state is on the stream.
 
         Raises:
-            errors.PayloadTooLarge: it has more bytes than a copy may have, or than NATS takes.
+            errors.PayloadTooLarge: the state is larger than a copy, or a message of NATS, may be.
         """
         state.change_id = change_id
         if isinstance(state, WorkitemState):
@@ -189,7 +195,7 @@ class Workitems:
         except errors.Conflict:
             return await self._is_written(subject, state, sequence)
         except errors.Unavailable:
-            # What was sent before may still arrive; the comparison then lets only one of both in.
+            # The first message may still arrive; then the comparison accepts only one of the two
             await asyncio.sleep(0.05)
             return await self._is_written(subject, state, sequence)
 

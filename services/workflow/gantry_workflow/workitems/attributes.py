@@ -34,19 +34,19 @@ _EMPTY_AT_CREATION = (TRANSACTION_UID, PROGRESS, PERFORMED)
 
 
 def check_enumerations(dataset: Dataset) -> None:
-    """Check the enumerated values at the root.
+    """Check the enumerated values of the attributes at the root of a data set.
 
     Raises:
-        errors.BadRequest: one is not among those allowed.
+        errors.BadRequest: a value is not one of the enumerated values.
     """
     for tag, allowed in _ENUMERATED.items():
-        found = values(dataset, tag)
-        if found and (len(found) > 1 or found[0] not in allowed):
-            raise errors.BadRequest(f"{name_of(tag)} is {str(found[0])[:16]!r}, expected one of {', '.join(allowed)}")
+        present = values(dataset, tag)
+        if present and (len(present) > 1 or present[0] not in allowed):
+            raise errors.BadRequest(f"{name_of(tag)} is {str(present[0])[:16]!r}, expected one of {', '.join(allowed)}")
 
 
 def check_creation(dataset: Dataset, strict: bool) -> bool:
-    """Check a data set that is to become a workitem, and complete it in place.
+    """Check the data set of a new workitem, and add missing attributes in place.
 
     Args:
         strict: refuse a missing attribute of type 2 instead of adding it empty.
@@ -55,7 +55,7 @@ def check_creation(dataset: Dataset, strict: bool) -> bool:
         Whether attributes were added.
 
     Raises:
-        errors.BadRequest: an attribute is missing, empty or not allowed; the sentence names it.
+        errors.BadRequest: an attribute is missing, empty or not allowed; the message names it.
     """
     check_enumerations(dataset)
     for tag in _EMPTY_AT_CREATION:
@@ -74,7 +74,7 @@ def _complete(dataset: Dataset, path: tuple[str, ...], strict: bool) -> bool:
             raise errors.BadRequest(f"{_where(row)} is not allowed when a workitem is created")
         if kind == "2" and row.tag not in dataset:
             if strict:
-                raise errors.BadRequest(f"{_where(row)} must be there when a workitem is created; it may be empty")
+                raise errors.BadRequest(f"{_where(row)} must be present when a workitem is created; it may be empty")
             dataset[row.tag] = {"vr": workitems.vr_of(row.tag)}
             added = True
         if below(row.path):
@@ -84,7 +84,7 @@ def _complete(dataset: Dataset, path: tuple[str, ...], strict: bool) -> bool:
 
 
 def leave_out_unsupported(dataset: Dataset) -> bool:
-    """Remove in place what a workitem of ours cannot have, at every depth; return whether there was any."""
+    """Remove unsupported attributes in place, at every depth; return whether there were any."""
     unsupported = [tag for tag, element in dataset.items() if not workitems.is_supported(tag, element)]
     for tag in unsupported:
         del dataset[tag]
@@ -93,10 +93,10 @@ def leave_out_unsupported(dataset: Dataset) -> bool:
 
 
 def check_update(dataset: Dataset) -> None:
-    """Check what is to be changed in a workitem.
+    """Check the attributes of an update.
 
     Raises:
-        errors.BadRequest: an attribute is not allowed, or empty where it must have a value; the sentence names it.
+        errors.BadRequest: an attribute is not allowed, missing, or empty although it must have a value; the message names it.
     """
     check_enumerations(dataset)
     _check_update(dataset, ())
@@ -111,7 +111,7 @@ def _check_update(dataset: Dataset, path: tuple[str, ...]) -> None:
         if kind == "1" and not has_value(dataset, row.tag):
             raise errors.BadRequest(f"{_where(row)} must have a value in an update")
         if kind == "2" and not present:
-            raise errors.BadRequest(f"{_where(row)} must be there in an update; it may be empty")
+            raise errors.BadRequest(f"{_where(row)} must be present in an update; it may be empty")
         if kind == "3" and server == "1" and present and not has_value(dataset, row.tag):
             raise errors.BadRequest(f"{_where(row)} cannot be made empty")
         for item in values(dataset, row.tag) if below(row.path) and present else ():
@@ -119,24 +119,24 @@ def _check_update(dataset: Dataset, path: tuple[str, ...]) -> None:
 
 
 def missing_for(state: str, dataset: Dataset) -> list[str]:
-    """Return a sentence for each attribute that a final state needs and the workitem lacks.
+    """Return a message for each attribute that a final state requires and the workitem lacks.
 
-    For CANCELED only what both need: the server fills in the rest.
+    For CANCELED only the attributes that both final states require are checked: the server adds the others.
     """
     return _missing(dataset, (), ("R", "P", "p") if state == COMPLETED else ("R",))
 
 
 def _missing(dataset: Dataset, path: tuple[str, ...], needed: tuple[str, ...]) -> list[str]:
-    found: list[str] = []
+    missing: list[str] = []
     for row in below(path):
         if row.final in needed and row.final == "p" and row.tag not in dataset:
-            found.append(f"{_where(row)} is missing")
+            missing.append(f"{_where(row)} is missing")
         elif row.final in needed and row.final != "p" and not has_value(dataset, row.tag):
-            found.append(f"{_where(row)} has no value")
+            missing.append(f"{_where(row)} has no value")
         if below(row.path):
             for item in values(dataset, row.tag):
-                found += _missing(item, row.path, needed)
-    return found
+                missing += _missing(item, row.path, needed)
+    return missing
 
 
 def _where(row: Attribute) -> str:

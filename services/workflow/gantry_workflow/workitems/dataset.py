@@ -1,7 +1,9 @@
-"""A data set in the DICOM JSON model, checked and brought to one form: PS3.18 Annex F.
+"""Reads data sets in the DICOM JSON Model, checks them and normalizes them.
 
-Inside workflow a data set is a dict of tag → {"vr": …, "Value": […]}; what comes out of `parse` has upper-case tags in order, a
-VR for each, no empty `Value`, and values of the right JSON kind and format.
+Inside workflow a data set is a dict of tag → {"vr": …, "Value": […]}. The result of `parse` has upper-case tags in ascending order, a
+VR for each element, no empty `Value`, and values of the JSON type and format that the VR requires.
+
+Source: PS3.18 Annex F.
 """
 
 import re
@@ -26,33 +28,33 @@ _COMPONENT_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 
 
 def parse(data: bytes) -> Dataset:
-    """Read one DICOM JSON object.
+    """Read and normalize one DICOM JSON object.
 
     Raises:
-        errors.BadRequest: it is no JSON object, or an element is not what its VR says.
+        errors.BadRequest: it is not a JSON object, or an element does not fit its VR.
     """
     try:
-        found = orjson.loads(data)
+        data_set = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise errors.BadRequest(f"the payload is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise errors.BadRequest("the payload is no DICOM JSON object")
-    return _checked(found, 0, [0])
+    if not isinstance(data_set, dict):
+        raise errors.BadRequest("the payload is not a DICOM JSON object")
+    return _checked(data_set, 0, [0])
 
 
 def dump(dataset: Dataset) -> bytes:
-    """Return the DICOM JSON object with its tags in order."""
+    """Encode a data set as DICOM JSON, with its tags in ascending order."""
     return orjson.dumps(dataset, option=orjson.OPT_SORT_KEYS)
 
 
 def read(data: bytes) -> Dataset:
-    """Return a data set that `dump` wrote."""
-    found: Dataset = orjson.loads(data) if data else {}
-    return found
+    """Return the data set that `dump` encoded; {} for no bytes."""
+    data_set: Dataset = orjson.loads(data) if data else {}
+    return data_set
 
 
 def copied(dataset: Dataset) -> Dataset:
-    """Return a data set whose elements can be added, replaced and removed at every depth without the other noticing."""
+    """Copy a data set and its items, so that elements of the copy can be added, replaced and removed at every depth."""
     return {
         tag: {"vr": "SQ", "Value": [copied(item) for item in element["Value"]]} if element["vr"] == "SQ" and "Value" in element else element
         for tag, element in dataset.items()
@@ -60,19 +62,19 @@ def copied(dataset: Dataset) -> Dataset:
 
 
 def values(dataset: Dataset, tag: str) -> list[Any]:
-    """Return the values of an element; [] where it is empty or missing."""
-    found: list[Any] = dataset.get(tag, {}).get("Value", [])
-    return found
+    """Return the values of an element; [] if it is empty or missing."""
+    values_of_element: list[Any] = dataset.get(tag, {}).get("Value", [])
+    return values_of_element
 
 
 def text(dataset: Dataset, tag: str) -> str:
-    """Return the first value as text; "" where there is none."""
-    found = values(dataset, tag)
-    return str(found[0]) if found and found[0] is not None else ""
+    """Return the first value of an element as text; "" if there is none."""
+    texts = values(dataset, tag)
+    return str(texts[0]) if texts and texts[0] is not None else ""
 
 
 def has_value(dataset: Dataset, tag: str) -> bool:
-    """Say whether an element is there and not empty."""
+    """Return whether an element is present and not empty."""
     element = dataset.get(tag, {})
     return bool(element.get("Value")) or "InlineBinary" in element or "BulkDataURI" in element
 
@@ -86,10 +88,10 @@ def _checked(dataset: Dataset, depth: int, count: list[int]) -> Dataset:
     out: Dataset = {}
     for key, element in dataset.items():
         if not _TAG.fullmatch(key):
-            raise errors.BadRequest(f"{key[:20]!r} is no tag: expected 8 hexadecimal digits")
+            raise errors.BadRequest(f"{key[:20]!r} is not a tag: expected 8 hexadecimal digits")
         tag = key.upper()
         if tag[:4] in ("0000", "0002") or tag in out:
-            raise errors.BadRequest(f"{workitems.name_of(tag)} must not be in the data set, or not twice")
+            raise errors.BadRequest(f"{workitems.name_of(tag)} is not allowed in the data set, or occurs twice")
         if tag[4:] != "0000":
             out[tag] = _element(tag, element, depth, count)
     return dict(sorted(out.items()))
@@ -97,22 +99,22 @@ def _checked(dataset: Dataset, depth: int, count: list[int]) -> Dataset:
 
 def _element(tag: str, element: Any, depth: int, count: list[int]) -> dict[str, Any]:
     if not isinstance(element, dict):
-        raise errors.BadRequest(f"{workitems.name_of(tag)} is no JSON object")
+        raise errors.BadRequest(f"{workitems.name_of(tag)} is not a JSON object")
     vr = _vr(tag, element.get("vr"))
     holders = [name for name in ("Value", "InlineBinary", "BulkDataURI") if name in element]
     if len(holders) > 1:
         raise errors.BadRequest(f"{workitems.name_of(tag)} has {' and '.join(holders)}, expected one of them")
     if not holders or element[holders[0]] in ([], ""):
         return {"vr": vr}
-    held = element[holders[0]]
+    content = element[holders[0]]
     if holders[0] != "Value":
-        if not isinstance(held, str) or (holders[0] == "InlineBinary" and vr not in _BINARY):
+        if not isinstance(content, str) or (holders[0] == "InlineBinary" and vr not in _BINARY):
             raise errors.BadRequest(f"{workitems.name_of(tag)}: {holders[0]} does not fit VR {vr}")
-        return {"vr": vr, holders[0]: held}
-    if not isinstance(held, list) or vr in _BINARY:
+        return {"vr": vr, holders[0]: content}
+    if not isinstance(content, list) or vr in _BINARY:
         raise errors.BadRequest(f"{workitems.name_of(tag)}: Value does not fit VR {vr}")
-    found = [_value(tag, vr, value, depth, count) for value in held]
-    return {"vr": vr, "Value": found} if any(value is not None for value in found) else {"vr": vr}
+    converted = [_value(tag, vr, value, depth, count) for value in content]
+    return {"vr": vr, "Value": converted} if any(value is not None for value in converted) else {"vr": vr}
 
 
 def _vr(tag: str, given: Any) -> str:
@@ -120,7 +122,7 @@ def _vr(tag: str, given: Any) -> str:
     if given is None and known:
         return known
     if not isinstance(given, str) or not re.fullmatch(r"[A-Z]{2}", given):
-        raise errors.BadRequest(f"{workitems.name_of(tag)} has no vr of two letters")
+        raise errors.BadRequest(f"{workitems.name_of(tag)}: vr is missing or is not two upper-case letters")
     if known and known != given and not (known in _TEXT and given in _TEXT):
         raise errors.BadRequest(f"{workitems.name_of(tag)} has vr {given}, expected {known}")
     return known or given
@@ -129,7 +131,7 @@ def _vr(tag: str, given: Any) -> str:
 def _value(tag: str, vr: str, value: Any, depth: int, count: list[int]) -> Any:
     if vr == "SQ":
         if not isinstance(value, dict):
-            raise errors.BadRequest(f"an item of {workitems.name_of(tag)} is no JSON object")
+            raise errors.BadRequest(f"an item of {workitems.name_of(tag)} is not a JSON object")
         item = _checked(value, depth + 1, count)
         if workitems.is_code_sequence(tag):
             _check_code(tag, item)
@@ -140,20 +142,20 @@ def _value(tag: str, vr: str, value: Any, depth: int, count: list[int]) -> Any:
         return _person_name(tag, value)
     if vr in _NUMBERS or (vr in _NUMBERS_OR_TEXT and not isinstance(value, str)):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no number")
+            raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not a number")
         return value
     if not isinstance(value, str):
-        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no string, as VR {vr} wants it")
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not a string, which VR {vr} requires")
     value = value.rstrip() if vr in ("LT", "ST", "UT") else value.strip()
     if not has_form(vr, value):
-        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not what VR {vr} allows")
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} does not have the form of VR {vr}")
     return value or None
 
 
 def _person_name(tag: str, value: Any) -> dict[str, str] | None:
     groups = {"Alphabetic": value} if isinstance(value, str) else value
     if not isinstance(groups, dict) or not all(_is_group(name, group) for name, group in groups.items()):
-        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is no person name")
+        raise errors.BadRequest(f"a value of {workitems.name_of(tag)} is not a person name")
     return {name: groups[name] for name in _COMPONENT_GROUPS if groups.get(name)} or None
 
 

@@ -1,6 +1,7 @@
 """The state machine of a workitem, as tables.
 
-To change a rule, change its cell in TRANSITIONS, UPDATES or CANCEL_REQUESTS; to change how a refusal looks, its row in STATUSES.
+To change a rule, change its cell in TRANSITIONS, UPDATES or CANCEL_REQUESTS. To change the response to a refused request, change its
+row in STATUSES.
 
 Source: PS3.4 Table CC.1.1-2; PS3.18 Tables 11.6.3-1, 11.7.3-1, 11.8.3-1.
 """
@@ -17,16 +18,16 @@ STATES = (NONE, SCHEDULED, IN_PROGRESS, COMPLETED, CANCELED)
 CHANGE = "change"
 """The change is made and reported."""
 FINAL = "final"
-"""The change is made when the final-state requirements are met, else C304."""
+"""The change is made if the final-state requirements are met; otherwise C304."""
 CANCEL = "cancel"
-"""It goes by way of IN PROGRESS to CANCELED, both reported."""
+"""The workitem becomes IN PROGRESS, then CANCELED; both changes are reported."""
 FORWARD = "forward"
-"""Whoever performs it is told; the state stays."""
+"""Subscribers, the performer among them, get an event report; the state is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a status code of PS3.4 becomes: an error, or with `error` None a success with a Warning."""
+    """The response to a status code of PS3.4: an error, or, if `error` is None, success with a Warning."""
 
     error: type[errors.GantryError] | None
     warning: str
@@ -36,7 +37,7 @@ class Status:
 _INCONSISTENT = "The submitted request is inconsistent with the state of the UPS Instance."
 
 STATUSES = {
-    "0111": Status(errors.Conflict, "", "workitem {uid} exists already"),
+    "0111": Status(errors.Conflict, "", "workitem {uid} already exists"),
     "B304": Status(None, "The UPS is already in the requested state of CANCELED.", ""),
     "B306": Status(None, "The UPS is already in the requested state of COMPLETED.", ""),
     "C300": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is {state} and may no longer be changed"),
@@ -54,15 +55,15 @@ STATUSES = {
         "The target URI did not reference a claimed Workitem.",
         "workitem {uid} is IN PROGRESS: its update needs the Transaction UID that it was claimed with",
     ),
-    "C302": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is IN PROGRESS already"),
+    "C302": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is already IN PROGRESS"),
     "C303": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is {state}: no request can make a workitem SCHEDULED"),
     "C304": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} does not meet the requirements of the final state"),
     "C307": Status(errors.NotFound, "", "there is no workitem {uid}"),
     "C310": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is SCHEDULED: it must be claimed (IN PROGRESS) first"),
-    "C310 update": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is SCHEDULED: its update takes no Transaction UID"),
+    "C310 update": Status(errors.Conflict, _INCONSISTENT, "workitem {uid} is SCHEDULED: its update must not have a Transaction UID"),
     "C311": Status(errors.Conflict, "The UPS is already COMPLETED.", "workitem {uid} is COMPLETED and can no longer be cancelled"),
     "C312": Status(
-        errors.Conflict, "The performer cannot be contacted.", "nobody subscribes to workitem {uid}, so its performer cannot be told"
+        errors.Conflict, "The performer cannot be contacted.", "nobody subscribes to workitem {uid}, so its performer cannot be notified"
     ),
 }
 
@@ -81,7 +82,7 @@ TRANSITIONS: dict[tuple[str, str], tuple[str, ...]] = {
     (CANCELED, "wrong"): ("C307", "C301", "C301", "C301", "C301"),
     (CANCELED, "missing"): ("C307", "C301 missing", "C301 missing", "C301 missing", "C301 missing"),
 }
-"""Change Workitem State. While SCHEDULED any Transaction UID is right: it becomes the lock."""
+"""Change Workitem State. For a SCHEDULED workitem any Transaction UID is right: the workitem is then locked by it."""
 
 UPDATES: dict[str, tuple[str, ...]] = {
     # Transaction UID  none    SCHEDULED      IN PROGRESS    COMPLETED      CANCELED
@@ -95,11 +96,17 @@ CREATIONS = (CHANGE, "0111", "0111", "0111", "0111")
 """Create Workitem."""
 
 CANCEL_REQUESTS = ("C307", CANCEL, FORWARD, "C311", "B304")
-"""Request Workitem Cancellation; of one that is IN PROGRESS and that nobody subscribes to, C312."""
+"""Request Workitem Cancellation. A workitem that is IN PROGRESS and without subscribers gives C312."""
 
 
 def lock_of(state: str, stored: str, given: str) -> str:
-    """Return right, wrong or missing for a Transaction UID that was given."""
+    """Compare the Transaction UID of a request with that of the workitem; return right, wrong or missing.
+
+    Args:
+        state: Procedure Step State of the workitem.
+        stored: Transaction UID of the workitem.
+        given: Transaction UID of the request; "" if it has none.
+    """
     if not given:
         return "missing"
     return "right" if given == stored or state == SCHEDULED else "wrong"
@@ -114,7 +121,7 @@ def refusal(code: str, uid: str, state: str, detail: str = "") -> errors.GantryE
     """Return the error of a status code.
 
     Args:
-        detail: more about why, after the message.
+        detail: appended to the message.
     """
     status = STATUSES[code]
     cls = status.error or errors.Conflict

@@ -1,9 +1,10 @@
-"""Who hears of a workitem: subscriptions to it, and to the worklist, whole or filtered, in the order of the stream.
+"""Decides who is notified of a workitem: its subscribers, and those of the worklist, whole or filtered, in the order of the stream.
 
-A subscription to one workitem rides in the workitem's state. One to the worklist is a message of its own that also tells what it was
-before (`earlier`), so whether an AE title subscribes to a workitem at a certain point of the stream follows from these alone. A
-filtered one covers a workitem while it matches: its subscriber hears of the change by which it begins to match, of all while it does,
-and of that by which it ceases to.
+Subscriptions to one workitem are part of the workitem's state. A subscription to the worklist is a message of its own, which also has
+its earlier states (`earlier`). So these messages alone decide whether an AE title subscribes to a workitem at a given sequence.
+
+A filtered subscription covers a workitem while the workitem matches the filter. Its subscriber is notified of the change after which
+the workitem matches, of each change while it matches, and of the change after which it no longer matches.
 
 Source: PS3.4 Table CC.2.3-2, §CC.2.3.3.
 """
@@ -20,20 +21,20 @@ from gantry_standard.query.matching import Filter, MatchKey
 from gantry_workflow.workitems.dataset import Dataset, read
 
 MAX_EPOCHS = 64
-"""Earlier states kept of one subscription to the worklist. What a subscription was more than so many changes ago is forgotten: a
-workitem that is older counts as covered by the oldest that is kept."""
+"""Number of earlier states in the message of one subscription to the worklist. Older states are dropped. For a workitem that was
+created before the oldest of them, that oldest state counts."""
 MAX_FILTERS_OF_ONE = 64
-"""Filtered subscriptions that one AE title may have; more is 403."""
+"""Most filtered subscriptions of one AE title; more is 403."""
 MAX_FILTERS = 1000
-"""Filtered subscriptions of all AE titles together, each of which is compared with every change; more is 403."""
+"""Most filtered subscriptions of all AE titles together, because every change is compared with each of them; more is 403."""
 MAX_FILTER_CHARACTERS = 4096
 LATEST = 2**63
-"""A point after everything on the stream."""
+"""A sequence above every sequence of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What a subscription to the worklist became at a sequence of the stream."""
+    """One state of a subscription to the worklist, and the sequence from which on it holds."""
 
     sequence: int
     state: "SubscriptionState.State.ValueType"
@@ -42,10 +43,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class WorklistSubscription:
-    """One AE title and the worklist: all of it, or what matches a filter.
+    """The subscription of one AE title to the whole worklist, or to the workitems that match a filter.
 
     Attributes:
-        epochs: oldest first.
+        epochs: its states, oldest first.
         filter: None for the whole worklist.
     """
 
@@ -55,15 +56,15 @@ class WorklistSubscription:
 
     @property
     def state(self) -> "SubscriptionState.State.ValueType":
-        """What it is now."""
+        """The present state."""
         return self.epochs[-1].state if self.epochs else SubscriptionState.STATE_UNSPECIFIED
 
 
-class Content:
-    """What filters are compared with: the attributes of a workitem, read when the first filter asks.
+class MatchedVersions:
+    """The attributes of a workitem that filters are compared with; computed when the first filter needs them.
 
     Args:
-        with_before: also as they were before the change that made the state.
+        with_before: also compare the attributes before the last change.
     """
 
     def __init__(self, state: WorkitemState, with_before: bool = False) -> None:
@@ -71,8 +72,8 @@ class Content:
         self._with_before = with_before
 
     def matches(self, keys: Sequence[MatchKey]) -> bool:
-        """Say whether the attributes match, as they are or as they were."""
-        return any(matching.matches(keys, found) for found in self._versions)
+        """Return whether the attributes match after the last change, or, with `with_before`, before it."""
+        return any(matching.matches(keys, version) for version in self._versions)
 
     @cached_property
     def _versions(self) -> "list[dict[str, list[terms.Term]]]":
@@ -85,14 +86,14 @@ class Content:
 
 
 def from_message(message: SubscriptionState, sequence: int) -> WorklistSubscription:
-    """Return the subscription that a message at `sequence` says."""
+    """Return the subscription in the message at `sequence`."""
     earlier = [Epoch(e.sequence, e.state, e.deletion_lock) for e in message.earlier]
     latest = Epoch(message.sequence or sequence, message.state, message.deletion_lock)
     return WorklistSubscription(message.ae_title, (*earlier, latest), matching.read_filter(message.filter) if message.filter else None)
 
 
 def filter_id(text: str) -> str:
-    """Return how a normalised filter is named in subjects."""
+    """Return the identifier of a normalised filter in NATS subjects: 24 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -100,39 +101,41 @@ def lock_on(
     state: WorkitemState,
     sequence: int,
     ae_title: str,
-    worldwide: Iterable[WorklistSubscription],
+    worklist_subscriptions: Iterable[WorklistSubscription],
     at: int,
-    content: Content | None = None,
+    versions: MatchedVersions | None = None,
 ) -> bool | None:
-    """Return whether an AE title holds a deletion lock on a workitem; None where it does not subscribe to it.
+    """Return whether an AE title holds a deletion lock on a workitem; None if it does not subscribe to the workitem.
 
     Args:
-        state: the workitem, as the message at `sequence` has it.
-        worldwide: what subscriptions to the worklist this AE title has or had.
-        at: the point of the stream that the answer is for; later epochs do not count.
-        content: what filters are compared with; the attributes in `state` where it is left out.
+        state: the workitem in the message at `sequence`.
+        worklist_subscriptions: the subscriptions to the worklist of this AE title, ended ones included.
+        at: the sequence for which the result holds; later epochs are ignored.
+        versions: the attributes that filters are compared with; by default those in `state`.
+
+    Source: PS3.4 Table CC.2.3-2.
     """
     created = state.created_sequence or sequence
     entry = next((e for e in state.subscriptions if e.ae_title == ae_title), None)
-    subscriptions = list(worldwide)
+    subscriptions = list(worklist_subscriptions)
     whole = next((s for s in subscriptions if s.filter is None), None)
     held = _held(created, sequence, entry, whole.epochs if whole else (), at)
     if entry is not None and not entry.unsubscribed and held is not None:
-        # Whoever subscribes to a workitem itself says what becomes of its lock; others leave it unchanged.
+        # A subscription to the workitem itself decides about the lock; subscriptions to the worklist do not change it.
         return held
     gone = entry if entry is None or entry.unsubscribed else ItemSubscription(sequence=entry.sequence, unsubscribed=True)
-    content = content or Content(state)
+    versions = versions or MatchedVersions(state)
     for filtered in subscriptions:
         if filtered.filter is None:
             continue
         lock = _held(created, sequence, gone, filtered.epochs, at)
-        if lock is not None and not held and content.matches(filtered.filter.keys):
+        if lock is not None and not held and versions.matches(filtered.filter.keys):
             held = lock or held or False
     return held
 
 
 def _held(created: int, sequence: int, entry: ItemSubscription | None, epochs: Iterable[Epoch], at: int) -> bool | None:
-    """Return the lock that an entry of the workitem and one subscription to the worklist make (Table CC.2.3-2)."""
+    """Return the lock that results from an entry of the workitem and one subscription to the worklist (Table CC.2.3-2)."""
     counting = [epoch for epoch in epochs if epoch.sequence <= at]
     held: bool | None = None
     since = created
@@ -147,7 +150,7 @@ def _held(created: int, sequence: int, entry: ItemSubscription | None, epochs: I
 
 
 def _after(held: bool | None, epoch: Epoch) -> bool | None:
-    """What a change of a subscription to the worklist makes of the subscription to a workitem that exists."""
+    """Return the lock on an existing workitem after a change of a subscription to the worklist."""
     if epoch.state == SubscriptionState.STATE_UNSUBSCRIBED:
         return None
     if epoch.state == SubscriptionState.STATE_SUBSCRIBED and held is None:
@@ -156,38 +159,46 @@ def _after(held: bool | None, epoch: Epoch) -> bool | None:
 
 
 def audience(
-    state: WorkitemState, sequence: int, worldwide: Iterable[WorklistSubscription], at: int, content: Content | None = None
+    state: WorkitemState,
+    sequence: int,
+    worklist_subscriptions: Iterable[WorklistSubscription],
+    at: int,
+    versions: MatchedVersions | None = None,
 ) -> list[str]:
     """Return the AE titles that subscribe to a workitem, sorted.
 
     Args:
-        worldwide: the subscriptions to the worklist of all AE titles.
+        worklist_subscriptions: the subscriptions to the worklist of all AE titles.
     """
-    return sorted(locks_on(state, sequence, worldwide, at, content))
+    return sorted(locks_on(state, sequence, worklist_subscriptions, at, versions))
 
 
 def locks_on(
-    state: WorkitemState, sequence: int, worldwide: Iterable[WorklistSubscription], at: int, content: Content | None = None
+    state: WorkitemState,
+    sequence: int,
+    worklist_subscriptions: Iterable[WorklistSubscription],
+    at: int,
+    versions: MatchedVersions | None = None,
 ) -> dict[str, bool]:
-    """Return of each AE title that subscribes to a workitem whether it holds a deletion lock. Arguments as `audience`."""
+    """Return, for each AE title that subscribes to a workitem, whether it holds a deletion lock. Arguments as for `audience`."""
     by_title: dict[str, list[WorklistSubscription]] = {entry.ae_title: [] for entry in state.subscriptions}
-    for subscription in worldwide:
+    for subscription in worklist_subscriptions:
         by_title.setdefault(subscription.ae_title, []).append(subscription)
-    content = content or Content(state)
-    found = {title: lock_on(state, sequence, title, own, at, content) for title, own in by_title.items()}
-    return {title: lock for title, lock in found.items() if lock is not None}
+    versions = versions or MatchedVersions(state)
+    locks = {title: lock_on(state, sequence, title, own, at, versions) for title, own in by_title.items()}
+    return {title: lock for title, lock in locks.items() if lock is not None}
 
 
 def is_new_to(state: WorkitemState, sequence: int, changed: WorklistSubscription, own: Iterable[WorklistSubscription]) -> bool:
-    """Say whether the last change of a subscription to the worklist is what made its AE title subscribe to this workitem.
+    """Return whether the AE title subscribes to this workitem only since the last change of `changed`.
 
     Args:
         own: all subscriptions to the worklist of the AE title, `changed` included.
     """
     latest = changed.epochs[-1].sequence
-    content, everything = Content(state), list(own)
-    before = lock_on(state, sequence, changed.ae_title, everything, latest - 1, content)
-    return before is None and lock_on(state, sequence, changed.ae_title, everything, latest, content) is not None
+    versions, everything = MatchedVersions(state), list(own)
+    before = lock_on(state, sequence, changed.ae_title, everything, latest - 1, versions)
+    return before is None and lock_on(state, sequence, changed.ae_title, everything, latest, versions) is not None
 
 
 def subscribe(current: SubscriptionState | None, sequence: int, ae_title: str, deletion_lock: bool, text: str = "") -> SubscriptionState:
@@ -200,10 +211,10 @@ def subscribe(current: SubscriptionState | None, sequence: int, ae_title: str, d
 
 
 def unsubscribe(current: SubscriptionState | None, sequence: int, ae_title: str) -> SubscriptionState:
-    """End a subscription to the worklist, and with one to the whole worklist every subscription to a workitem.
+    """End a subscription to the worklist. If it is to the whole worklist, all subscriptions to workitems end too.
 
     Raises:
-        errors.NotFound: there is none.
+        errors.NotFound: there is no such subscription.
     """
     if current is None or current.state == SubscriptionState.STATE_UNSUBSCRIBED:
         raise errors.NotFound(f"{ae_title} does not subscribe to the worklist")
@@ -211,7 +222,7 @@ def unsubscribe(current: SubscriptionState | None, sequence: int, ae_title: str)
 
 
 def suspend(current: SubscriptionState | None, sequence: int, ae_title: str) -> SubscriptionState:
-    """Stop subscribing new workitems; subscriptions to existing ones stay.
+    """Suspend a subscription to the worklist: it no longer covers new workitems; subscriptions to existing ones remain.
 
     Raises:
         errors.NotFound: there is no subscription to the worklist.
@@ -229,8 +240,8 @@ def _next(
     deletion_lock: bool,
     text: str,
 ) -> SubscriptionState:
-    made = SubscriptionState(ae_title=ae_title, state=state, deletion_lock=deletion_lock, filter=text)
+    new_state = SubscriptionState(ae_title=ae_title, state=state, deletion_lock=deletion_lock, filter=text)
     if current is not None:
         latest = SubscriptionEpoch(sequence=current.sequence or sequence, state=current.state, deletion_lock=current.deletion_lock)
-        made.earlier.extend([*current.earlier, latest][-MAX_EPOCHS:])
-    return made
+        new_state.earlier.extend([*current.earlier, latest][-MAX_EPOCHS:])
+    return new_state

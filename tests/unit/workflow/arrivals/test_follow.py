@@ -1,4 +1,4 @@
-"""Arrivals on a real stream: what is waited for, and what a crash or an earlier version leaves."""
+"""Arrivals on a real stream: which studies are processed when, also after a crash or an earlier version."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ from tests.support.worklist import Blob, own_nats, v
 
 
 class Index(index_pb2_grpc.IndexServiceServicer):
-    """Knows the studies that a test gives it, up to `applied` where that names them; large metadata lies in an object."""
+    """An index with the studies that a test adds. `applied` has the applied sequence of a study; large metadata is in an object."""
 
     def __init__(self) -> None:
         self.applied: dict[str, int] = {}
@@ -39,7 +39,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         self.instances: dict[str, list[StoredInstance]] = {}
         self.asked: list[str] = []
         self.away: set[str] = set()
-        """Studies about which it cannot be asked now."""
+        """Studies for which a call fails with UNAVAILABLE."""
 
     async def GetAppliedSequence(self, request, context):
         self.polled.append(request.collection)
@@ -69,13 +69,13 @@ class Index(index_pb2_grpc.IndexServiceServicer):
 
 
 class World:
-    """A stream, an index, and rules for studies of CT."""
+    """A stream, an index, and rules for CT studies."""
 
     def __init__(self, js: JetStreamContext, index: Index, blob: Blob, rules: tuple[Rule, ...], settings: WorkflowSettings) -> None:
         self.js, self.index, self.blob, self.rules, self.settings = js, index, blob, rules, settings
 
     async def store(self, study: str, number: int = 1, modality: str = "CT", large: bool = False, settles: bool = True) -> int:
-        """Let an instance be known, and its study settle; return the sequence of that on CHANGES."""
+        """Add an instance to index and publish that its study has settled; return the sequence on CHANGES."""
         one = StoredInstance(
             study_instance_uid=study, series_instance_uid=f"{study}.1", sop_class_uid="1.2.3", sop_instance_uid=f"{study}.1.{number}"
         )
@@ -102,12 +102,12 @@ class World:
         return await streams.publish(self.js, subject, event.SerializeToString())
 
     async def announce(self, study: str) -> int:
-        """Let an upload be on STORE; return its sequence."""
+        """Publish an upload on STORE; return its sequence."""
         event = InstancesStored(object="pack", collection=study)
         return await streams.publish(self.js, f"store.{streams.partition_of(study)}.stored", event.SerializeToString())
 
     async def workitem(self, study: str) -> list[str] | None:
-        """Return the instances that the workitem of a study has as input; None where it has none."""
+        """Return the input instances of the workitem of a study; None if there is no workitem."""
         state, _ = await Workitems(self.js).read(self.rules[0].workitem_uid(study))
         if state is None:
             return None
@@ -115,12 +115,12 @@ class World:
         return [values(one, "00081155")[0] for item in inputs for one in values(item, "00081199")]
 
     async def cursor(self) -> int:
-        """Return the cursor that is noted."""
+        """Return the stored cursor."""
         return int((await (await streams.open_bucket(self.js, BUCKET)).get(follow.CURSOR))[0] or b"-1")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Follow the stream; at the end it is killed, without any tidying up of its own."""
+        """Follow the stream while the context is open; then kill the follower without any clean-up."""
         async with AsyncExitStack() as stack:
             open_channels = []
             for add, servicer in (
@@ -145,7 +145,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A world with a rule for studies of CT."""
+    """A world with a rule for CT studies."""
     (tmp_path / "rules.toml").write_text('[[rule]]\nname = "ct"\ntemplate = "t.json"\n[rule.match]\nModality = "CT"\n')
     (tmp_path / "t.json").write_text("{}")
     settings = WorkflowSettings(workitem_rules=tmp_path / "rules.toml", workitem_rules_url="http://host/dicom-web")

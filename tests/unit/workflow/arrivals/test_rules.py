@@ -1,4 +1,4 @@
-"""Rules that make workitems of what arrives: how they are read, what they match, what they make."""
+"""Rules that create workitems for arriving studies: how they are read, what they match, what they create."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ INSTANCE: Dataset = {
 
 
 def rule(folder: Path, template: object, match: str = 'Modality = "CT"', **fields: str) -> Rule:
-    """Return a rule read from files."""
+    """Write a rule to files and return what is read from them."""
     given = {"name": "liver", "template": "template.xml" if isinstance(template, bytes) else "template.json", **fields}
     lines = "".join(f"{name} = {json.dumps(text)}\n" for name, text in given.items())
     (folder / "rules.toml").write_text(f"[[rule]]\n{lines}[rule.match]\n{match}\n", encoding="utf-8")
@@ -70,7 +70,7 @@ def test_an_empty_template_makes_a_workitem_of_what_is_filled_in(tmp_path: Path)
     assert made["00404041"] == v("CS", "READY")
     assert made["00100010"] == INSTANCE["00100010"]
     assert made["00100020"] == v("LO", "P1")
-    assert made["00100030"] == {"vr": "DA"}, "what is no date may not keep a study from being worked on"
+    assert made["00100030"] == {"vr": "DA"}, "an invalid date must not prevent the workitem of a study"
     assert made["0040A370"]["Value"] == [{"00080050": v("SH", "A1"), "0020000D": v("UI", "1.2")}]
     (series,) = made["00404021"]["Value"]
     assert series["0040E025"]["Value"][0]["00081190"] == v("UR", "https://host/dicom-web/studies/1.2/series/1.2.3")
@@ -128,14 +128,14 @@ def test_the_workitem_uid_follows_from_the_rule_and_what_matched(tmp_path: Path)
         ({"00741204": v("LO", "{NoSuchKeyword}")}, "{NoSuchKeyword}"),
         ({"00741204": v("LO", "{Modality.PatientID}")}, "{Modality.PatientID}"),
         ({"00741204": v("LO", "a } b")}, "}: expected"),
-        ({"00741000": v("CS", "IN PROGRESS")}, "created SCHEDULED"),
+        ({"00741000": v("CS", "IN PROGRESS")}, "must be SCHEDULED"),
         ({"00741200": v("CS", "SOON")}, "Priority"),
         ({"00741216": v("SQ", {})}, "must be empty"),
         ({"00404018": v("SQ", {"00080100": v("SH", "C")})}, "Coding Scheme Designator"),
         (["two", "things"], "expected one DICOM JSON object"),
     ],
 )
-def test_a_template_that_makes_no_workitem_is_told_at_the_start(tmp_path: Path, template: object, told: str) -> None:
+def test_a_template_that_gives_no_valid_workitem_is_reported_at_start(tmp_path: Path, template: object, told: str) -> None:
     with pytest.raises(ValueError, match="template") as wrong:
         rule(tmp_path, template)
     assert told in str(wrong.value)

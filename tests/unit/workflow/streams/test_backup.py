@@ -1,4 +1,4 @@
-"""Copies of workitems in the object store: what cannot be copied, how far the copies are, how large a state may be."""
+"""Copies of workitems in the object store: failing copies, the lag of the copies, the largest state."""
 
 import json
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ def copied_state(suite: Worklist, item: str) -> WorkitemState | None:
 
 
 def with_text(text: str) -> dict[str, Any]:
-    """Return an item of a code sequence that has a long text as well."""
+    """Return an item of a code sequence with an additional long text."""
     return {**code("C1", "Class"), "0040A160": v("UT", text)}
 
 
@@ -131,7 +131,7 @@ async def test_a_copy_goes_without_what_its_change_says_where_both_are_too_large
 
 
 LARGEST = transactions.MAX_DATASET_BYTES - 8_192
-"""Characters beside which the elements of the template have room in the largest data set."""
+"""Characters that fit into the largest data set together with the elements of the template."""
 
 
 async def refused_as_too_large(http: Http, method: str, path: str, dataset: Any) -> None:

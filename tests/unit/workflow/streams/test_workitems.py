@@ -43,7 +43,7 @@ async def create(workflow: Any, item: str = "") -> str:
 
 
 async def change(workflow: Any, item: str, name: str, transaction: str) -> str:
-    """Change the state; return the name of the error, or an empty string."""
+    """Change the state; return the name of the error, "" if there is none."""
     request = pb.ChangeWorkitemStateRequest(workitem_uid=item, dicom_json=encode(state(name, transaction)))
     try:
         with translated("workflow"):
@@ -58,7 +58,7 @@ async def subscribe(workflow: Any, item: str, ae_title: str, lock: bool = False)
 
 
 async def written(nats: NatsServer) -> list[EventReport]:
-    """Return all reports about workitems, in order, and check that sequences have no gap."""
+    """Return all reports about workitems, in order, and check that their sequences have no gap."""
     async with streams.connected(nats.url, "test") as client:
         js = client.jetstream()
         first, last = await streams.stream_state(js, REPORTS)
@@ -119,7 +119,7 @@ async def test_what_another_process_wrote_counts_whatever_this_one_has_kept(suit
     async with suite.workflow() as here, other.workflow() as there:
         item, transaction = await create(here), uid()
         assert await change(there, item, "IN PROGRESS", transaction) == ""
-        # What this process wrote last says SCHEDULED: allowed by that, or refused by that, the answer is that of the stream.
+        # The cached state of this process is SCHEDULED. Whatever it would allow or refuse, the state on the stream decides
         assert await change(here, item, "IN PROGRESS", uid()) == "BadRequest"
         for number, workflow in enumerate((here, there, here, here, there)):
             request = pb.UpdateWorkitemRequest(
@@ -137,7 +137,7 @@ async def test_what_another_process_wrote_counts_whatever_this_one_has_kept(suit
 
 
 class LosesAnswers:
-    """JetStream whose first publish is made, and whose answer is lost."""
+    """JetStream that loses the acknowledgement of the first publish."""
 
     def __init__(self, js: Any) -> None:
         self._js = js
@@ -160,7 +160,7 @@ async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twi
         async with streams.connected(suite.nats.url, "test") as client:
             js = LosesAnswers(client.jetstream())
             request = transactions.StateRequest("IN PROGRESS", "2.25.1")
-            decision = await Workitems(js).change(item, lambda found, _: transactions.change_state(found, item, request), "state")  # type: ignore[arg-type]
+            decision = await Workitems(js).change(item, lambda state, _: transactions.change_state(state, item, request), "state")  # type: ignore[arg-type]
             assert js.lost == 1
             assert decision.state is not None
             assert decision.state.procedure_step_state == "IN PROGRESS"
@@ -169,7 +169,7 @@ async def test_a_change_whose_acknowledgement_was_lost_is_found_and_not_made_twi
 
 
 class Delays:
-    """JetStream whose first publish is not answered, and arrives when the next last state is asked for: NATS came back in between."""
+    """JetStream that delays the first publish until the last state is read again, as if NATS had recovered in between."""
 
     def __init__(self, js: Any) -> None:
         self._js = js
@@ -211,7 +211,7 @@ async def test_a_change_that_arrives_while_it_is_tried_again_is_not_taken_for_an
                 assert await change(workflow, item, wanted, "2.25.1") == ""
                 wanted = "CANCELED"
                 request = transactions.StateRequest(wanted, "2.25.1")
-            decision = await delayed.change(item, lambda found, _: transactions.change_state(found, item, request), "state")
+            decision = await delayed.change(item, lambda state, _: transactions.change_state(state, item, request), "state")
         assert js.was_delayed
         assert decision.state is not None
         assert decision.state.procedure_step_state == wanted
@@ -291,13 +291,13 @@ async def test_a_report_writer_that_starts_again_at_any_point_neither_loses_nor_
                 return len(await written(suite.nats)) == len(expected)
 
             await until(is_complete)
-            # The writer may be noting its cursor: nats-py waits so that a cancellation can be lost (`end_tasks`).
+            # The writer may be storing its cursor: a wait of nats-py can lose a cancellation (`end_tasks`)
             await end_tasks([writer])
             assert [r.dicom_json for r in await written(suite.nats)] == [r.dicom_json for r in expected]
 
 
 class StopsAfter:
-    """JetStream that dies after so many publishes; the last one is made and not answered."""
+    """JetStream that fails after a number of publishes; the last one is stored but not acknowledged."""
 
     def __init__(self, js: Any, count: int) -> None:
         self._js = js

@@ -1,4 +1,4 @@
-"""Event reports name the studies of their workitem, so that each is told only to who may see it."""
+"""Event reports name the studies of their workitem, so that only callers who may see these studies get them."""
 
 import orjson
 import pytest
@@ -12,13 +12,13 @@ STUDY = "0020000D"
 
 
 def state(**change: bool) -> WorkitemState:
-    """Return a created workitem about the study 1.2.3, with an input of 1.2.4 and a subscriber."""
+    """Return a new workitem about the study 1.2.3, with an input from study 1.2.4 and a subscriber."""
     data_set = worklist.workitem(t0020000D=worklist.v("UI", "1.2.3"))
     data_set["00404021"] = {"vr": "SQ", "Value": [{STUDY: {"vr": "UI", "Value": ["1.2.4"]}}]}
     made = WorkitemState(workitem_uid="2.25.1", dicom_json=orjson.dumps(data_set), procedure_step_state="SCHEDULED")
     made.change.CopyFrom(WorkitemChange(**change))
     made.subscriptions.append(ItemSubscription(ae_title="WATCHER"))
-    return transactions.settle(made, 5)
+    return transactions.with_sequences(made, 5)
 
 
 @pytest.mark.parametrize("change", ["created", "state_changed", "progress_changed", "assigned", "input_readiness_changed"])

@@ -1,4 +1,4 @@
-"""Who hears of a workitem: PS3.4 Table CC.2.3-2, cell by cell."""
+"""Who is notified of a workitem: PS3.4 Table CC.2.3-2, cell by cell."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gantry.events.v1.events_pb2 import ItemSubscription, SubscriptionState, Wor
 from gantry_standard import errors
 from gantry_standard.query import matching
 from gantry_workflow.workitems import subscriptions
-from gantry_workflow.workitems.subscriptions import MAX_EPOCHS, Content, WorklistSubscription, lock_on
+from gantry_workflow.workitems.subscriptions import MAX_EPOCHS, MatchedVersions, WorklistSubscription, lock_on
 
 AE = "AE1"
 SUBSCRIBED = SubscriptionState.STATE_SUBSCRIBED
@@ -15,7 +15,7 @@ UNSUBSCRIBED = SubscriptionState.STATE_UNSUBSCRIBED
 
 
 def worldwide(*epochs: tuple[int, int, bool]) -> WorklistSubscription:
-    """Make a global subscription from (sequence, state, lock)."""
+    """Return a global subscription with one epoch for each (sequence, state, lock)."""
     return WorklistSubscription(AE, tuple(subscriptions.Epoch(*epoch) for epoch in epochs))  # type: ignore[arg-type]
 
 
@@ -104,7 +104,7 @@ OTHER = b'{"00741202":{"vr":"LO","Value":["OTHER"]}}'
 
 
 def filtered(*epochs: tuple[int, int, bool], text: str = "00741202=AI") -> WorklistSubscription:
-    """Make a filtered subscription from (sequence, state, lock)."""
+    """Return a filtered subscription with one epoch for each (sequence, state, lock)."""
     return WorklistSubscription(AE, worldwide(*epochs).epochs, matching.read_filter(text))
 
 
@@ -149,7 +149,7 @@ def test_the_change_by_which_a_workitem_ceases_to_match_is_heard_and_locks_nothi
     state = labelled(10, OTHER)
     state.change.before_json = AI
     everything = [filtered((5, SUBSCRIBED, True))]
-    assert subscriptions.audience(state, 11, everything, 11, Content(state, with_before=True)) == [AE]
+    assert subscriptions.audience(state, 11, everything, 11, MatchedVersions(state, with_before=True)) == [AE]
     assert subscriptions.locks_on(state, 11, everything, 11) == {}
 
 
@@ -157,9 +157,9 @@ def test_what_was_not_there_before_a_change_does_not_match_before_it() -> None:
     state = labelled(10, OTHER)
     state.change.before_json = b'{"00741202":null}'
     everything = [filtered((5, SUBSCRIBED, True), text="00741202=OTHER")]
-    assert subscriptions.audience(state, 11, everything, 11, Content(state, with_before=True)) == [AE]
+    assert subscriptions.audience(state, 11, everything, 11, MatchedVersions(state, with_before=True)) == [AE]
     state.dicom_json = AI
-    assert subscriptions.audience(state, 11, everything, 11, Content(state, with_before=True)) == []
+    assert subscriptions.audience(state, 11, everything, 11, MatchedVersions(state, with_before=True)) == []
 
 
 def test_a_message_of_a_filtered_subscription_keeps_its_filter() -> None:

@@ -1,4 +1,4 @@
-"""What each transaction makes of a workitem."""
+"""What each transaction changes in a workitem."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def created(strict: bool = True, **changes: Any) -> Decision:
 def scheduled(**changes: Any) -> WorkitemState:
     state = created(**changes).state
     assert state is not None
-    return transactions.settle(state, 5)
+    return transactions.with_sequences(state, 5)
 
 
 def after(decision: Decision) -> WorkitemState:
@@ -58,7 +58,7 @@ def test_an_attribute_of_type_1_must_have_a_value(row: Any) -> None:
 @pytest.mark.parametrize("row", TYPE_2, ids=[f"CC.2.5-3 {row.keyword}" for row in TYPE_2])
 def test_an_attribute_of_type_2_is_added_empty_or_refused_when_strict(row: Any) -> None:
     left_out = {f"t{row.tag}": None}
-    with pytest.raises(errors.BadRequest, match="must be there"):
+    with pytest.raises(errors.BadRequest, match="must be present"):
         created(strict=True, **left_out)
     decision = created(strict=False, **left_out)
     assert decision.warnings == ("The Workitem was created with modifications.",)
@@ -97,7 +97,7 @@ def test_the_server_fills_in_what_is_its_own() -> None:
         ({"t00741204": {"vr": "LO", "Value": ["a"], "BulkDataURI": "b"}}, "expected one of them"),
         ({"t00741204": v("SQ", {})}, "expected LO"),
         ({"t0040402": v("LO", "x")}, "8 hexadecimal digits"),
-        ({"t00404018": v("SQ", "text")}, "no JSON object"),
+        ({"t00404018": v("SQ", "text")}, "not a JSON object"),
     ],
 )
 def test_a_creation_that_is_refused(changes: dict[str, Any], why: str) -> None:
@@ -170,7 +170,7 @@ def test_completed_needs_each_attribute_of_the_performed_procedure(row: Any) -> 
     performed = {tag: element for tag, element in PERFORMED["00741216"]["Value"][0].items() if tag != row.tag}
     state = after(transactions.update(in_progress(), UID, LOCK, parsed({"00741216": v("SQ", performed)}))) if row.final == "P" else None
     if state is None:
-        with pytest.raises(errors.BadRequest, match="must be there"):
+        with pytest.raises(errors.BadRequest, match="must be present"):
             transactions.update(in_progress(), UID, LOCK, parsed({"00741216": v("SQ", performed)}))
         return
     with pytest.raises(errors.Conflict, match=row.tag[4:]):
