@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from gantry_standard import errors
 from gantry_standard.http.media_types import ICC_CAPABLE
+from gantry_standard.http.warning_texts import first_of
 
 WINDOW_FUNCTIONS = ("linear", "linear-exact", "sigmoid")
 ICC_PROFILES = ("no", "yes", "srgb", "adobergb", "rommrgb")
@@ -79,7 +80,7 @@ class Rendering:
         """Text of the Warning header for annotations that are ignored, or ""."""
         if not self.unsupported_annotations:
             return ""
-        return f"The following annotation values are not supported: {', '.join(self.unsupported_annotations)}"
+        return f"The following annotation values are not supported: {first_of(self.unsupported_annotations)}"
 
 
 def _decimal(text: str, name: str) -> float:

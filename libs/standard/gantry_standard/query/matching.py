@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 
 from gantry_standard import errors, workitems
 from gantry_standard.dicom.pydicom_tables import tag_of
+from gantry_standard.http.warning_texts import first_of
 from gantry_standard.query import terms, wildcards
 from gantry_standard.query.levels import Level
 from gantry_standard.query.query_attributes import (
@@ -126,7 +127,7 @@ UID = re.compile(r"[0-9.]{1,64}")
 INTEGER = re.compile(r"[0-9]{1,18}")
 
 Place = Callable[[tuple[str, ...]], tuple[bool, Level | None, str]]
-"""Returns for a path whether it is matched at the resource, its level, and the reason if it is not."""
+"""Returns for a path whether it is matched at the resource, its level, and its name for the Warning if it is not."""
 
 
 def group_keys(keys: Sequence[MatchKey]) -> list[tuple[MatchKey, ...]]:
@@ -151,7 +152,28 @@ class _Parameters:
     include_all: bool = False
     named: dict[str, str] = field(default_factory=dict)
     not_indexed: frozenset[str] = terms.NOT_INDEXED
-    warnings: list[str] = field(default_factory=list)
+    ignored: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """Names that have no effect, by what they are and why they have none."""
+
+    def ignore(self, kind: str, name: str, reason: str) -> None:
+        """Note that a parameter has no effect.
+
+        Args:
+            kind: `parameter`, `attribute` or `private attribute`.
+            reason: what follows after "is" or "are".
+        """
+        self.ignored.setdefault((kind, reason), []).append(name)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Texts of Warning headers: one for each reason, however many names there are."""
+        texts = [FUZZY_WARNING] if self.flag("fuzzymatching") else []
+        for (kind, reason), names in self.ignored.items():
+            if len(names) == 1:
+                texts.append(f"The {kind} {first_of(names)} is {reason}. It has been ignored.")
+            else:
+                texts.append(f"The {kind}s {first_of(names)} are {reason}. They have been ignored.")
+        return texts
 
     def flag(self, name: str) -> bool:
         value = self.named.get(name, "false")
@@ -194,7 +216,7 @@ def parse_query(level: Level, study_uid: str, series_uid: str, parameters: list[
         entity = ENTITY.get(tag, Entity.INSTANCE)
         if entity in allowed or tag not in ENTITY:
             return True, entity.level, ""
-        return False, entity.level, f"The attribute {keyword_of(tag)} is not matched at this resource. It has been ignored."
+        return False, entity.level, keyword_of(tag)
 
     keys, included = _keys(grouped, place)
     _check_patterns(keys)
@@ -244,7 +266,7 @@ def _workitem_query(parameters: list[tuple[str, str]], maximum: int) -> tuple[Qu
     def place(path: tuple[str, ...]) -> tuple[bool, Level | None, str]:
         if workitems.is_matched(path):
             return True, None, ""
-        return False, None, f"The attribute {'.'.join(map(keyword_of, path))} is not matched at this resource. It has been ignored."
+        return False, None, ".".join(map(keyword_of, path))
 
     keys, included = _keys(grouped, place)
     query = Query(
@@ -414,13 +436,11 @@ def _sorted(parameters: list[tuple[str, str]]) -> _Parameters:
                 raise errors.BadRequest(f"attribute {name} is given more than once")
             grouped.attributes[path] = value
         elif name[:1].isupper():
-            grouped.warnings.append(f"The parameter {name[:64]} is not known. It has been ignored.")
+            grouped.ignore("parameter", name, "not known")
     if grouped.include_all and grouped.include_fields:
         raise errors.BadRequest("includefield=all stands alone")
     for name in FLAGS:
         grouped.flag(name)
-    if grouped.flag("fuzzymatching"):
-        grouped.warnings.append(FUZZY_WARNING)
     return grouped
 
 
@@ -460,9 +480,9 @@ def _keys(parameters: _Parameters, place: Place) -> tuple[tuple[MatchKey, ...], 
         included[_with_creator(".".join(path), creators)] = None
         if (key := _key(path, value, creator, parameters)) is None:
             continue
-        matched, level, warning = place(path)
+        matched, level, name = place(path)
         if not matched:
-            parameters.warnings.append(warning)
+            parameters.ignore("attribute", name, "not matched at this resource")
             continue
         keys.append(MatchKey(key.path, key.operation, key.values, key.low, key.high, creator, level=level))
     combined = tuple(_with_combined(keys))
@@ -494,7 +514,7 @@ def _key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameter
     if value == '""' and vr in EMPTY_VALUES and is_indexed and parameters.flag("emptyvaluematching"):
         return MatchKey(path, Operation.ABSENT)
     if not is_indexed:
-        parameters.warnings.append(f"The attribute {name} is not supported for matching. It has been ignored.")
+        parameters.ignore("attribute", name, "not supported for matching")
         return None
     try:
         if vr in ("DA", "TM", "DT"):
@@ -508,7 +528,7 @@ def _key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameter
 
 def _private_key(path: tuple[str, ...], value: str, creator: str, parameters: _Parameters) -> MatchKey | None:
     if not creator:
-        parameters.warnings.append(f"The private attribute {path[-1]} is given without its private creator. It has been ignored.")
+        parameters.ignore("private attribute", path[-1], "given without its private creator")
         return None
     if set(value) & set("*?"):
         return MatchKey(path, Operation.PATTERN, (value,))

@@ -29,6 +29,15 @@ STATUS: dict[type[errors.GantryError], int] = {
 }
 
 
+LONGEST_MESSAGE = 1000
+"""Characters of a message. Some messages repeat what the client sent, which may have 64 KiB."""
+
+
+def bounded(message: str) -> str:
+    """Return a message, cut where it is too long."""
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+
+
 def status_of(error: errors.GantryError) -> int:
     """Return the HTTP status of an error of ours; 500 for one without a row."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
@@ -42,7 +51,7 @@ def status_report(status: int, message: str, accept: str, headers: dict[str, str
 
     Source: PS3.18 §8.6.3.
     """
-    phrase = HTTPStatus(status).phrase
+    phrase, message = HTTPStatus(status).phrase, bounded(message)
     if "application/json" in accept or "application/dicom+json" in accept:
         body = orjson.dumps({"status": status, "error": phrase, "message": message})
         return Response(body, status, headers, "application/json")
@@ -61,7 +70,7 @@ def warning(service: str, text: str, code: str = "299") -> str:
 
     Source: PS3.18 §8.4.3.
     """
-    printable = "".join(character if " " <= character <= "~" else "?" for character in text)
+    printable = "".join(character if " " <= character <= "~" else "?" for character in bounded(text))
     return f"{code} {service}: {printable}"
 
 

@@ -62,3 +62,10 @@ def test_warning_cannot_break_out_of_its_header() -> None:
 
 def test_allow_is_told() -> None:
     assert problems.problem(errors.MethodNotAllowed("x"), "", "b", "GET, HEAD").headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", "application/json"])
+def test_a_message_is_cut_where_it_repeats_what_a_client_sent(accept: str) -> None:
+    answer = problems.problem(errors.OutOfResources("<" * 65_000, warning="<" * 65_000), accept, "http://h")
+    assert len(answer.body) < 6_000
+    assert sum(len(name) + len(value) for name, value in answer.raw_headers) < 2_000

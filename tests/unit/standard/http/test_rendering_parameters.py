@@ -117,6 +117,11 @@ def test_all_together() -> None:
     assert found.warning == "The following annotation values are not supported: patient, x"
 
 
+def test_the_warning_of_many_annotations_is_short() -> None:
+    found = parse_rendering({"annotation": ",".join(f"a{number}" for number in range(10_000))}.get)
+    assert found.warning == "The following annotation values are not supported: a0, a1, a2, a3, a4 and 9995 more"
+
+
 def test_nothing_said() -> None:
     assert parse_rendering({}.get) == Rendering()
     assert Rendering().warning == ""

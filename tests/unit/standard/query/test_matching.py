@@ -63,6 +63,24 @@ def test_an_attribute_of_a_lower_level_is_ignored_with_a_warning() -> None:
     assert (query.keys, len(warnings)) == ((), 1)
 
 
+def test_thousands_of_unknown_parameters_have_one_short_warning() -> None:
+    _, warnings = parsed(*[(f"Unknown{number}", "x") for number in range(8000)])
+    shown = ", ".join(f"Unknown{number}" for number in range(5))
+    assert warnings == [f"The parameters {shown} and 7995 more are not known. They have been ignored."]
+
+
+def test_each_reason_to_ignore_has_one_warning() -> None:
+    lower = [(name, "1") for name in ("Modality", "SeriesInstanceUID", "InstanceNumber", "Rows")]
+    private = [(f"{group:04X}1001", "1") for group in range(0x0009, 0x2009, 2)]
+    long = ("X" * 60_000, "1")
+    _, warnings = parsed(*lower, *private, long, ("fuzzymatching", "true"), ("PixelData", "1"))
+    assert len(warnings) <= 5
+    assert all(len(warning) < 500 for warning in warnings)
+    assert f"The parameter {'X' * 64}... is not known. It has been ignored." in warnings
+    (of_private,) = [warning for warning in warnings if "private" in warning]
+    assert "00091001, 000B1001, 000D1001, 000F1001, 00111001 and 4091 more are given without" in of_private
+
+
 def test_a_name_with_wildcards_is_folded() -> None:
     (key,) = parsed(("PatientName", "MÖLLER^*"))[0].keys
     assert (key.operation, key.values) == (Operation.PATTERN, ("moller^*",))
