@@ -62,7 +62,7 @@ FLOORS = {
     "workflow": [["main"], ["edge", "arrivals"], ["streams"], ["workitems"], ["settings"]],
     "standard": [["query", "bitstreams"], ["workitems", "http"], ["dicom"], ["errors", "reasons"]],
     "runtime": [
-        ["blob_reader", "frame_places", "store_messages", "query_messages", "stored_instances"],
+        ["blob_reader", "frame_locations", "store_messages", "query_messages", "stored_instances"],
         ["rpc", "events"],
         ["process"],
         ["settings", "logs", "telemetry", "threads", "byte_bounded_cache", "healthcheck", "rule_file"],

@@ -1,6 +1,6 @@
 """The port through which gateway and renderer read stored bytes, and its two adapters.
 
-`StreamedReader` asks blob over gRPC. `MappedReader` maps the files of a directory that it shares with blob.
+`StreamedReader` reads from blob with calls. `MappedReader` maps the files of a directory that it shares with blob.
 """
 
 import asyncio
@@ -26,64 +26,63 @@ Ranges = Sequence[tuple[int, int]]
 """(offset, length) pairs in bytes."""
 
 STREAM_S = 3600.0
-"""Longest time that one read over gRPC may take; it goes at the pace of its consumer."""
+"""Deadline of one read call in seconds. It is long because the consumer sets the pace."""
 
 MESSAGE_S = 30.0
-"""Longest wait for the next message of such a read."""
+"""Longest wait in seconds for the next message of a read call."""
 
 READY_BYTES = 8 << 20
-"""Most bytes that `MappedReader.ready` hands out at once: to look whether they are warm takes about 1 µs per PROBE_BYTES."""
+"""Largest number of bytes that `MappedReader.ready` returns. To check whether they are warm takes about 1 µs per PROBE_BYTES."""
 
 PROBE_BYTES = 64 << 10
-"""Distance of the bytes that are looked at to know whether a range is in the page cache (the kernel reads ahead 128 KiB)."""
+"""Distance between the bytes that are probed to learn whether a range is in the page cache. The kernel reads ahead 128 KiB."""
 
 WARM_S = 1.0
-"""Seconds for which a range counts as warm after it was."""
+"""Seconds for which a range counts as warm (in the page cache) after it was probed."""
 
 MOST_WARM = 4096
-"""Ranges of one object of which that is remembered."""
+"""Largest number of ranges of one object for which the result of the probe is remembered."""
 
 READ_AHEAD_BYTES = 4 << 20
-"""How much of a cold range is read ahead at once."""
+"""Number of bytes of a cold range that are read ahead at once."""
 
-# A segment begins with a letter or digit: no "..", nothing hidden, so names of temporary files can never be keys.
+# A segment begins with a letter or digit. So ".." and hidden files are no keys, and the names of temporary files can never be keys.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,199}(/[A-Za-z0-9][A-Za-z0-9._~-]{0,199})*")
 
 
 class BlobReader(Protocol):
     """Reads ranges of immutable objects.
 
-    Ranges are read in the order given; the concatenation of what is yielded is the concatenation of the ranges. A piece has at
-    most 1 MiB. Pieces are read-only and stay valid as long as they are held. An object that is not there raises
-    `errors.NotFound` before the first piece, a range that reaches beyond its end `errors.BadRequest`; a store that does not
-    answer `errors.Unavailable`.
+    Ranges are read in the given order; the concatenation of the yielded chunks is the concatenation of the ranges. A chunk has at most
+    1 MiB. Chunks are read-only and stay valid as long as they are referenced. An object that does not exist raises `errors.NotFound`
+    before the first chunk, a range beyond the end of the object `errors.BadRequest`, a store that does not answer `errors.Unavailable`.
     """
 
     def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
-        """Yield the bytes of the ranges, in pieces."""
+        """Yield the bytes of the ranges in chunks."""
         ...
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
-        """Return the ranges at once, one or more views each at most 1 MiB, when nothing has to be waited for; else None."""
+        """Return the bytes of the ranges if that is possible without waiting, as views of at most 1 MiB each; else None."""
         ...
 
     def path(self, object_key: str) -> str | None:
-        """Return the path of the file that the object is on this machine, for another process to map; None where there is none."""
+        """Return the path of the object's file on this machine, for another process to map; None if there is no such file."""
         ...
 
 
 def check_object_key(object_key: str) -> None:
-    """Refuse what is not a key: segments of letters, digits and `._~-` that begin with a letter or digit, separated by "/".
+    """Check that a string is an object key: segments separated by "/", of letters, digits and `._~-`, that begin with a letter or digit.
 
     Raises:
-        errors.BadRequest: it is not a key, or longer than 800 characters.
+        errors.BadRequest: it is not a key, or is longer than 800 characters.
     """
     if len(object_key) > 800 or not _KEY.fullmatch(object_key):
         raise errors.BadRequest(f"object key {object_key[:100]!r}: expected segments of letters, digits and ._~- separated by /")
 
 
 def object_path(directory: Path, object_key: str) -> Path:
-    """Return the path of an object in the directory store; never outside of the directory.
+    """Return the path of an object in the directory store. It is never outside the directory.
 
     Raises:
         errors.BadRequest: it is not a key.
@@ -93,7 +92,7 @@ def object_path(directory: Path, object_key: str) -> Path:
 
 
 def coalesced(ranges: Ranges) -> list[tuple[int, int]]:
-    """Return the ranges in the same order, adjacent ones joined, empty ones left out."""
+    """Return the ranges in the same order. Adjacent ranges are joined, empty ones are omitted."""
     joined: list[tuple[int, int]] = []
     for offset, length in ranges:
         if length == 0:
@@ -106,10 +105,10 @@ def coalesced(ranges: Ranges) -> list[tuple[int, int]]:
 
 
 def check_ranges(object_key: str, size_bytes: int, ranges: Ranges) -> None:
-    """Refuse ranges that do not lie within the object.
+    """Check that ranges lie within the object.
 
     Raises:
-        errors.BadRequest: a range reaches beyond the end.
+        errors.BadRequest: a range reaches beyond the end of the object.
     """
     for offset, length in ranges:
         if offset < 0 or length < 0 or offset + length > size_bytes:
@@ -117,32 +116,32 @@ def check_ranges(object_key: str, size_bytes: int, ranges: Ranges) -> None:
 
 
 def cut(ranges: Ranges, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield the ranges cut into pieces of at most `most_bytes`."""
+    """Yield the ranges, split into ranges of at most `most_bytes` bytes."""
     for offset, length in ranges:
         for begin in range(0, length, most_bytes):
             yield offset + begin, min(most_bytes, length - begin)
 
 
 class StreamedReader:
-    """Reads from blob over gRPC, in messages of at most 1 MiB."""
+    """Reads from blob with the call Read, in messages of at most 1 MiB."""
 
     def __init__(self, stub: "BlobServiceAsyncStub") -> None:
         self._stub = stub
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
-        """Return None: a call has to be waited for."""
+        """Return None: every read needs a call."""
         return None
 
     def path(self, object_key: str) -> str | None:
-        """Return None: the object is elsewhere."""
+        """Return None: the object may be on another machine."""
         return None
 
     async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
-        """Yield the bytes of the ranges, one piece per message."""
-        wanted = coalesced(ranges)
-        if not wanted:
+        """Yield the bytes of the ranges, one chunk per message."""
+        joined = coalesced(ranges)
+        if not joined:
             return
-        request = blob_pb2.ReadRequest(object=object_key, ranges=[blob_pb2.Range(offset=o, length=n) for o, n in wanted])
+        request = blob_pb2.ReadRequest(object=object_key, ranges=[blob_pb2.Range(offset=o, length=n) for o, n in joined])
         with rpc_errors.translated("blob"):
             call = self._stub.Read(request, timeout=STREAM_S)
             try:
@@ -160,7 +159,7 @@ class StreamedReader:
 
 
 class _Mapping:
-    """One object of the directory, mapped read-only. What was handed out keeps the map alive; nothing is ever closed by hand."""
+    """One object of the directory, mapped read-only. The map exists as long as a view of it; it is never closed explicitly."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -171,7 +170,7 @@ class _Mapping:
         self._found_warm: dict[tuple[int, int], float] = {}
 
     def is_warm(self, offset: int, length: int) -> bool:
-        """Whether the range is in the page cache, as far as one byte in PROBE_BYTES tells; or was, less than WARM_S ago."""
+        """Return whether a range is in the page cache, or was less than WARM_S seconds ago. One byte in PROBE_BYTES is probed."""
         now = time.monotonic()
         if now - self._found_warm.get((offset, length), -WARM_S) < WARM_S:
             return True
@@ -190,7 +189,7 @@ class _Mapping:
             return False
 
     def warm(self, offset: int, length: int) -> None:
-        """Read the range into the page cache. Blocks, without the interpreter lock (touching pages of the map would hold it)."""
+        """Read a range into the page cache. Blocks, but releases the interpreter lock, which access to the mapped pages would not do."""
         scratch = [bytearray(min(length, CHUNK_BYTES))]
         end = offset + length
         while offset < end and (count := os.preadv(self._fd, scratch, offset)):
@@ -198,12 +197,12 @@ class _Mapping:
 
 
 class MappedReader:
-    """Reads objects of the directory store by mapping them: no copy, no hop. To be used from one event loop.
+    """Reads objects of the directory store by mapping their files, without a copy and without a call. To be used from one event loop.
 
     Args:
         directory: of the objects, shared with blob.
-        stub: of blob, asked for what is not in the directory.
-        most_maps: objects kept mapped, two file descriptors each; the least recently used one goes.
+        stub: of blob, called for objects that are not in the directory.
+        most_maps: largest number of mapped objects, two file descriptors each. The least recently used one is dropped first.
     """
 
     def __init__(self, directory: Path, stub: "BlobServiceAsyncStub", most_maps: int = 256) -> None:
@@ -212,26 +211,26 @@ class MappedReader:
         self._maps = CountBoundedCache[str, _Mapping](most_maps)
 
     def ready(self, object_key: str, ranges: Ranges) -> list[memoryview] | None:
-        """Return views of the map when all ranges are in the page cache and not too long; else None."""
+        """Return views of the map if all ranges are in the page cache and have at most READY_BYTES together; else None."""
         mapping = self._mapping(object_key)
-        wanted = coalesced(ranges)
-        if mapping is None or sum(length for _, length in wanted) > READY_BYTES:
+        joined = coalesced(ranges)
+        if mapping is None or sum(length for _, length in joined) > READY_BYTES:
             return None
-        for offset, length in wanted:
+        for offset, length in joined:
             if offset < 0 or offset + length > mapping.size or not mapping.is_warm(offset, length):
                 return None
-        return [mapping.view[offset : offset + length] for offset, length in cut(wanted)]
+        return [mapping.view[offset : offset + length] for offset, length in cut(joined)]
 
     def path(self, object_key: str) -> str | None:
-        """Return the path of the object's file; None when it is not there."""
+        """Return the path of the object's file; None if there is none."""
         return None if self._mapping(object_key) is None else str(object_path(self._directory, object_key))
 
     async def read(self, object_key: str, ranges: Ranges) -> AsyncIterator[bytes | memoryview]:
-        """Yield views of the map; cold ranges are read ahead in a thread."""
+        """Yield views of the map. Ranges that are not in the page cache are read ahead in a thread."""
         mapping = self._mapping(object_key)
         if mapping is None:
-            async for piece in self._streamed.read(object_key, ranges):
-                yield piece
+            async for chunk in self._streamed.read(object_key, ranges):
+                yield chunk
             return
         check_ranges(object_key, mapping.size, ranges)
         for ahead_offset, ahead_length in cut(coalesced(ranges), READ_AHEAD_BYTES):

@@ -1,4 +1,4 @@
-"""Values kept for the next request, within a number of bytes or of entries. The one used longest ago is dropped first."""
+"""Caches that are bounded by bytes or by number of entries. The least recently used entry is dropped first."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,11 +9,13 @@ T = TypeVar("T")
 
 
 class ByteBoundedCache(Generic[T]):
-    """Keeps the values used last, as many as fit; a value above an eighth of the room is not kept.
+    """A cache of the most recently used values, bounded by their bytes. A value larger than an eighth of the capacity is not cached.
 
     Args:
-        most_entries: a second bound; None: as many as fit.
-        dropped: told each value that is dropped to make room.
+        room_bytes: capacity in bytes.
+        size_bytes: returns the size of a value in bytes. It must be the same whenever it is called with one value.
+        most_entries: largest number of entries; None for no limit.
+        dropped: called with each value that is dropped because of the limits.
     """
 
     def __init__(
@@ -41,14 +43,14 @@ class ByteBoundedCache(Generic[T]):
         return value
 
     def pop(self, key: Hashable) -> T | None:
-        """Return a value that was put and keep it no longer; None where it is not kept."""
+        """Remove a value from the cache and return it; None if it is not cached."""
         value = self._values.pop(key, None)
         if value is not None:
             self.used_bytes -= self._size(value)
         return value
 
     def put(self, key: Hashable, value: T) -> bool:
-        """Keep a value, and drop what was used longest ago. Returns whether it is kept."""
+        """Cache a value, and drop the least recently used entries above the limits. Return whether the value was cached."""
         size = self._size(value)
         if size * 8 > self._room:
             return False
@@ -69,10 +71,10 @@ class ByteBoundedCache(Generic[T]):
 
 
 class CountBoundedCache(Generic[K, T]):
-    """Keeps the values used last, at most a number of them.
+    """A cache of the most recently used values, bounded by their number.
 
     Args:
-        room: most entries.
+        room: largest number of entries.
     """
 
     def __init__(self, room: int) -> None:
@@ -83,7 +85,7 @@ class CountBoundedCache(Generic[K, T]):
         return len(self._values)
 
     def __contains__(self, key: K) -> bool:
-        """Whether a key is kept; that does not count as using it."""
+        """Return whether a key is cached. This does not count as use of the value."""
         return key in self._values
 
     def get(self, key: K) -> T | None:
@@ -94,12 +96,12 @@ class CountBoundedCache(Generic[K, T]):
         return value
 
     def pop(self, key: K) -> T | None:
-        """Return a value that was put and keep it no longer; None where it is not kept."""
+        """Remove a value from the cache and return it; None if it is not cached."""
         return self._values.pop(key, None)
 
     def put(self, key: K, value: T) -> T:
-        """Keep a value, drop the one used longest ago where there are too many, and return the value."""
-        # Taken out and put in again, not moved: another thread may have dropped it in between.
+        """Cache a value, drop the least recently used one if there are too many, and return the value."""
+        # Removed and inserted again instead of moved: another thread may have dropped the key in the meantime.
         self._values.pop(key, None)
         self._values[key] = value
         if len(self._values) > self._room:

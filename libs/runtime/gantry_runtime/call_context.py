@@ -1,7 +1,8 @@
-"""What belongs to a request and travels with every call that is made for it: request id, trace context, caller.
+"""The call context: request id, trace context and caller of a request. It travels with every call that is made for the request.
 
-It is a context variable, so tasks, threads (`threads.Threads`) and everything below a handler have it. Between processes it is one field of
-a local frame, metadata of gRPC, or headers of a NATS message (the caller is not in those: what is on a stream is a fact, not a request).
+Within a process it is a context variable, so the tasks and threads (`threads.Threads`) of a request have it. Between processes it is a
+field of a local frame, metadata of a gRPC call, or headers of a NATS message. Headers do not contain the caller, because a message on a
+stream reports a fact and is not a request.
 
 Source: W3C Trace Context for `traceparent`.
 """
@@ -23,11 +24,11 @@ GRPC_CALLER = "gantry-caller"
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """Facts about the request that a piece of work is done for.
+    """Facts about a request.
 
     Attributes:
-        request_id: of the HTTP request; "" for work that belongs to none.
-        traceparent: as the client sent it; "" where it sent none.
+        request_id: of the HTTP request; "" for work that does not belong to a request.
+        traceparent: as the client sent it; "" if it sent none.
         caller: who made the request.
     """
 
@@ -41,13 +42,13 @@ CURRENT: ContextVar[CallContext] = ContextVar("call context", default=NONE)
 
 
 def caller() -> Caller:
-    """Return who made the request that is being answered; ANONYMOUS for work that belongs to none."""
+    """Return the caller of the current request; ANONYMOUS for work that does not belong to a request."""
     return CURRENT.get().caller
 
 
 @contextmanager
 def entered(context: CallContext) -> Iterator[None]:
-    """Do what is inside for this request."""
+    """Make a call context the current one while this context manager is open."""
     token = CURRENT.set(context)
     try:
         yield
@@ -56,7 +57,7 @@ def entered(context: CallContext) -> Iterator[None]:
 
 
 def encoded() -> bytes:
-    """Return the current context as one field of a frame; b"" where there is none."""
+    """Return the current call context as a field of a local frame; b"" if there is none."""
     context = CURRENT.get()
     if context is NONE:
         return b""
@@ -64,17 +65,17 @@ def encoded() -> bytes:
 
 
 def decoded(data: bytes) -> CallContext:
-    """Return the context that `encoded` wrote.
+    """Return the call context that `encoded` wrote.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are not a call context.
     """
     request_id, traceparent, caller = data.split(b"\n", 2)
     return CallContext(request_id.decode("ascii"), traceparent.decode("ascii"), callers.decoded(caller))
 
 
 def grpc_metadata() -> tuple[tuple[str, str], ...] | None:
-    """Return the current context as metadata of a gRPC call; None where there is none."""
+    """Return the current call context as metadata of a gRPC call; None if there is none."""
     context = CURRENT.get()
     if context is NONE:
         return None
@@ -87,23 +88,23 @@ def grpc_metadata() -> tuple[tuple[str, str], ...] | None:
 
 
 def of_grpc_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> CallContext:
-    """Return the context of a gRPC call.
+    """Return the call context in the metadata of a gRPC call; NONE if there is none.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the metadata cannot be parsed.
     """
-    told = {name: value.decode("ascii") if isinstance(value, bytes) else value for name, value in metadata if name in _GRPC_NAMES}
-    if not told:
+    fields = {name: value.decode("ascii") if isinstance(value, bytes) else value for name, value in metadata if name in _GRPC_NAMES}
+    if not fields:
         return NONE
-    caller = callers.decoded(told.get(GRPC_CALLER, "").encode("ascii"))
-    return CallContext(told.get(GRPC_REQUEST_ID, ""), told.get(GRPC_TRACEPARENT, ""), caller)
+    caller = callers.decoded(fields.get(GRPC_CALLER, "").encode("ascii"))
+    return CallContext(fields.get(GRPC_REQUEST_ID, ""), fields.get(GRPC_TRACEPARENT, ""), caller)
 
 
 _GRPC_NAMES = frozenset((GRPC_REQUEST_ID, GRPC_TRACEPARENT, GRPC_CALLER))
 
 
 def headers() -> dict[str, str]:
-    """Return the headers of a NATS message that is published for the current request."""
+    """Return the headers of a NATS message that is published for the current request; empty if there is no request."""
     context = CURRENT.get()
     if context is NONE:
         return {}
@@ -112,7 +113,7 @@ def headers() -> dict[str, str]:
 
 
 def of_headers(fields: Mapping[str, str]) -> CallContext:
-    """Return the request that a NATS message was published for, without its caller; NONE where it was for none."""
+    """Return the call context, without caller, in the headers of a NATS message; NONE if it was not published for a request."""
     if not fields or REQUEST_ID_HEADER not in fields:
         return NONE
     return CallContext(fields[REQUEST_ID_HEADER], fields.get(TRACEPARENT_HEADER, ""))

@@ -1,7 +1,7 @@
-"""Who makes a request, and what they may see.
+"""The caller: who makes a request, and which studies they may see.
 
-The gateway learns it from its `Access`. It travels with each call to the other services (`call_context`), which enforce it where the data
-is. Today everybody is `ANONYMOUS`, who may do everything (docs/decisions/0125-callers.md).
+The gateway's `Access` decides who the caller is. The caller travels with each call to the other services (`call_context`), which restrict
+the data that they return. Today every caller is `ANONYMOUS`, who may do everything (docs/decisions/0125-callers.md).
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_VISIBLE_STUDIES = 1000
-"""Most studies that a restricted caller may see: the list travels with each call and is a condition of each query."""
+"""Largest number of studies that a restricted caller may see. The list travels with each call and is a condition of each query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,13 @@ class Caller:
     """Who makes a request.
 
     Attributes:
-        subject: a stable name of the person or program; "" for nobody in particular.
-        ae_title: of the application; "" where it has none.
-        roles: names that an operator gave meaning to.
-        visible_studies: Study Instance UIDs of all that the caller may see; None: everything.
+        subject: a stable name of the person or program; "" if it is not known.
+        ae_title: of the application; "" if it has none.
+        roles: names whose meaning the operator defines.
+        visible_studies: Study Instance UIDs of the studies that the caller may see; None if there is no restriction.
 
     Raises:
-        ValueError: there are more than `MOST_VISIBLE_STUDIES`.
+        ValueError: there are more than `MOST_VISIBLE_STUDIES` studies.
     """
 
     subject: str = ""
@@ -39,17 +39,17 @@ class Caller:
 
     @property
     def is_restricted(self) -> bool:
-        """Whether there may be something that the caller may not see."""
+        """Whether the caller may see only some studies."""
         return self.visible_studies is not None
 
     def may_see(self, study_instance_uid: str) -> bool:
-        """Say whether the caller may see a study; whether there is one does not matter."""
+        """Return whether the caller may see a study. The study need not exist."""
         return self.visible_studies is None or study_instance_uid in self.visible_studies
 
     def may_see_referrer(self, study_instance_uids: Collection[str]) -> bool:
-        """Say whether the caller may see something that refers to these studies, such as a workitem.
+        """Return whether the caller may see a resource that refers to these studies, such as a workitem.
 
-        A restricted caller sees what refers to at least one study and to none that is hidden.
+        A restricted caller may see it if it refers to at least one study, and only to visible studies.
         """
         if self.visible_studies is None:
             return True
@@ -57,11 +57,11 @@ class Caller:
 
 
 ANONYMOUS = Caller()
-"""Who calls where nobody is named: may do everything."""
+"""The caller of a request without a named caller. It may do everything."""
 
 
 def encoded(caller: Caller) -> bytes:
-    """Return a caller as ASCII bytes without a line feed; b"" for ANONYMOUS."""
+    """Return a caller as ASCII bytes without line feeds; b"" for ANONYMOUS."""
     if caller == ANONYMOUS:
         return b""
     visible = None if caller.visible_studies is None else sorted(caller.visible_studies)
@@ -72,7 +72,7 @@ def decoded(data: bytes) -> Caller:
     """Return the caller that `encoded` wrote.
 
     Raises:
-        ValueError: it is none. It must not be taken for ANONYMOUS then.
+        ValueError: the bytes are not a caller. They must not be treated as ANONYMOUS.
     """
     if not data:
         return ANONYMOUS

@@ -1,4 +1,4 @@
-"""Asks a health URL and ends with 0 when it answers 200: the health check inside a container, which has no curl."""
+"""Requests a health URL and exits with status 0 if the response is 200. It is the health check inside containers, which have no curl."""
 
 import sys
 import urllib.error
@@ -6,7 +6,7 @@ import urllib.request
 
 
 def main() -> int:
-    """Ask the URL given as the first argument, at most 3 seconds."""
+    """Request the URL in the first command line argument, with a timeout of 3 seconds. Return the exit status, 0 or 1."""
     try:
         with urllib.request.urlopen(sys.argv[1], timeout=3) as answer:
             return 0 if answer.status == 200 else 1

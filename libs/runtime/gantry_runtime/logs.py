@@ -1,4 +1,4 @@
-"""Logs: one JSON object per line on standard error, facts as fields, no patient attributes."""
+"""Logs: one JSON object per line on standard error, with facts as fields and without patient attributes."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ _STANDARD = set(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"mess
 
 
 class Lines(logging.Formatter):
-    """A record as one JSON object."""
+    """Formats a log record as one JSON object."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ _quoted = json.encoder.encode_basestring_ascii
 
 
 class _Requests:
-    """Writes lines of requests and calls without the machinery of logging, which costs as much as a fifth of a small answer."""
+    """Writes the log lines of requests and calls directly. The logging module would take a fifth of the CPU of a small response."""
 
     def __init__(self) -> None:
         self.handler: logging.StreamHandler[TextIO] | None = None
@@ -51,7 +51,15 @@ class _Requests:
         self._stamp = ""
 
     def write(self, level: int, event: str, context: CallContext, what: str, seconds: float) -> None:
-        """Write one line, where there is a handler."""
+        """Write one line. `configure` must have been called.
+
+        Args:
+            level: of the logging module.
+            event: constant name of the event.
+            context: of the request.
+            what: further fields, as JSON without the outer braces.
+            seconds: duration.
+        """
         assert self.handler is not None
         now = time.time()
         second = int(now)
@@ -85,7 +93,7 @@ def _call(method: str, status: str) -> str:
 
 
 def request(log: logging.Logger, level: int, method: str, transaction: str, status: int, seconds: float) -> None:
-    """Log a request that was answered. For levels that the logger is enabled for."""
+    """Log a request that was answered. The caller checks that `log` is enabled for `level`."""
     if _requests.handler is None:
         facts = {"method": method, "transaction": transaction, "status": status, "ms": round(seconds * 1000, 2)}
         log.log(level, "request", extra=facts)
@@ -94,10 +102,12 @@ def request(log: logging.Logger, level: int, method: str, transaction: str, stat
 
 
 def call(log: logging.Logger, method: str, status: str, seconds: float) -> None:
-    """Log a call of another service that was answered, where it belongs to a request.
+    """Log a call of another service that was answered, if it belongs to a request.
 
     Args:
+        method: name of the method.
         status: name of the gRPC status, such as OK.
+        seconds: duration.
     """
     context = CURRENT.get()
     if not context.request_id or not log.isEnabledFor(logging.INFO):
@@ -109,12 +119,12 @@ def call(log: logging.Logger, method: str, status: str, seconds: float) -> None:
 
 
 def applied(log: logging.Logger, context: CallContext, subject: str, seconds: float) -> None:
-    """Log that a message of a stream was applied, where it was published for a request.
+    """Log that a message of a stream was applied, if it was published for a request.
 
     Args:
-        context: of the message.
-        subject: of the message; its last token after a kind is a UID or a kind.
-        seconds: from its publication on, by the clocks of two hosts; less than 0 is 0.
+        context: from the headers of the message.
+        subject: of the message. It contains UIDs and kinds of events, but no patient attributes.
+        seconds: time since its publication, by the clocks of two hosts. A negative value is logged as 0.
     """
     seconds = max(0.0, seconds)
     if not context.request_id or not log.isEnabledFor(logging.INFO):
@@ -126,7 +136,12 @@ def applied(log: logging.Logger, context: CallContext, subject: str, seconds: fl
 
 
 def configure(service: str, level: str) -> None:
-    """Send all logs of this process to standard error as lines."""
+    """Write all logs of this process to standard error, as JSON lines.
+
+    Args:
+        service: name of the service, a field of each line.
+        level: lowest level that is logged, such as info.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,7 +1,7 @@
-"""How a process of ours runs: settings, logs, signals, one AsyncExitStack, orderly end.
+"""Runs the process of a service: settings, logs, signals, one AsyncExitStack, orderly shutdown.
 
-A service's `main.py` gives `run` a function that opens everything on the stack and returns. The process then lives
-until SIGTERM or SIGINT, or until a task that `Process.watch` owns fails. Stopping closes the stack in reverse.
+A service's `main.py` gives `run` a function that opens everything on the stack and returns. The process then runs until SIGTERM or
+SIGINT, or until a task that was started with `Process.watch` ends. Stopping closes the stack in reverse order.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ S = TypeVar("S", bound="ProcessSettings")
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """What every process of ours can be told."""
+    """Settings that every service has."""
 
     log_level: str = setting("info", "Lowest level that is logged: debug, info, warning, error.")
     nats_url: str = setting("nats://127.0.0.1:4222", "NATS server, or several separated by commas.")
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended; errors of theirs are not raised.
+    """Cancel tasks and wait until they have ended. Their errors are not raised.
 
-    Python 3.11's `asyncio.wait_for` loses a cancellation that meets the answer waited for (python/cpython#86296), and nats-py waits
-    so: one that goes on is cancelled again.
+    Python 3.11's `asyncio.wait_for`, which nats-py uses, loses a cancellation that arrives together with the awaited result
+    (python/cpython#86296). A task that continues is therefore cancelled again every 0.5 s.
     """
     pending = set(tasks)
     while pending:
@@ -48,11 +48,14 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def run_together(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
-    """Run tasks that must not end, by name, until one of them does. Then the others are cancelled and its error is raised.
+    """Run tasks that must not end. When one of them ends, the others are cancelled and its error is raised.
+
+    Args:
+        works: from task name to coroutine.
 
     Raises:
-        RuntimeError: a task returned, or was cancelled by somebody else than the caller.
-        Exception: what a task raised.
+        RuntimeError: a task returned, or was cancelled by other code than the caller.
+        Exception: the error that a task raised.
     """
     tasks = [asyncio.create_task(work, name=name) for name, work in works.items()]
     try:
@@ -63,14 +66,14 @@ async def run_together(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
 
 
 def why_ended(task: asyncio.Task[Any]) -> BaseException:
-    """Return the error of a task that should have gone on."""
+    """Return the error of a task that has ended although it must not: the exception that it raised, else a RuntimeError."""
     if task.cancelled():
         return RuntimeError(f"task {task.get_name()} was cancelled")
     return task.exception() or RuntimeError(f"task {task.get_name()} ended")
 
 
 class Process:
-    """The running process: a stack of what is open, and the tasks that must not end."""
+    """The running process: the stack of open resources, and the tasks that must not end."""
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self.stack = stack
@@ -79,7 +82,7 @@ class Process:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def watch(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run a task for the life of the process. However it ends before the process stops, the process ends with status 1."""
+        """Run a task for the lifetime of the process. If it ends in any way before the process stops, the process ends with status 1."""
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -87,9 +90,9 @@ class Process:
 
     @contextmanager
     def guarded(self, task: asyncio.Task[Any]) -> Iterator[None]:
-        """End the process with status 1 when a task ends while the context is open.
+        """End the process with status 1 if a task ends while the context is open.
 
-        For a task whose owner ends it in order, after the tasks of `watch` have ended: requests that still run may need it.
+        For tasks whose owner ends them during shutdown, after the tasks of `watch`, because running requests may still need them.
         """
         task.add_done_callback(self._ended)
         try:
@@ -106,19 +109,19 @@ class Process:
         self.stopping.set()
 
     async def cancel_tasks(self) -> None:
-        """Cancel what `watch` started and wait for it. The process is stopping from now on."""
+        """Cancel the tasks of `watch` and wait until they have ended. From now on the process counts as stopping."""
         self.stopping.set()
         await end_tasks(self._tasks)
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 ALLOCATOR = {M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 4 << 20, M_ARENA_MAX: 2}
-"""What glibc's allocator is told. By default it maps and unmaps each buffer above 128 KiB, which for the messages of a store is most
-of their cost (2.2 ms of CPU per 512 KiB over gRPC, against 0.4): docs/decisions/0005-allocator.md."""
+"""Options of glibc's allocator. By default it maps and unmaps each buffer above 128 KiB, which is most of the cost of the messages of a
+store request: 2.2 ms of CPU per 512 KiB over gRPC instead of 0.4 (docs/decisions/0005-allocator.md)."""
 
 
 def tune_allocator() -> bool:
-    """Tell glibc to keep buffers of the size of our messages; say whether there is a glibc that took it."""
+    """Set ALLOCATOR, so that glibc reuses buffers of the size of our messages. Return whether it accepted all options."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -127,20 +130,20 @@ def tune_allocator() -> bool:
 
 
 NEW_OBJECTS = 20_000
-"""So many more objects than before make the collector look; by default 700, which is several times a request."""
+"""Number of new container objects after which the garbage collector runs. Python's default is 700, which means several runs per request."""
 
 
 def tune_collector() -> None:
-    """Let Python's collector of cycles leave alone what a process is made of, and look at the rest less often."""
+    """Exclude all existing objects from Python's cyclic garbage collector, and run it less often for new ones."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files and connections as it may, and return how many; a shell starts programs with 1,024."""
+    """Raise the limit of open files and connections to the hard limit, and return it. Shells set a soft limit of 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Where the system has a lower limit of its own (macOS), it stays as it is.
+    # If the system has a lower limit of its own (macOS), the limit stays unchanged.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -149,13 +152,14 @@ def raise_file_limit() -> int:
 def run(
     name: str, cls: type[S], opens: Callable[[Process, S], Coroutine[Any, Any, None]], environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Run a service until it is told to stop.
+    """Run a service until SIGTERM, SIGINT or a failure.
 
     Args:
         name: gateway, blob, index, renderer or workflow.
-        cls: its settings dataclass.
-        opens: enters everything on `process.stack`, starts tasks with `process.watch`, and returns when ready to work. It may raise
-            `SettingsError` for what only shows when a file that a setting names is read.
+        cls: the service's settings dataclass.
+        opens: opens everything on `process.stack`, starts tasks with `process.watch`, and returns when the service is ready. It may raise
+            `SettingsError` for a problem in a file that a setting names.
+        environment: mapping from which the settings are read.
 
     Returns:
         The exit status: 0 after a signal, 1 after a failure, 2 for wrong settings.

@@ -1,6 +1,6 @@
-"""Queries as messages: gateway writes what index reads.
+"""Translates queries to messages, in the gateway, and back, in index.
 
-Both directions stand side by side, so that a field that one of them forgets is seen.
+Both directions are in one module, so that a field that is missing in one of them is noticed.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _OPERATION_OF = {number: operation for operation, number in OPERATIONS.items()}
 
 
 def search_request(query: Query) -> index_pb2.SearchRequest:
-    """Return a query for studies, series or instances as a message."""
+    """Return the message of a search for studies, series or instances."""
     return index_pb2.SearchRequest(
         level=LEVELS[query.level],
         scope=index_pb2.Scope(collection=query.collection, series_instance_uid=query.series_instance_uid),
@@ -42,10 +42,11 @@ def search_request(query: Query) -> index_pb2.SearchRequest:
 
 
 def search_workitems_request(query: Query, current: bool) -> index_pb2.SearchWorkitemsRequest:
-    """Return a query for workitems as a message.
+    """Return the message of a search for workitems.
 
     Args:
-        current: index shall apply every change made so far before it searches.
+        query: the search.
+        current: index shall apply all changes of workitems up to now before it searches.
     """
     return index_pb2.SearchWorkitemsRequest(
         keys=[_key_message(key) for key in query.keys],
@@ -58,10 +59,11 @@ def search_workitems_request(query: Query, current: bool) -> index_pb2.SearchWor
 
 
 def query_of(request: index_pb2.SearchRequest, maximum: int) -> Query:
-    """Return the query of a message.
+    """Return the query that a message contains.
 
     Args:
-        maximum: most rows of one answer; a larger limit, and none, become this one.
+        request: the message.
+        maximum: largest number of rows of one response. It replaces a larger limit, and an absent one.
 
     Raises:
         errors.BadRequest: the message has no level, or a key that cannot be compared.
@@ -85,7 +87,7 @@ def query_of(request: index_pb2.SearchRequest, maximum: int) -> Query:
 
 
 def workitem_query_of(request: index_pb2.SearchWorkitemsRequest, maximum: int) -> Query:
-    """Return the query of a message; `maximum` and errors as for `query_of`."""
+    """Return the query that a message contains. Arguments and errors are those of `query_of`."""
     _check_offset(request.offset)
     return Query(
         level=Level.INSTANCE,

@@ -1,6 +1,6 @@
-"""Files of rules that an operator writes: TOML that holds [[rule]] tables and nothing else.
+"""Reads rule files that operators write: TOML files with [[rule]] tables and nothing else.
 
-What a rule may say is its owner's matter; how such a file is read, and that all its problems are told together, is the same for all.
+The caller defines the fields of a rule. All problems of a file are reported together.
 """
 
 import tomllib
@@ -15,13 +15,14 @@ Entry = Mapping[str, Any]
 
 
 def load(path: Path, rule_of: Callable[[str, Entry, list[str]], T]) -> tuple[tuple[T, ...], list[str]]:
-    """Read a file.
+    """Read a rule file.
 
     Args:
-        rule_of: makes a rule of where it stands ("rule 1"), its table, and the list that its problems are added to.
+        path: of the file.
+        rule_of: builds a rule. Its arguments are the rule's position ("rule 1"), its table, and a list to which it appends problems.
 
     Returns:
-        The rules in their order, and the problems; there is something to use only where there are none.
+        The rules in the order of the file, and the problems. The rules may be used only if there are no problems.
 
     Raises:
         ValueError: the file cannot be read as TOML with [[rule]] tables.
@@ -38,10 +39,10 @@ def load(path: Path, rule_of: Callable[[str, Entry, list[str]], T]) -> tuple[tup
 
 
 def refuse(path: Path, problems: list[str]) -> None:
-    """Tell all problems of a file together.
+    """Raise an error if a file has problems.
 
     Raises:
-        ValueError: there are some; one line per problem.
+        ValueError: `problems` is not empty; the message has one line per problem.
     """
     if problems:
         raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))

@@ -1,6 +1,6 @@
-"""Settings: one frozen dataclass per service, read from a mapping, all problems told together.
+"""Reads settings: one frozen dataclass per service, filled from a mapping. All problems are reported together.
 
-A field `nats_url` is the setting `GANTRY_NATS_URL`. `docs/operations.md` lists what `describe` returns.
+The field `nats_url` is the setting `GANTRY_NATS_URL`. The documentation's list of settings is made with `describe`.
 """
 
 import dataclasses
@@ -14,19 +14,24 @@ T = TypeVar("T")
 
 
 class SettingsError(Exception):
-    """One or more settings are wrong; the message has one line per problem."""
+    """One or more settings are invalid; the message has one line per problem."""
 
 
 def setting(default: Any, doc: str) -> Any:
-    """Declare a setting with its default and a sentence with its unit."""
+    """Declare a setting.
+
+    Args:
+        default: value when the setting is absent or empty.
+        doc: a sentence that says what the setting does, with its unit.
+    """
     return dataclasses.field(default=default, metadata={"doc": doc})
 
 
 def load(cls: type[T], environment: Mapping[str, str]) -> T:
-    """Read a settings dataclass from GANTRY_* names.
+    """Return a settings dataclass, filled from the GANTRY_* names of a mapping.
 
     Raises:
-        SettingsError: a value cannot be read as its type, or `cls` refused it.
+        SettingsError: a value cannot be converted to its type, or `cls` raised ValueError.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -71,7 +76,7 @@ def _parse(text: str, hint: Any) -> Any:
 
 
 def describe(cls: type) -> list[tuple[str, str, str]]:
-    """Return (name, default, sentence) of every setting of a dataclass."""
+    """Return (name, default, description) of each setting of a dataclass."""
     return [
         (f"GANTRY_{f.name.upper()}", "" if f.default is dataclasses.MISSING else str(f.default), str(f.metadata.get("doc", "")))
         for f in dataclasses.fields(cls)

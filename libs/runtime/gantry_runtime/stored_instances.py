@@ -1,4 +1,4 @@
-"""Stored instances as blob and index name them."""
+"""Facts that blob and index derive from the message StoredInstance."""
 
 from gantry.blob.v1.blob_pb2 import StoredInstance
 

@@ -1,6 +1,6 @@
-"""Metrics of a process, and its admin port: /metrics, /healthz/live, /healthz/ready.
+"""Metrics of a process, and its admin port with /metrics, /healthz/live and /healthz/ready.
 
-Metric and attribute names are listed here and nowhere else. No patient attribute is ever a label.
+All metric and label names are defined here. No patient attribute is ever a label.
 """
 
 import asyncio
@@ -40,11 +40,14 @@ async def admin(listen: str, ready: Callable[[], Awaitable[str]]) -> AsyncIterat
     """Serve the admin port while the context is open.
 
     Args:
-        listen: HOST:PORT; port 0 takes a free one.
+        listen: HOST:PORT; port 0 selects a free port.
         ready: returns an empty string when the process can do its work, else a sentence that says what is missing.
 
     Yields:
-        The port.
+        The port number.
+
+    Raises:
+        OSError: the port cannot be opened.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

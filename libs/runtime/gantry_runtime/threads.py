@@ -1,7 +1,7 @@
-"""Threads for blocking calls, as an event loop uses them.
+"""A pool of threads that runs blocking calls for an event loop.
 
-`run_in_executor` makes two futures with locks and callbacks between them for each call: half of the 70 µs of CPU that a visit to an idle
-thread costs. Here the thread itself tells the loop.
+`run_in_executor` of asyncio creates two futures with locks and callbacks for each call. That is half of the 70 µs of CPU that a call in an
+idle thread costs. Here the thread reports its result to the loop itself.
 """
 
 import asyncio
@@ -21,10 +21,14 @@ Call = tuple["asyncio.Future[Any] | None", Context, Callable[..., Any], tuple[ob
 
 
 class Threads:
-    """At most `most` threads of one name, started as they are needed. Calls that find none free wait in line.
+    """A pool of at most `most` threads, which are started when they are needed. Calls wait in a queue while all threads are busy.
 
-    It belongs to one event loop: that of its first call. Closing waits for what runs and for what waits. A call has the context variables
-    of who made it.
+    A pool belongs to the event loop of its first call. Each call runs with the context variables of the code that made it. Closing waits
+    for running and for waiting calls.
+
+    Args:
+        most: largest number of threads.
+        name: prefix of the threads' names.
     """
 
     def __init__(self, most: int, name: str) -> None:
@@ -36,14 +40,14 @@ class Threads:
         self._unsettled = 0
 
     def run(self, call: Callable[..., T], *args: object) -> "asyncio.Future[T]":
-        """Make a call; the future has its result. One that is cancelled before a thread was free is not made."""
+        """Run a call in a thread; the future has its result. A call whose future is cancelled before a thread is free does not run."""
         self._loop = loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._put((future, copy_context(), call, args))
         return future
 
     def submit(self, call: Callable[..., object], *args: object) -> None:
-        """Make a call that nobody waits for; what it raises is logged."""
+        """Run a call in a thread without waiting for it. An exception is logged."""
         self._loop = asyncio.get_running_loop()
         self._put((None, copy_context(), call, args))
 
@@ -64,10 +68,10 @@ class Threads:
                     result = context.run(call, *args)
             except BaseException as raised:
                 error = raised
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: nothing waits for the result
                 assert self._loop is not None
                 self._loop.call_soon_threadsafe(self._settle, future, result, error)
-            # Nothing of the call is held on to while the thread waits for the next one.
+            # Release the call's objects before waiting for the next call.
             del taken, future, context, call, args, result, error
 
     def _settle(self, future: "asyncio.Future[Any] | None", result: object, error: BaseException | None) -> None:
@@ -82,7 +86,7 @@ class Threads:
                 future.set_exception(error)
 
     def close(self) -> None:
-        """Wait for every call that was asked for, and end the threads."""
+        """Wait for all running and waiting calls, then end the threads."""
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:

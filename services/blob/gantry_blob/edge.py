@@ -242,8 +242,8 @@ class BlobEdge(BlobServiceServicer):
 
     async def ListObjects(self, request: blob_pb2.ListObjectsRequest, context: Any) -> AsyncIterator[blob_pb2.ListObjectsResponse]:
         """List objects by key."""
-        found = self._store.list(request.prefix, request.after)
-        while page := await in_thread(self._pools.others, _page, found):
+        entries = self._store.list(request.prefix, request.after)
+        while page := await in_thread(self._pools.others, _page, entries):
             yield blob_pb2.ListObjectsResponse(
                 objects=[blob_pb2.ObjectEntry(object=entry.key, size_bytes=entry.size_bytes) for entry in page]
             )
@@ -269,8 +269,8 @@ class BlobEdge(BlobServiceServicer):
         if request.object:
             yield await in_thread(self._pools.others, verify_pack, self._store, request.object)
             return
-        found = self._store.list(pack.PREFIX)
-        while page := await in_thread(self._pools.others, _page, found):
+        entries = self._store.list(pack.PREFIX)
+        while page := await in_thread(self._pools.others, _page, entries):
             for entry in page:
                 yield await in_thread(self._pools.others, verify_pack, self._store, entry.key)
 
@@ -298,5 +298,5 @@ async def _start_of(requests: Messages) -> blob_pb2.StoreStart:
     raise errors.BadRequest("a store request begins with its start")
 
 
-def _page(found: Iterator[ObjectEntry]) -> list[ObjectEntry]:
-    return list(islice(found, PAGE_OBJECTS))
+def _page(entries: Iterator[ObjectEntry]) -> list[ObjectEntry]:
+    return list(islice(entries, PAGE_OBJECTS))

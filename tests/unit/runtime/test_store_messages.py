@@ -16,7 +16,7 @@ def chunk(*pieces: bytes) -> Chunk:
 
 
 def as_message(message: Message) -> blob_pb2.StoreInstancesRequest:
-    return blob_pb2.StoreInstancesRequest(chunk=b"".join(message.pieces)) if isinstance(message, Chunk) else message
+    return blob_pb2.StoreInstancesRequest(chunk=b"".join(message.buffers)) if isinstance(message, Chunk) else message
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 20_000, 1 << 20])

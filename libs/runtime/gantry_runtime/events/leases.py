@@ -1,4 +1,4 @@
-"""Leases: of all processes that may do something, one does it at a time."""
+"""Leases: a lease allows one process at a time to do a task that several processes could do."""
 
 import asyncio
 import logging
@@ -12,19 +12,22 @@ from gantry_standard import errors
 log = logging.getLogger(__name__)
 
 LEASE_S = 2.0
-"""Seconds after its last renewal at which a lease is free for others."""
+"""Seconds after its last renewal at which a lease expires, so that another process can acquire it."""
 
 RENEW_S = LEASE_S / 4
 """Seconds between renewals."""
 
 
 class Lease:
-    """One key of the bucket `lease`: at most one holder at a time, who calls `renew` every RENEW_S seconds.
+    """One key of the bucket `lease`, with at most one holder at a time. The holder calls `renew` every RENEW_S seconds.
 
-    Two may believe that they hold it for a moment (a process that was frozen), so what a holder writes must bear that.
+    For a moment two processes may believe that they hold the lease, for example when one of them was suspended. The writes of a holder must
+    therefore be safe when two processes make them.
 
     Args:
-        holder: who this is, unique to the process; one that was started again under the same name has its lease back at once.
+        js: JetStream of a connected client.
+        key: name of the lease.
+        holder: name of this process. It must be unique. A process that is started again with the same name gets its lease back at once.
     """
 
     def __init__(self, js: JetStreamContext, key: str, holder: str) -> None:
@@ -36,13 +39,13 @@ class Lease:
         self._bucket: Bucket | None = None
 
     async def _opened(self) -> Bucket:
-        """Return the bucket: asked for once, and again after it failed."""
+        """Return the bucket; it is opened at the first call, and again after a failure."""
         if self._bucket is None:
             self._bucket = await open_bucket(self._js, "lease", LEASE_S)
         return self._bucket
 
     async def acquire(self) -> bool:
-        """Take the lease if nobody else holds it."""
+        """Acquire the lease if no other process holds it. Return whether this process holds it now."""
         self._bucket = None
         with suppress(errors.Conflict, errors.RetryLater, errors.NotFound):
             bucket = await self._opened()
@@ -53,7 +56,7 @@ class Lease:
         return False
 
     async def renew(self) -> bool:
-        """Prolong the lease; False when another one holds it, or it may end before the next renewal."""
+        """Renew the lease. Return False if another process holds it, or if it may expire before the next renewal."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(RENEW_S):
@@ -62,7 +65,7 @@ class Lease:
                 try:
                     self._revision = await bucket.replace(self.key, self._holder, self._revision)
                 except errors.Conflict:
-                    # Of a renewal whose answer was lost, the revision is another one and the holder the same.
+                    # If the response to an earlier renewal was lost, the revision has changed but the holder is still this process.
                     value, revision = await bucket.get(self.key)
                     if value != self._holder:
                         return False
@@ -70,19 +73,19 @@ class Lease:
                 else:
                     self._renewed = begin
         except (errors.RetryLater, errors.NotFound, TimeoutError):
-            # NotFound: the bucket was lost with NATS's volume. It is made again, and the lease ends.
+            # NotFound: the bucket was lost with the volume of NATS. It is created again, and the lease expires.
             self._bucket = None
         return loop.time() - self._renewed < LEASE_S - RENEW_S
 
     async def release(self) -> None:
-        """Give the lease back, so that another has it at once."""
+        """Release the lease, so that another process can acquire it at once."""
         with suppress(errors.Conflict, errors.RetryLater, errors.NotFound, TimeoutError):
             async with asyncio.timeout(RENEW_S):
                 await (await self._opened()).remove(self.key, self._revision)
 
 
 async def leases_held(js: JetStreamContext) -> list[str]:
-    """Return the keys of all leases that somebody holds.
+    """Return the keys of all leases that a process holds.
 
     Raises:
         errors.Unavailable: NATS does not answer.
@@ -90,24 +93,28 @@ async def leases_held(js: JetStreamContext) -> list[str]:
     try:
         return await (await open_bucket(js, "lease", LEASE_S)).keys()
     except errors.NotFound as error:
-        raise errors.Unavailable("the bucket of leases was lost just now") from error
+        raise errors.Unavailable("the NATS bucket of leases was lost") from error
 
 
 async def hold_lease(js: JetStreamContext, key: str, holder: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do `work` whenever this process holds the lease `key`, for ever: one process of all does it at a time.
+    """Run `work` whenever this process holds the lease `key`, without end. One process at a time runs it.
 
-    `work` is cancelled when the lease is lost, and begun again when it is held again. Two may do it for a moment (a process that
-    was frozen), so what it writes must be compared and set. What `work` raises is raised; a Conflict or Unavailable begins it again.
+    `work` is cancelled when the lease is lost, and started again when it is acquired again. For a moment two processes may run it, for
+    example when one of them was suspended, so its writes must be compare-and-set. Conflict and Unavailable start `work` again; any other
+    exception of `work` is raised.
 
     Args:
-        holder: who this is, unique to the process.
+        js: JetStream of a connected client.
+        key: name of the lease.
+        holder: name of this process; it must be unique.
+        work: the task.
     """
     lease = Lease(js, key, holder)
     while True:
         if not await lease.acquire():
             await asyncio.sleep(RENEW_S)
             continue
-        log.info("lease taken", extra={"lease": key})
+        log.info("lease acquired", extra={"lease": key})
         working = asyncio.create_task(_task(work), name=key)
         try:
             if await _renewed_while(lease, working):
@@ -127,7 +134,7 @@ async def _task(work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _renewed_while(lease: Lease, working: asyncio.Task[None]) -> bool:
-    """Renew until the work has ended: True; or until the lease is lost: False."""
+    """Renew the lease until the work has ended (return True) or the lease is lost (return False)."""
     while True:
         done, _ = await asyncio.wait({working}, timeout=RENEW_S)
         if done:

@@ -1,7 +1,7 @@
 """NATS JetStream as all services use it: the streams, publishing, and reading from a cursor.
 
-To add a stream, add a row to STREAMS; to add an event, a message in `events.proto` and a row in SUBJECTS.
-UIDs come last in subjects (they contain dots); AE titles are hex.
+To add a stream, add a row to STREAMS. To add an event, add a message to `events.proto` and a row to SUBJECTS.
+UIDs are the last part of a subject, because they contain dots. AE titles are written in hexadecimal.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 if _is_without_aiohttp := "aiohttp" not in sys.modules:
-    # nats-py takes aiohttp, where it is installed, for WebSocket transports that nobody uses here: a fifth of a second in each process.
+    # nats-py imports aiohttp, if it is installed, for WebSocket transports, which are not used here. That takes 0.2 s in each process.
     sys.modules["aiohttp"] = None  # type: ignore[assignment]
 
 import nats
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for those who may not import nats
+from nats.aio.client import Client as Client  # noqa: PLC0414  the type, for packages that may not import nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext as JetStreamContext  # noqa: PLC0414  the type, likewise
@@ -38,14 +38,22 @@ if _is_without_aiohttp:
 log = logging.getLogger(__name__)
 
 PARTITIONS = 16
-"""Parts of the stream STORE, each read by one index process. Part of the data format: never changes."""
+"""Number of partitions of the stream STORE. Each is read by one index process. It is part of the data format and must never change."""
 
 DAY_S = 86_400
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of facts. `owner` alone creates it; ages in seconds, 0 means for ever."""
+    """A JetStream stream.
+
+    Attributes:
+        name: of the stream.
+        subjects: subjects whose messages the stream stores.
+        owner: the service that creates it; no other does.
+        max_age_s: seconds after which a message is removed; 0 for never.
+        max_messages: number of messages above which the oldest is removed; -1 for no limit.
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -82,7 +90,7 @@ def partition_of(collection: str) -> int:
 
 @dataclass(frozen=True)
 class StreamState:
-    """What a stream says of itself: its metadata, its first kept and its last sequence."""
+    """State of a stream: its metadata, and the sequences of its first stored message and of its last message."""
 
     metadata: dict[str, str]
     first_sequence: int
@@ -90,10 +98,10 @@ class StreamState:
 
 
 async def describe_stream(js: JetStreamContext, stream: Stream) -> StreamState | None:
-    """Return the state of a stream; None when it is not there.
+    """Return the state of a stream; None if it does not exist.
 
     Raises:
-        errors.Unavailable: no answer in time.
+        errors.Unavailable: NATS does not answer in time.
     """
     try:
         info = await js.stream_info(stream.name)
@@ -105,10 +113,10 @@ async def describe_stream(js: JetStreamContext, stream: Stream) -> StreamState |
 
 
 async def last_sequence(js: JetStreamContext, stream: Stream, subject: str) -> int:
-    """Return the sequence of the last message on matching subjects; 0 when there is none, or no stream.
+    """Return the sequence of the last message on matching subjects; 0 if there is no message or no stream.
 
     Raises:
-        errors.Unavailable: no answer in time.
+        errors.Unavailable: NATS does not answer in time.
     """
     try:
         return (await js.get_last_msg(stream.name, subject)).seq or 0
@@ -127,7 +135,7 @@ class Message:
     headers: dict[str, str]
     data: bytes
     time_s: float = 0.0
-    """When it was stored, seconds since 1970; 0 where it was not asked for."""
+    """Time at which NATS stored it, in seconds since 1970 UTC; 0 if it was not requested."""
 
 
 async def _ignore(error: Exception) -> None:
@@ -150,7 +158,7 @@ def _options(url: str, name: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def connected(url: str, name: str) -> AsyncIterator[Client]:
-    """Connect to NATS. After a lost connection, reconnect every 100 ms without limit."""
+    """Connect to NATS while the context is open. After the connection is lost, reconnect every 100 ms without limit."""
     client = await nats.connect(**_options(url, name))
     try:
         yield client
@@ -181,18 +189,18 @@ async def listening(client: Client, handlers: Mapping[str, Callable[[bytes], Non
 
 
 async def say(client: Client, subject: str, data: bytes) -> None:
-    """Publish on core NATS: who listens now hears it.
+    """Publish a message on core NATS. Only current subscribers receive it.
 
     Raises:
-        errors.BadRequest: it is too large, or the subject is none.
-        errors.Unavailable: the connection is closed, or more waits for it than it holds.
+        errors.BadRequest: the message is too large, or the subject is invalid.
+        errors.Unavailable: the connection is closed, or its buffer is full.
     """
     try:
         await client.publish(subject, data)
     except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as error:
-        raise errors.BadRequest(f"NATS cannot take {len(data)} bytes on {subject!r}") from error
+        raise errors.BadRequest(f"NATS cannot accept {len(data)} bytes on {subject!r}") from error
     except (nats.errors.Error, OSError) as error:
-        raise errors.Unavailable("NATS takes no message") from error
+        raise errors.Unavailable("NATS does not accept messages") from error
 
 
 async def _unsubscribe(subscription: Subscription) -> None:
@@ -201,16 +209,16 @@ async def _unsubscribe(subscription: Subscription) -> None:
 
 
 def reconnections(client: Client) -> int:
-    """Return how often the connection was lost and made again: messages of core NATS may have been missed each time."""
+    """Return how often the client has reconnected. Messages of core NATS may have been missed each time."""
     return int(client.stats["reconnects"])
 
 
 @asynccontextmanager
 async def connecting(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio.Task[None]]]:
-    """Connect as `connected` does, without waiting for it.
+    """Connect as `connected` does, but do not wait for the connection.
 
     Yields:
-        The client, of no use before the task has ended; the task ends when the first connection stands.
+        The client, and a task that ends when the client is connected for the first time. The client cannot be used before.
     """
     client = Client()
     task = asyncio.create_task(client.connect(**_options(url, name)), name="connect to NATS")
@@ -224,9 +232,9 @@ async def connecting(url: str, name: str) -> AsyncIterator[tuple[Client, asyncio
 
 
 class Inbox:
-    """Where other services answer requests of this process by core NATS: one subscription for all of them.
+    """One core NATS subscription for all replies of other services to this process.
 
-    The last token of a subject is the request id.
+    The last token of a reply's subject is the request id.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -235,7 +243,7 @@ class Inbox:
 
     @contextmanager
     def expecting(self, request_id: str, take: Callable[[bytes], None]) -> Iterator[str]:
-        """Give each reply to this request to `take`, while the context is open.
+        """Call `take` with each reply to this request while the context is open.
 
         Yields:
             The subject on which to reply.
@@ -247,7 +255,7 @@ class Inbox:
             del self._waiting[request_id]
 
     async def arrived(self, message: Msg) -> None:
-        """Hand a reply to whom it is for; one that nobody waits for any more is dropped."""
+        """Pass a reply to the request that it belongs to. A reply to a request that has ended is dropped."""
         take = self._waiting.get(message.subject.rpartition(".")[2])
         if take is None:
             return
@@ -259,7 +267,7 @@ class Inbox:
 
 @asynccontextmanager
 async def inbox(client: Client, prefix: str) -> AsyncIterator[Inbox]:
-    """Open an inbox on `{prefix}.*`; the prefix is this process's alone and within no stream's subjects."""
+    """Open an inbox on `{prefix}.*`. The prefix must be unique to this process and must not match the subjects of a stream."""
     opened = Inbox(prefix)
     subscription = await client.subscribe(f"{prefix}.*", cb=opened.arrived)
     await client.flush()
@@ -272,7 +280,7 @@ async def inbox(client: Client, prefix: str) -> AsyncIterator[Inbox]:
 
 @contextmanager
 def _asking() -> Iterator[None]:
-    """Translate what a question to NATS may raise."""
+    """Translate the exceptions of a request to NATS: NotFound or Unavailable."""
     try:
         yield
     except nats.js.errors.NotFoundError as error:
@@ -284,7 +292,11 @@ def _asking() -> Iterator[None]:
 async def ensure_stream(
     js: JetStreamContext, stream: Stream, first_sequence: int = 1, metadata: dict[str, str] | None = None
 ) -> api.StreamInfo:
-    """Return the stream, created with its first sequence when it is not there. Called by its owner only.
+    """Return the stream; create it if it does not exist. Only its owner may call this.
+
+    Args:
+        first_sequence: sequence of the first message of a created stream.
+        metadata: of a created stream.
 
     Raises:
         errors.Unavailable: NATS does not answer.
@@ -307,36 +319,37 @@ async def ensure_stream(
 
 
 HEADER_BYTES = 1 << 10
-"""More than the headers of a message of ours. They count as well in what the server calls `max_payload`."""
+"""Upper bound for the headers of our messages. They count towards the server's `max_payload`."""
 PUBLISH_S = 5.0
-"""Seconds within which the server says that a fact is on disk."""
+"""Seconds to wait for the server's confirmation that a message is on disk."""
 
 
 async def publish(
     js: JetStreamContext, subject: str, data: bytes, headers: dict[str, str] | None = None, timeout_s: float = PUBLISH_S
 ) -> int:
-    """Publish a fact, with the request that it is published for (`call_context`), and wait until it is on disk.
+    """Publish an event with the headers of the current request (`call_context`), and wait until it is on disk.
 
     Args:
-        headers: such as Nats-Msg-Id, or Nats-Expected-Last-Subject-Sequence for a compare-and-set.
+        headers: for example Nats-Msg-Id, or Nats-Expected-Last-Subject-Sequence for compare-and-set.
+        timeout_s: seconds to wait for the confirmation.
 
     Returns:
-        Its sequence. Of a duplicate (same Nats-Msg-Id), that of the first.
+        The sequence of the event. For a duplicate (same Nats-Msg-Id) the sequence of the first one.
 
     Raises:
-        errors.Conflict: an expected sequence is not the last (err_code 10071).
-        errors.PayloadTooLarge: the server takes no message of this size (its `max_payload`).
-        errors.Unavailable: no stream, or no answer in time; the fact may or may not be there.
+        errors.Conflict: the last sequence is not the expected one (err_code 10071).
+        errors.PayloadTooLarge: the message is larger than the server's `max_payload`.
+        errors.Unavailable: there is no stream, or no confirmation in time; the event may or may not be stored.
     """
     if (size := len(data) + HEADER_BYTES) > js._nc.max_payload:
-        raise errors.PayloadTooLarge(f"a message of {size} bytes, NATS takes at most {js._nc.max_payload}")
+        raise errors.PayloadTooLarge(f"a message has {size} bytes, NATS accepts at most {js._nc.max_payload}")
     with _publishing():
         return (await js.publish(subject, data, timeout=timeout_s, headers={**(headers or {}), **call_context.headers()} or None)).seq
 
 
 @contextmanager
 def _publishing() -> Iterator[None]:
-    """Translate what a publication may raise."""
+    """Translate the exceptions of publishing: Conflict or Unavailable."""
     try:
         yield
     except nats.js.errors.APIError as error:
@@ -348,11 +361,10 @@ def _publishing() -> Iterator[None]:
 
 
 def _delivered(m: Msg) -> tuple[int, int, float]:
-    """Return the sequences of a message that a consumer delivered, in the stream and in the consumer, and when it was stored, seconds
-    since 1970.
+    """Return the stream sequence, the consumer sequence and the time (seconds since 1970 UTC) of a message that a consumer delivered.
 
-    They stand in its reply subject: $JS.ACK, domain and account (or neither), stream, consumer, deliveries, both sequences, time in ns,
-    and more. nats-py makes five objects of them.
+    They are tokens of its reply subject: $JS.ACK, domain and account (both or neither), stream, consumer, number of deliveries, stream
+    sequence, consumer sequence, time in ns, and more. The parser of nats-py creates five objects per message.
     """
     tokens = m.reply.split(".", 10)
     at = 5 if len(tokens) == 9 else 7
@@ -367,20 +379,26 @@ def _message(m: Msg) -> Message:
 async def read_from(
     js: JetStreamContext, stream: Stream, after: int, subjects: Sequence[str] = (), batch: int = 500, wait_s: float = 1, ticks: bool = True
 ) -> AsyncGenerator[list[Message], None]:
-    """Read a stream in order from a cursor, for ever, without acknowledgements.
+    """Read a stream in order from a cursor, without end and without acknowledgements.
 
-    Each batch holds what has come since the one before, so that a slow consumer gets larger ones: at most `batch` messages and PULL_BYTES,
-    and as much again may be on its way.
-    An empty batch is yielded after `wait_s` seconds without messages, so that the caller can look at other things; without `ticks`
-    only where the server does not say itself that there is nothing new, so that the caller can look whether the stream is still there.
-    After a loss of the server it goes on where it was.
+    Each batch has the messages that arrived since the previous batch, so a slow reader gets larger batches. A batch has at most `batch`
+    messages and PULL_BYTES; as much again may be in transit. After the connection to the server is lost, reading continues at the same
+    position.
+
+    An empty batch is yielded after `wait_s` seconds without messages, so that the caller can do other work. Without `ticks` it is yielded
+    only if the server has not confirmed that there is nothing new, so that the caller can check whether the stream still exists.
 
     Args:
-        after: sequence of the last message that was applied; 0 for the beginning.
-        subjects: filters; all subjects of the stream when empty.
+        js: JetStream of a connected client.
+        stream: to read.
+        after: sequence of the last applied message; 0 to read from the beginning.
+        subjects: filters; all subjects of the stream if empty.
+        batch: largest number of messages in a batch.
+        wait_s: seconds.
+        ticks: whether to yield an empty batch after each `wait_s` without messages.
 
     Raises:
-        errors.Conflict: the stream ends before `after`, so it is not the stream that the cursor belongs to.
+        errors.Conflict: the stream ends before `after`, so the cursor belongs to another stream.
     """
     while True:
         try:
@@ -419,46 +437,50 @@ async def read_from(
 
 
 PULL_BYTES = 16 << 20
-"""Bytes that one request to a pull consumer asks for at most, or one message where the server takes larger ones."""
+"""Largest number of bytes that one request to a pull consumer asks for. If the server accepts larger messages, one message of that size."""
 TIME_IS_OVER = "408"
-"""Status with which the server ends a request when nothing more came in time."""
+"""Status with which the server ends a request that has expired."""
 REQUEST_IS_FULL = ("Message Size Exceeds MaxBytes", "Batch Completed")
-"""Descriptions with which it ends one that has had its bytes or its messages."""
+"""Descriptions with which the server ends a request that has received its bytes or its messages."""
 
 
 class _Pulled:
-    """What a pull consumer delivers: one request is open all the time, so that a message comes as soon as it is on the stream.
+    """Receives the messages of a pull consumer. One request is always open, so that a message is delivered as soon as it is on the stream.
 
-    A request ends with its last message, or with a message of the server's own (`Status`) to the subject of the request. The next one is
-    made when that has arrived, so what is on its way is bounded. A `fetch` of nats-py asks twice for what is not there yet, and once more
-    for each batch.
+    A request ends with its last message, or with a message from the server that has a `Status` header. The next request is sent after that,
+    so the number of messages in transit is bounded. The `fetch` of nats-py sends two requests while no message is there, and one more per
+    batch.
 
     Args:
-        inbox: subject to which all requests are answered, each at a subject of its own below it.
+        client: of the connection.
+        subject: on which the consumer accepts requests.
+        inbox: prefix of the reply subjects; each request has its own.
+        batch: largest number of messages of a request.
+        wait_s: seconds after which the server ends a request.
     """
 
     def __init__(self, client: Client, subject: str, inbox: str, batch: int, wait_s: float) -> None:
         self._client = client
         self._subject = subject
         self._inbox = inbox
-        # Below `max_payload` a request could never be answered: the server counts subject, reply subject and headers as well.
+        # With less than `max_payload` some messages could never be delivered: the server counts subject, reply subject and headers too.
         most_bytes = max(PULL_BYTES, client.max_payload + (64 << 10))
         self._request = json.dumps({"batch": batch, "max_bytes": most_bytes, "expires": int(wait_s * 1e9)}).encode()
         self._batch = batch
         self._wait_s = wait_s
         self.is_confirmed = False
-        """Whether the server said of the last request that its time was over: stream and consumer are there, and nothing is new."""
+        """Whether the server said that the last request expired. Then stream and consumer exist, and there is nothing new."""
         self._open = 0
-        """Messages that the open request may still bring; 0: none is open."""
+        """Number of messages that the open request may still deliver; 0 if no request is open."""
         self._requests = 0
         self._reply = ""
-        """Subject of the open request. The end of an earlier one may arrive late."""
+        """Reply subject of the open request. The end of an earlier request may arrive late."""
         self._delivered = 0
         self._waiting: list[Msg] = []
         self._arrived: asyncio.Future[None] | None = None
 
     async def arrive(self, message: Msg) -> None:
-        """Take a message of the server."""
+        """Handle a message from the server."""
         if message.headers and "Status" in message.headers:
             if message.subject == self._reply:
                 self._open = 0
@@ -472,7 +494,7 @@ class _Pulled:
             self._arrived.set_result(None)
 
     async def _wait(self) -> None:
-        """Return when a message came, or none within `wait_s` and half of it. An asyncio.timeout costs five times as much."""
+        """Wait for a message, at most 1.5 times `wait_s`. An asyncio.timeout would cost five times as much CPU."""
         loop = asyncio.get_running_loop()
         self._arrived = loop.create_future()
         timer = loop.call_later(self._wait_s * 1.5, self._wake)
@@ -482,10 +504,10 @@ class _Pulled:
             timer.cancel()
 
     async def take(self) -> list[Msg]:
-        """Return what is there, or else the next that comes within `wait_s`; none where none came.
+        """Return the messages that have arrived; if there are none, wait for the next one. Return no message if none arrives in time.
 
         Raises:
-            nats.errors.Error: a message was lost on the way, or the server says that the consumer is no more.
+            nats.errors.Error: a message was lost in transit, or the server says that the consumer no longer exists.
         """
         self.is_confirmed = False
         while True:
@@ -505,7 +527,7 @@ class _Pulled:
                 return messages
 
     def _is_of_stream(self, message: Msg) -> bool:
-        """Return whether a message is one of the stream; else it is the server's word on the request."""
+        """Return whether a message is from the stream. Otherwise it is the server's status of the request."""
         if message.headers and (status := message.headers.get("Status")):
             description = message.headers.get("Description", "")
             if status != TIME_IS_OVER and description not in REQUEST_IS_FULL:
@@ -514,13 +536,13 @@ class _Pulled:
             return False
         self._delivered += 1
         if _delivered(message)[1] != self._delivered:
-            raise nats.errors.Error("a message was lost on the way")
+            raise nats.errors.Error("a message was lost in transit")
         return True
 
 
 @asynccontextmanager
 async def _pulling(js: JetStreamContext, stream: str, consumer: str, batch: int, wait_s: float) -> AsyncIterator[_Pulled]:
-    """Deliver what a pull consumer has while the context is open."""
+    """Receive the messages of a pull consumer while the context is open."""
     client = js._nc
     inbox = client.new_inbox()
     pulled = _Pulled(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", inbox, batch, wait_s)
@@ -533,9 +555,9 @@ async def _pulling(js: JetStreamContext, stream: str, consumer: str, batch: int,
 
 
 class Publisher:
-    """Publishes facts through a client that may not be connected yet (`connecting`).
+    """Publishes events through a client that may not be connected yet (`connecting`).
 
-    It does what nats-py's `publish` of JetStream does, with an inbox of its own and less around it: half the time of the event loop.
+    It does the same as the JetStream `publish` of nats-py, with its own inbox and less overhead: it takes half the time on the event loop.
     """
 
     def __init__(self, client: Client) -> None:
@@ -547,16 +569,17 @@ class Publisher:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the server is there now."""
+        """Whether the client is connected to the server now."""
         return bool(self._client.is_connected)
 
     async def publish(self, subject: str, data: bytes, message_id: str) -> int:
-        """Publish a fact, with the request that it is published for, and wait until it is on disk.
+        """Publish an event with the headers of the current request, wait until it is on disk, and return its sequence.
 
-        A retry with the same id within two minutes is dropped.
+        A retry with the same message id within two minutes is not stored again.
 
         Raises:
-            errors.Unavailable: never connected, no stream, or no answer in time; the fact may or may not be there.
+            errors.Unavailable: the client was never connected, there is no stream, or no confirmation in time; the event may or may not
+                be stored.
         """
         if not (self._client.is_connected or self._client.is_reconnecting):
             raise errors.Unavailable("NATS is not connected")
@@ -564,14 +587,14 @@ class Publisher:
             answer = await self._acknowledged(subject, data, {"Nats-Msg-Id": message_id, **call_context.headers()})
         if answer is None or (answer.headers and answer.headers.get("Status")):  # 503: there is no stream
             raise errors.Unavailable("NATS does not answer")
-        told = json.loads(answer.data)
+        confirmation = json.loads(answer.data)
         with _publishing():
-            if "error" in told:
-                raise nats.js.errors.APIError.from_error(told["error"])
-        return int(told["seq"])
+            if "error" in confirmation:
+                raise nats.js.errors.APIError.from_error(confirmation["error"])
+        return int(confirmation["seq"])
 
     async def _acknowledged(self, subject: str, data: bytes, headers: dict[str, str]) -> Msg | None:
-        """Publish and return the server's answer, None where none came within PUBLISH_S."""
+        """Publish, and return the server's reply; None if there is none within PUBLISH_S."""
         async with self._opening:
             if not self._inbox:
                 inbox = self._client.new_inbox()
@@ -590,7 +613,7 @@ class Publisher:
             del self._waiting[token]
 
     async def _arrive(self, message: Msg) -> None:
-        """Take an answer; one that nobody waits for any more is dropped."""
+        """Handle a reply. A reply for which nothing waits any more is dropped."""
         if (future := self._waiting.get(message.subject.rpartition(".")[2])) is not None:
             _resolve(future, message)
 
@@ -601,7 +624,7 @@ def _resolve(future: "asyncio.Future[Msg | None]", answer: Msg | None) -> None:
 
 
 async def stream_state(js: JetStreamContext, stream: Stream) -> tuple[int, int]:
-    """Return the first and the last sequence of a stream; of an empty one the first is last + 1.
+    """Return the first and the last sequence of a stream. In an empty stream the first is last + 1.
 
     Raises:
         errors.NotFound: there is no such stream.
@@ -613,7 +636,7 @@ async def stream_state(js: JetStreamContext, stream: Stream) -> tuple[int, int]:
 
 
 async def last_message(js: JetStreamContext, stream: Stream, subject: str) -> Message:
-    """Return the last message of a subject; it may hold `*` or `>`.
+    """Return the last message of a subject, which may contain the wildcards `*` and `>`.
 
     Raises:
         errors.NotFound: there is none.
@@ -637,7 +660,7 @@ async def next_message(js: JetStreamContext, stream: Stream, subject: str, after
 
 
 async def last_messages(js: JetStreamContext, stream: Stream, subjects: Sequence[str], batch: int = 500) -> AsyncGenerator[Message, None]:
-    """Yield the last message of every subject that matches, in stream order, then end.
+    """Yield the last message of each matching subject, in stream order.
 
     Raises:
         errors.NotFound: there is no such stream.
@@ -670,7 +693,7 @@ async def last_messages(js: JetStreamContext, stream: Stream, subjects: Sequence
 
 
 async def purge_before(js: JetStreamContext, stream: Stream, subject: str, sequence: int) -> None:
-    """Remove the messages of a subject that come before a sequence.
+    """Remove the messages of a subject whose sequence is less than `sequence`.
 
     Raises:
         errors.Unavailable: NATS does not answer.
@@ -680,7 +703,7 @@ async def purge_before(js: JetStreamContext, stream: Stream, subject: str, seque
 
 
 class Bucket:
-    """Small values under keys, each with a revision. Keys: letters, digits, `-`, `_`, `.`.
+    """A key-value bucket of NATS for small values, each with a revision. Keys consist of letters, digits, `-`, `_` and `.`.
 
     Every method raises `errors.Unavailable` when NATS does not answer.
     """
@@ -689,7 +712,7 @@ class Bucket:
         self._store = store
 
     async def get(self, key: str) -> tuple[bytes, int]:
-        """Return value and revision; (b"", 0) where there is none."""
+        """Return value and revision; (b"", 0) if there is none."""
         try:
             with _asking():
                 entry = await self._store.get(key)
@@ -698,15 +721,15 @@ class Bucket:
         return entry.value or b"", entry.revision or 0
 
     async def put(self, key: str, value: bytes) -> int:
-        """Set a value whatever it was; return its revision."""
+        """Set a value unconditionally; return its revision."""
         with _asking():
             return int(await self._store.put(key, value))
 
     async def replace(self, key: str, value: bytes, revision: int) -> int:
-        """Set a value that still has the revision given (0: that is not there); return its revision.
+        """Set a value if its revision is still `revision`; 0 means that the key must not exist. Return the new revision.
 
         Raises:
-            errors.Conflict: it has another one.
+            errors.Conflict: the value has another revision.
         """
         with _asking():
             try:
@@ -715,10 +738,10 @@ class Bucket:
                 raise errors.Conflict(f"{key} is no longer at revision {revision}") from error
 
     async def remove(self, key: str, revision: int) -> None:
-        """Remove a value that still has the revision given.
+        """Remove a value if its revision is still `revision`.
 
         Raises:
-            errors.Conflict: it has another one.
+            errors.Conflict: the value has another revision.
         """
         with _asking():
             try:
@@ -736,7 +759,10 @@ class Bucket:
 
 
 async def open_bucket(js: JetStreamContext, name: str, ttl_s: float = 0) -> Bucket:
-    """Return a bucket, made when it is not there. Values of a bucket with `ttl_s` go so many seconds after they were set.
+    """Return a bucket; create it if it does not exist.
+
+    Args:
+        ttl_s: seconds after which the values of a created bucket expire; 0 for never.
 
     Raises:
         errors.Unavailable: NATS does not answer.

@@ -1,4 +1,4 @@
-"""What is noted of each call that was served, over whichever transport: a metric, and a log line where it belongs to a request."""
+"""Metric and log line of each call that was served, over gRPC or local sockets. Only calls that belong to a request are logged."""
 
 import logging
 import time
@@ -9,11 +9,12 @@ log = logging.getLogger(__name__)
 
 
 def account(method: str, status: str, begin: float) -> None:
-    """Note a call that has ended.
+    """Count and log a call that has ended.
 
     Args:
-        status: name of its gRPC status.
-        begin: `time.perf_counter()` of its beginning.
+        method: name of the method, without its service.
+        status: name of the gRPC status.
+        begin: `time.perf_counter()` at the start of the call.
     """
     seconds = time.perf_counter() - begin
     telemetry.RPC_SECONDS.labels(method).observe(seconds)

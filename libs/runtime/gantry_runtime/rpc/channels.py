@@ -1,8 +1,8 @@
-"""gRPC as all services use it: one server, channels, message limits, deadlines, errors.
+"""The server and the channels of all calls between services, over gRPC or over local sockets.
 
-Processes of one machine may speak it without gRPC's transport, which costs ten times as much: addresses `local:PATH` (`neighbour`).
-Handlers raise errors of `gantry_standard.errors`; `ErrorInterceptor` translates them. Clients wrap calls in
-`rpc_errors.translated(service)` and always pass `timeout=`.
+Processes of one machine may use Unix sockets instead of gRPC's transport, which costs ten times as much CPU. Their addresses are
+`local:PATH` (`rpc.local`). Handlers raise errors of `gantry_standard.errors`; `Interceptor` translates them to gRPC statuses. Clients put
+each call inside `rpc_errors.translated(service)` and always pass `timeout=`.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ from gantry_standard import errors
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
-"""Largest piece of an instance that rides in one message."""
+"""Largest number of bytes of an instance in one message."""
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
-    # A caller who may see a thousand studies.
+    # The UIDs of the 1,000 studies that a restricted caller may see are about 64 KiB.
     ("grpc.max_metadata_size", 128 << 10),
     ("grpc.absolute_max_metadata_size", 256 << 10),
     ("grpc.keepalive_time_ms", 20_000),
@@ -43,7 +43,7 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Calls that came and were not begun yet: gRPC cancels some of them from 1,000 on.
+    # Calls that have arrived and do not run yet. By default gRPC cancels some of them above 1,000.
     ("grpc.server.max_pending_requests", 10_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     ("grpc.so_reuseport", 0),
@@ -51,11 +51,13 @@ OPTIONS = [
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Gives handlers the `call_context` of the caller. Answers errors of ours as rows of `rpc_errors.STATUS`; anything else as INTERNAL,
-    logged.
+    """Sets the `call_context` for handlers, and translates their errors.
+
+    Errors of `gantry_standard.errors` get the status of their row in `rpc_errors.STATUS`. Any other exception is logged and becomes
+    INTERNAL.
 
     Args:
-        as_bytes: methods of one request and one answer whose handlers take the request as the bytes that came.
+        as_bytes: names of unary methods whose handlers take the request as serialised bytes.
     """
 
     def __init__(self, as_bytes: frozenset[str] = frozenset()) -> None:
@@ -83,7 +85,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
 
 def _context_of(details: grpc.HandlerCallDetails) -> CallContext | None:
-    """Return the context that a call came with; None where it cannot be read."""
+    """Return the call context in the metadata of a call; None if it cannot be parsed."""
     try:
         return call_context.of_grpc_metadata(getattr(details, "invocation_metadata", None) or ())
     except ValueError:
@@ -91,10 +93,10 @@ def _context_of(details: grpc.HandlerCallDetails) -> CallContext | None:
 
 
 def _enter(made_for: CallContext | None) -> None:
-    """Set the context of the task that serves a call; it ends with the call.
+    """Set the call context of the task that serves a call. The task, and with it the context, ends with the call.
 
     Raises:
-        errors.BadRequest: it could not be read.
+        errors.BadRequest: the context in the metadata could not be parsed.
     """
     if made_for is None:
         raise errors.BadRequest("the metadata of the call cannot be read")
@@ -188,21 +190,26 @@ async def serving(
         await server.stop(drain_s)
 
 
-async def send_serialised(call: Any, pieces: Sequence[bytes | memoryview], service: str) -> None:
-    """Send a request of a streaming call, serialised already, as soon as there is room for it.
+async def send_serialised(call: Any, buffers: Sequence[bytes | memoryview], service: str) -> None:
+    """Send one serialised request of a streaming call. Wait while the send window is full.
+
+    Args:
+        call: the streaming call.
+        buffers: the serialised message, in consecutive parts.
+        service: name of the called service, for the message of an error.
 
     Raises:
         errors.GantryError: the call has ended; the error says why.
     """
     with rpc_errors.translated(service):
         if isinstance(call, calling.Stream):
-            await call.write_pieces(pieces)
+            await call.write_buffers(buffers)
             return
         await call.wait_for_connection()
     try:
-        # What write() does, but for one thing: where a message meets the server's refusal on the way, write() puts INTERNAL of its own
-        # in the place of the status that says why, for good (grpc.aio, _StreamRequestMixin._write).
-        await call._cython_call.send_serialized_message(b"".join(pieces))
+        # The same as write(), except that write() replaces the server's status by INTERNAL when the server ends the call while a message
+        # is being sent (grpc.aio, _StreamRequestMixin._write). The reason would be lost.
+        await call._cython_call.send_serialized_message(b"".join(buffers))
     except (cygrpc.InternalError, cygrpc.UsageError, asyncio.InvalidStateError):
         raise await _failure(call, service) from None
 
@@ -211,15 +218,15 @@ async def _failure(call: Any, service: str) -> errors.GantryError:
     """Return the error with which a server ended a call."""
     code, details = await call.code(), await call.details()
     if code is grpc.StatusCode.OK:
-        return errors.GantryError(f"{service} ended a call before its end")
+        return errors.GantryError(f"{service} ended a call before it had received all requests")
     metadata = await call.trailing_metadata()
     return rpc_errors.error_from(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details), service)
 
 
 class _Channel:
-    """A channel for a stub: each call carries the `call_context`, and some methods take a request that is serialised already, in pieces.
+    """A channel for a stub. It adds the `call_context` to each call; some methods take a serialised request as a list of buffers.
 
-    An interceptor of grpc.aio would do the first, at the price of a task and an object more for each call, and hides the stream that
+    An interceptor of grpc.aio could add the context as well, but it costs a task and an object per call, and it hides the stream that
     `send_serialised` needs.
     """
 
@@ -252,18 +259,19 @@ def _with_context(make_call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @asynccontextmanager
-async def channel(address: str, as_pieces: frozenset[str] = frozenset()) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel to HOST:PORT or `local:PATH`. Nothing connects before the first call; it reconnects by itself.
+async def channel(address: str, as_buffers: frozenset[str] = frozenset()) -> AsyncIterator[grpc.aio.Channel]:
+    """Open a channel to HOST:PORT or `local:PATH`. It connects at the first call, and again after a connection is lost.
 
     Args:
-        as_pieces: methods of one request and one answer that are called with a request that is serialised already, in pieces.
+        address: of the service.
+        as_buffers: names of unary methods that are called with a serialised request, as a list of buffers.
     """
     if address.startswith(LOCAL):
-        async with calling.channel(address, as_pieces) as nearby:
+        async with calling.channel(address, as_buffers) as nearby:
             yield nearby
         return
     opened = grpc.aio.insecure_channel(address, options=OPTIONS)
     try:
-        yield cast(grpc.aio.Channel, _Channel(opened, as_pieces))
+        yield cast(grpc.aio.Channel, _Channel(opened, as_buffers))
     finally:
         await opened.close()

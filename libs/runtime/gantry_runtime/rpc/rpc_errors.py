@@ -1,6 +1,6 @@
-"""Errors of ours over gRPC: one row per error, both ways.
+"""Translates the errors of `gantry_standard.errors` to gRPC statuses and back, with one row per error.
 
-The class travels by name in the trailing metadata, so the client raises what the server raised.
+The trailing metadata contains the name of the class, so that the client raises the same error as the server.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ERROR_KEY = "gantry-error"
 WARNING_KEY = "gantry-warning-bin"
 RETRY_KEY = "gantry-retry-after-s"
 BROKEN_SEND = "Internal error from Core"
-"""What grpcio says when a stream that is still sent to was ended by the server, before it has seen the server's status."""
+"""Message of grpcio when the server ended a stream while the client was still sending, and the server's status has not arrived yet."""
 
 STATUS: dict[type[errors.GantryError], grpc.StatusCode] = {
     errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -37,12 +37,12 @@ CLASSES = {cls.__name__: cls for cls in STATUS}
 
 
 def status_of(error: errors.GantryError) -> grpc.StatusCode:
-    """Return the gRPC status of an error of ours."""
+    """Return the gRPC status of an error: that of its row, else INTERNAL."""
     return STATUS.get(_row(error), grpc.StatusCode.INTERNAL)
 
 
 def _row(error: errors.GantryError) -> type[errors.GantryError]:
-    """Return the class with a row that an error is; what derives from one travels as that one."""
+    """Return the class of an error, or its nearest base class that has a row in STATUS."""
     return next((cls for cls in type(error).__mro__ if cls in STATUS), type(error))
 
 
@@ -57,11 +57,11 @@ def trailing_metadata(error: errors.GantryError) -> tuple[tuple[str, str | bytes
 
 
 def error_from(call: grpc.aio.AioRpcError, service: str) -> errors.GantryError:
-    """Return the error that the server raised, or what a failure of the call itself means.
+    """Return the error that the server raised, or an error of our own when the call itself failed.
 
     Args:
-        call: what the stub raised.
-        service: name of the service called, for the message.
+        call: the exception that the stub raised.
+        service: name of the called service, for the message.
     """
     metadata = dict(call.trailing_metadata() or ())
     cls = CLASSES.get(str(metadata.get(ERROR_KEY, "")))
@@ -73,7 +73,7 @@ def error_from(call: grpc.aio.AioRpcError, service: str) -> errors.GantryError:
     if cls is not None:
         return cls(message, warning=text)
     if call.code() is grpc.StatusCode.INTERNAL and message == BROKEN_SEND:
-        return errors.Unavailable(f"{service} ended the call while it was sent to")
+        return errors.Unavailable(f"{service} ended the call before it had received the whole request")
     if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return errors.Unavailable(f"{service} does not answer")
     return errors.GantryError(f"{service} failed: {call.code().name}")
@@ -81,7 +81,11 @@ def error_from(call: grpc.aio.AioRpcError, service: str) -> errors.GantryError:
 
 @contextmanager
 def translated(service: str) -> Iterator[None]:
-    """Raise what the called service raised, instead of AioRpcError. Goes round a call or an `async for` over one."""
+    """Raise the error of the called service instead of AioRpcError. Put a call, or an `async for` over its messages, inside.
+
+    Args:
+        service: name of the called service, for the message.
+    """
     try:
         yield
     except grpc.aio.AioRpcError as call:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
 from gantry_runtime.events.streams import SUBJECTS, partition_of
-from gantry_runtime.rpc import protobuf_wire
+from gantry_runtime.rpc import protobuf_fields
 from gantry_runtime.stored_instances import collection_of
 
 EVENT_BYTES = 256 << 10
@@ -75,7 +75,7 @@ class PackEvents:
                     facts_in_pack=not group.facts,
                     last_of_pack=position == len(pieces),
                 ).SerializeToString()
-                + b"".join(part for one in instances for part in (protobuf_wire.header(_INSTANCES, len(one)), one)),
+                + b"".join(part for one in instances for part in (protobuf_fields.header(_INSTANCES, len(one)), one)),
             )
             for position, (collection, group, (number, instances)) in enumerate(pieces, 1)
         ]

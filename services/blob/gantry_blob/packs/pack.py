@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.stores.port import ObjectStore, ObjectWriter
-from gantry_runtime.rpc import protobuf_wire
+from gantry_runtime.rpc import protobuf_fields
 from gantry_standard import errors
 from gantry_standard.http.random_bits import random_hex
 
@@ -100,7 +100,7 @@ class PackWriter:
         """Name an instance in the trailer; return it serialised."""
         serialised = instance.SerializeToString()
         # Messages put one after another are one message with all their repeated fields: no need to build it as a whole.
-        entry = protobuf_wire.header(_INSTANCES, len(serialised))
+        entry = protobuf_fields.header(_INSTANCES, len(serialised))
         self._trailer += (entry, serialised)
         self._trailer_bytes += len(entry) + len(serialised)
         self.instances += 1

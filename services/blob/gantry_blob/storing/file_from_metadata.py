@@ -219,8 +219,10 @@ class Assembly:
         is_start = has_no_mark or is_codestream_start(named.codestream, part.content.read(0, 16))
         if not (is_start or part.type.transfer_syntax_uid):
             return ""
-        found = named.media_type.lower()
-        return found if found in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES else _STILL_OF_CODESTREAM.get(named.codestream, OCTET_STREAM)
+        named_type = named.media_type.lower()
+        if named_type in STILL_MEDIA_TYPES | VIDEO_MEDIA_TYPES:
+            return named_type
+        return _STILL_OF_CODESTREAM.get(named.codestream, OCTET_STREAM)
 
     def _encapsulate(self, parts: list[BulkPart], media_type: str) -> None:
         named = parts[0].type.transfer_syntax_uid or self._named
@@ -234,22 +236,22 @@ class Assembly:
         pictures = [read_video(part.content, media_type) if is_video else read_still(part.content, media_type) for part in parts]
         picture = _common(pictures)
         self._transfer_syntax_uid = choose_transfer_syntax(picture, media_type, named)
-        contents = tuple(part.content.part(found.offset, found.length) for part, found in zip(parts, pictures, strict=True))
+        contents = tuple(part.content.part(frame.offset, frame.length) for part, frame in zip(parts, pictures, strict=True))
         self._frames = _Frames(contents, is_video)
         self._describe(picture, picture.number_of_frames if is_video else len(parts), is_video=is_video)
 
     def _describe(self, picture: Picture, number_of_frames: int, *, is_video: bool) -> None:
         """Fill in what the metadata leaves out; compare what it has."""
-        for tag, name, found in (
+        for tag, name, bitstream_value in (
             (ROWS, "Rows", picture.rows),
             (COLUMNS, "Columns", picture.columns),
             (SAMPLES_PER_PIXEL, "Samples per Pixel", picture.samples_per_pixel),
         ):
             said = self._number(tag)
-            if found and said is not None and said != found:
-                raise _mismatch(f"{name} is {said}, and the bit stream has {found}")
-            if found:
-                self._fill(tag, "US", found)
+            if bitstream_value and said is not None and said != bitstream_value:
+                raise _mismatch(f"{name} is {said}, and the bit stream has {bitstream_value}")
+            if bitstream_value:
+                self._fill(tag, "US", bitstream_value)
             elif said is None:
                 raise _mismatch(f"{name} is missing, and the bit stream does not tell")
         allocated = self._number(BITS_ALLOCATED)
@@ -275,10 +277,10 @@ class Assembly:
         if pixel is None or any(part.pixel != pixel for part in parts):
             raise _mismatch("Pixel Data has parts that cannot be frames of one image")
         number_of_frames = sum(part.number_of_frames for part in parts)
-        for tag, name, found in ((ROWS, "Rows", pixel.rows), (COLUMNS, "Columns", pixel.columns)):
+        for tag, name, described in ((ROWS, "Rows", pixel.rows), (COLUMNS, "Columns", pixel.columns)):
             said = self._number(tag)
-            if said is not None and said != found:
-                raise _mismatch(f"{name} is {said}, and the picture has {found}")
+            if said is not None and said != described:
+                raise _mismatch(f"{name} is {said}, and the picture has {described}")
         said = self._number(NUMBER_OF_FRAMES)
         if said is not None and said != number_of_frames:
             raise _mismatch(f"Number of Frames is {said}, and the picture has {number_of_frames}")

@@ -76,8 +76,8 @@ class PendingDataSet:
 
     def load(self) -> dict[str, Any]:
         """Return the object; keys at its root are in upper case."""
-        (found,) = parse_data_sets(self.json.read(0, self.json.length))
-        return {key.upper(): element for key, element in found.items()}
+        (data_set,) = parse_data_sets(self.json.read(0, self.json.length))
+        return {key.upper(): element for key, element in data_set.items()}
 
 
 class PayloadParts:
@@ -124,17 +124,17 @@ class PayloadParts:
         Raises:
             ScanFailure: it holds metadata that cannot be read.
         """
-        found = part_type(self._start.content_type)
-        if found.media_type in METADATA:
-            self._end_metadata(found)
+        content_type = part_type(self._start.content_type)
+        if content_type.media_type in METADATA:
+            self._end_metadata(content_type)
         else:
-            self._end_bulk(found)
+            self._end_bulk(content_type)
 
-    def _end_metadata(self, found: PartType) -> None:
+    def _end_metadata(self, content_type: PartType) -> None:
         if self._size > self._limits.value_bytes:
             raise ScanFailure(f"metadata has more than {self._limits.value_bytes} bytes", reasons.PROCESSING_FAILURE)
         data, self._metadata = bytes(self._metadata), bytearray()
-        data_sets = [native_xml.to_json_model(data, self._limits)] if found.media_type == DICOM_XML else parse_data_sets(data)
+        data_sets = [native_xml.to_json_model(data, self._limits)] if content_type.media_type == DICOM_XML else parse_data_sets(data)
         for data_set in data_sets:
             failure = None
             if is_too_deep(data_set, self._limits.depth):
@@ -142,13 +142,13 @@ class PayloadParts:
                 data_set = _uids_of(data_set)
             begin = self._spool.length
             self._spool.write(serialise(data_set))
-            self.data_sets.append(PendingDataSet(self._spool.since(begin), found.transfer_syntax_uid, failure))
+            self.data_sets.append(PendingDataSet(self._spool.since(begin), content_type.transfer_syntax_uid, failure))
 
-    def _end_bulk(self, found: PartType) -> None:
+    def _end_bulk(self, content_type: PartType) -> None:
         start = self._start
         part = BulkPart(
             start.part_number,
-            found,
+            content_type,
             self._spool.since(self._begin),
             start.pixel if start.HasField("pixel") else None,
             start.number_of_frames,
@@ -161,9 +161,9 @@ class PayloadParts:
 
     def find(self, uri: str) -> list[BulkPart]:
         """Return the parts whose Content-Location is a BulkDataURI, in their order; [] where there is none."""
-        found = self._by_uri.get(self._resolved(uri)) or self._by_uri.get(uri) or []
-        self._used.update(part.number for part in found)
-        return found
+        parts = self._by_uri.get(self._resolved(uri)) or self._by_uri.get(uri) or []
+        self._used.update(part.number for part in parts)
+        return parts
 
     def find_frames(self, uri: str) -> list[BulkPart]:
         """Return the parts of an element, or those of its frames 1, 2, 3 … at `uri`/frames/n; [] where there are none."""
@@ -171,8 +171,8 @@ class PayloadParts:
 
     def _numbered(self, prefix: str) -> Iterator[BulkPart]:
         number = 1
-        while found := self.find(f"{prefix}{number}"):
-            yield found[0]
+        while parts := self.find(f"{prefix}{number}"):
+            yield parts[0]
             number += 1
 
     def unused(self) -> list[BulkPart]:

@@ -238,22 +238,22 @@ class _Tiling:
         self._file = io.BytesIO(data)
         self._at = at
 
-    def data_set(self, found: Any, us_or_ss: bytes = b"US") -> bytes:
+    def data_set(self, dataset: Any, us_or_ss: bytes = b"US") -> bytes:
         """Return the elements of a data set or item, encoded, in the order of their tags."""
         values: dict[int, bytes] = {}
         encoded: dict[int, bytes] = {}
-        if _PIXEL_REPRESENTATION in found:
-            us_or_ss = b"SS" if found.get_item(_PIXEL_REPRESENTATION).value in (b"\1\0", b"\0\1") else b"US"
+        if _PIXEL_REPRESENTATION in dataset:
+            us_or_ss = b"SS" if dataset.get_item(_PIXEL_REPRESENTATION).value in (b"\1\0", b"\0\1") else b"US"
         last = _LAST_META_TAG
-        for tag in found.keys():  # noqa: SIM118 iterating a Dataset itself sorts and converts
-            element, number = found.get_item(tag, keep_deferred=True), int(tag)
+        for tag in dataset.keys():  # noqa: SIM118 iterating a Dataset itself sorts and converts
+            element, number = dataset.get_item(tag, keep_deferred=True), int(tag)
             if number <= last:
                 _refuse()
             last = number
             if getattr(element, "is_undefined_length", False) and element.VR == "SQ":
-                encoded[number] = self._undefined_sequence(element, number, us_or_ss, is_implicit=found.original_encoding[0])
+                encoded[number] = self._undefined_sequence(element, number, us_or_ss, is_implicit=dataset.original_encoding[0])
             else:
-                encoded[number] = self._raw(self._unconverted(element, found), number, values, us_or_ss)
+                encoded[number] = self._raw(self._unconverted(element, dataset), number, values, us_or_ss)
         # Group lengths are not right any more, and retired.
         return b"".join(encoded[tag] for tag in sorted(encoded) if tag & 0xFFFF)
 
@@ -262,7 +262,7 @@ class _Tiling:
         if self._data[self._at :].strip(b"\0"):
             _refuse()
 
-    def _unconverted(self, element: Any, found: Any) -> Any:
+    def _unconverted(self, element: Any, value: Any) -> Any:
         """Return an element as it was read; pydicom has converted the character set for its own use."""
         from pydicom.dataelem import RawDataElement
         from pydicom.filereader import data_element_generator
@@ -270,7 +270,7 @@ class _Tiling:
         if isinstance(element, RawDataElement):
             return element
         self._file.seek(self._at)
-        return next(data_element_generator(self._file, *found.original_encoding))
+        return next(data_element_generator(self._file, *value.original_encoding))
 
     def _raw(self, raw: Any, tag: int, values: dict[int, bytes], us_or_ss: bytes) -> bytes:
         vr, is_long = self._vr(raw, tag, values)
@@ -391,12 +391,12 @@ def _rewritten(source: Path) -> Iterator[bytes]:
     syntax = transfer_syntax(told.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN)
     if syntax.is_deflated or not syntax.is_supported:
         _refuse()
-    found = pydicom.dcmread(source, force=True)
+    dataset = pydicom.dcmread(source, force=True)
     tiling = _Tiling(source.read_bytes(), told.head_length)
-    data_set = tiling.data_set(found)
+    data_set = tiling.data_set(dataset)
     tiling.finish()
     written_as = syntax.uid if syntax.is_encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
-    yield encode_file_meta(str(found.SOPClassUID), str(found.SOPInstanceUID), written_as)
+    yield encode_file_meta(str(dataset.SOPClassUID), str(dataset.SOPInstanceUID), written_as)
     yield data_set
 
 

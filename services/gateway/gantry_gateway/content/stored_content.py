@@ -11,7 +11,7 @@ from itertools import islice
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
 from gantry_gateway.http.responses import Piece
 from gantry_runtime.blob_reader import BlobReader
-from gantry_runtime.frame_places import locate_frame
+from gantry_runtime.frame_locations import locate_frame
 from gantry_standard import errors
 
 AT_ONCE_BYTES = 8 << 20

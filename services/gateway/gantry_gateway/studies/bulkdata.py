@@ -29,7 +29,7 @@ from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
 from gantry_gateway.http.responses import Response
 from gantry_gateway.studies.frames import FrameSet, content_type_of, frame_events, whole_frames
-from gantry_runtime.frame_places import frames_are_separate
+from gantry_runtime.frame_locations import frames_are_separate
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from gantry_standard.http import negotiation

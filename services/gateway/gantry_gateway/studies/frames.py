@@ -24,7 +24,7 @@ from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
 from gantry_gateway.http.responses import Piece, Response
-from gantry_runtime.frame_places import frames_are_separate
+from gantry_runtime.frame_locations import frames_are_separate
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
 from gantry_standard.http.media_types import Resource

@@ -6,12 +6,12 @@ Source: PS3.5 §8.1.1 (frames of 1-bit pixels follow each other without padding)
 import numpy as np
 
 from gantry.blob.v1 import blob_pb2
-from gantry_runtime.frame_places import FramePlace, locate_frame
+from gantry_runtime.frame_locations import FrameLocation, locate_frame
 from gantry_standard import errors
 from gantry_standard.dicom.scanned import PixelDescription
 
 
-def aligned(place: FramePlace, data: bytes) -> bytes:
+def aligned(place: FrameLocation, data: bytes) -> bytes:
     """Return a frame from bit 0 on, padded with zero bits to whole bytes.
 
     Args:
@@ -28,7 +28,7 @@ def number_of_frames(stored: blob_pb2.StoredInstance) -> int:
     return stored.layout.frames.number_of_frames if stored.layout.HasField("frames") else 0
 
 
-def locate(stored: blob_pb2.StoredInstance, frame_number: int) -> FramePlace:
+def locate(stored: blob_pb2.StoredInstance, frame_number: int) -> FrameLocation:
     """Return the place of a frame; numbers start at 1.
 
     Raises:

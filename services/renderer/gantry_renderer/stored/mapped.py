@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from gantry_renderer.stored.frames import aligned
-from gantry_runtime.frame_places import FramePlace
+from gantry_runtime.frame_locations import FrameLocation
 from gantry_standard import errors
 
 MOST_FILES = 64
@@ -23,7 +23,7 @@ class StoredFrame:
     """
 
     path: str
-    place: FramePlace
+    place: FrameLocation
     is_native: bool
 
 

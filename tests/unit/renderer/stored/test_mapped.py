@@ -12,7 +12,7 @@ from gantry.renderer.v1 import renderer_pb2
 from gantry_renderer.stored.mapped import MOST_FILES, FrameFiles, StoredFrame
 from gantry_renderer.transactions.instances import Instance, read_frame, run_with_frame
 from gantry_renderer.workers import pool as pools
-from gantry_runtime.frame_places import FramePlace
+from gantry_runtime.frame_locations import FrameLocation
 from gantry_standard import errors
 from tests.support import stored_instances
 from tests.support.images import file_of, image_dataset
@@ -25,20 +25,20 @@ def test_ranges_of_a_frame_are_joined(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(bytes(range(20)))
     files = FrameFiles()
-    assert files.load(StoredFrame(str(path), FramePlace(((2, 3), (10, 2))), False)) == bytes([2, 3, 4, 10, 11])
-    assert bytes(files.load(StoredFrame(str(path), FramePlace(((4, 2),), bits=16), True))) == bytes([4, 5])
+    assert files.load(StoredFrame(str(path), FrameLocation(((2, 3), (10, 2))), False)) == bytes([2, 3, 4, 10, 11])
+    assert bytes(files.load(StoredFrame(str(path), FrameLocation(((4, 2),), bits=16), True))) == bytes([4, 5])
 
 
 def test_a_frame_of_bits_begins_with_bit_0(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(bytes([0b1010_0000, 0b0000_0101]))
-    place = FramePlace(((0, 2),), bit_offset=5, bits=6)
+    place = FrameLocation(((0, 2),), bit_offset=5, bits=6)
     assert FrameFiles().load(StoredFrame(str(path), place, True)) == bytes([0b10_1101])
 
 
 def test_an_object_that_is_gone_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound):
-        FrameFiles().load(StoredFrame(str(tmp_path / "none"), FramePlace(((0, 1),)), False))
+        FrameFiles().load(StoredFrame(str(tmp_path / "none"), FrameLocation(((0, 1),)), False))
 
 
 @pytest.mark.parametrize("size", [0, 9])
@@ -46,7 +46,7 @@ def test_a_range_beyond_the_end_is_a_bad_request(tmp_path: Path, size: int) -> N
     path = tmp_path / "object"
     path.write_bytes(bytes(size))
     with pytest.raises(errors.BadRequest, match=f"{size} bytes"):
-        FrameFiles().load(StoredFrame(str(path), FramePlace(((0, 10),)), False))
+        FrameFiles().load(StoredFrame(str(path), FrameLocation(((0, 10),)), False))
 
 
 def test_only_so_many_files_are_mapped(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_only_so_many_files_are_mapped(tmp_path: Path) -> None:
     for number in range(MOST_FILES + 3):
         path = tmp_path / f"{number}"
         path.write_bytes(bytes([number]))
-        assert files.load(StoredFrame(str(path), FramePlace(((0, 1),)), False)) == bytes([number])
+        assert files.load(StoredFrame(str(path), FrameLocation(((0, 1),)), False)) == bytes([number])
     assert len(files._views) == MOST_FILES
 
 

@@ -14,12 +14,12 @@ import pytest
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceServicer, BlobServiceStub, add_BlobServiceServicer_to_server
 from gantry_runtime.rpc import channels, rpc_errors
-from gantry_runtime.rpc.local import wire
+from gantry_runtime.rpc.local import frames
 from gantry_runtime.rpc.local.calling import Channel
 from gantry_standard import errors
 
-EDGES = (0, 1, wire.JOINED_BYTES - 16, wire.JOINED_BYTES, wire.SCRATCH_BYTES - 40, wire.SCRATCH_BYTES, 5_000_003)
-"""Lengths round every bound of the wire."""
+EDGES = (0, 1, frames.JOINED_BYTES - 16, frames.JOINED_BYTES, frames.SCRATCH_BYTES - 40, frames.SCRATCH_BYTES, 5_000_003)
+"""Lengths around every limit of a frame."""
 
 MEBIBYTE = 1 << 20
 
@@ -135,7 +135,7 @@ async def test_calls_at_once_get_each_its_own_answer(stub: Any) -> None:
 async def test_answers_that_nobody_takes_are_not_made(served: Served, stub: Any) -> None:
     call = stub.Read(read_request([MEBIBYTE] * 50), timeout=20)
     assert len((await call.read()).data) == MEBIBYTE
-    window = wire.WINDOW_BYTES // MEBIBYTE
+    window = frames.WINDOW_BYTES // MEBIBYTE
     await until(lambda: served.echo.sent >= window)
     for _ in range(200):
         await asyncio.sleep(0)
@@ -158,7 +158,7 @@ async def test_requests_that_nobody_takes_are_not_sent(served: Served, stub: Any
     await served.echo.running.wait()
     for _ in range(300):
         await asyncio.sleep(0)
-    assert written <= wire.WINDOW_BYTES // MEBIBYTE + 1
+    assert written <= frames.WINDOW_BYTES // MEBIBYTE + 1
     served.echo.may_take.set()
     assert [answer.parts[0].part_number async for answer in call] == [MEBIBYTE] * 20
     await writing
@@ -241,7 +241,7 @@ async def test_the_socket_is_for_its_user_only(served: Served) -> None:
 
 async def test_a_frame_that_is_too_long_ends_the_connection(served: Served) -> None:
     reader, writer = await asyncio.open_unix_connection(str(served.path))
-    writer.write(wire.HEADER.pack(wire.MOST_FRAME_BYTES + 1, wire.CALL, 1))
+    writer.write(frames.HEADER.pack(frames.MOST_FRAME_BYTES + 1, frames.CALL, 1))
     assert await reader.read() == b""
     writer.close()
 

@@ -178,7 +178,7 @@ async def test_what_nats_does_not_take_is_413(tmp_path: Path) -> None:
 async def refused_as_too_large_for_nats(http: Http, dataset: Any) -> None:
     answer = await http.send("POST", f"/workitems?{uid()}", dataset)
     assert answer.status_code == 413, answer.text
-    assert "NATS takes at most 1048576" in answer.text
+    assert "NATS accepts at most 1048576" in answer.text
 
 
 def test_the_largest_data_set_has_room_for_all_subscriptions_and_what_a_final_state_adds() -> None:

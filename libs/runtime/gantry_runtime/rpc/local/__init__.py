@@ -1,12 +1,14 @@
-"""RPC between processes of one machine: gRPC's services, stubs and errors over a Unix socket, without gRPC's transport.
+"""Calls between processes of one machine: the services, stubs and errors of gRPC over a Unix socket, without gRPC's transport.
 
-A call over grpcio costs its two processes half a millisecond of CPU together, and more with half a megabyte in it; one of these costs
-a tenth of that (docs/decisions/0100-neighbours.md). Generated stubs and servicers are used as they are: `Channel` gives a stub what it
-needs of a grpc.aio.Channel, `Services` collects what `add_…Servicer_to_server` registers. Calls raise grpc.aio.AioRpcError as theirs do.
+A call over grpcio costs half a millisecond of CPU in the two processes together, and more if it has half a megabyte of data. A local call
+costs a tenth of that (docs/decisions/0100-neighbours.md). Generated stubs and servicers are used unchanged: `Channel` has the methods of
+grpc.aio.Channel that a stub calls, and `Services` collects the handlers that `add_…Servicer_to_server` registers. Calls raise
+grpc.aio.AioRpcError, as calls over gRPC do.
 
-A call carries the `call_context` of who makes it, where there is one: behind the method's name, which HAS_CONTEXT in its length says.
+A frame is HEADER (length of the body, kind, number of the call) and a body. A call begins with CALL, or with CALL_WITH_REQUEST when it has
+a single request. The body of both begins with the length of the method's name and the name. If the bit HAS_CONTEXT of that length is set,
+the `call_context` follows. A call with a single response ends with RESULT; every other call, and every failure, ends with STATUS.
 
-On the wire each frame is HEADER (length of the payload, kind, number of the call) and its payload. A call begins with CALL; one with a
-single request carries it there. A single answer is RESULT; anything else ends with STATUS. Of a stream, at most WINDOW_BYTES and one
-message wait untaken at the receiver: it says TAKEN when they are taken. Calls end with their connection, as the processes do.
+Flow control: at most WINDOW_BYTES and one message of a stream wait at the receiver. The receiver sends TAKEN with the number of bytes that
+were read. When a connection is lost, its calls fail.
 """

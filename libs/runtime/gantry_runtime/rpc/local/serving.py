@@ -1,4 +1,4 @@
-"""The serving side: what `add_…Servicer_to_server` registers, called as frames come."""
+"""The server's side of local calls: runs the registered handlers when frames arrive."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from gantry_runtime.process import end_tasks
 from gantry_runtime.rpc import rpc_errors
 from gantry_runtime.rpc.accounts import account
 from gantry_runtime.rpc.addresses import LOCAL
-from gantry_runtime.rpc.local.wire import (
+from gantry_runtime.rpc.local.frames import (
     CALL,
     CALL_WITH_REQUEST,
     CANCEL,
@@ -29,9 +29,9 @@ from gantry_runtime.rpc.local.wire import (
     STATUS,
     TAKEN,
     Bytes,
+    Connection,
     Inflow,
     Outflow,
-    Wire,
     status_of,
     tune,
 )
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class Services:
-    """Collects handlers as a grpc.aio.Server does.
+    """Collects the handlers that `add_…Servicer_to_server` registers, in place of a grpc.aio.Server.
 
     Args:
-        as_bytes: methods of one request and one answer whose handlers take the request as the bytes that came.
+        as_bytes: names of unary methods whose handlers take the request as serialised bytes.
     """
 
     def __init__(self, as_bytes: frozenset[str] = frozenset()) -> None:
@@ -52,15 +52,15 @@ class Services:
         self.as_bytes = as_bytes
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
-        """Ignore them: the same handlers are registered by name."""
+        """Do nothing: the same handlers are registered by `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Take the handlers of a service."""
+        """Register the handlers of a service."""
         for name, handler in handlers.items():
             self.handlers[f"/{service}/{name}".encode()] = (name, handler)
 
 
-class _Serving(Wire):
+class _Serving(Connection):
     """The server's side of a connection."""
 
     def __init__(self, services: Services, connections: "set[_Serving]") -> None:
@@ -72,29 +72,29 @@ class _Serving(Wire):
         self._out: dict[int, Outflow] = {}
 
     def connection_made(self, transport: Any) -> None:
-        """Join those that are served."""
+        """Add this connection to the open connections."""
         super().connection_made(transport)
         tune(transport)
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel what nobody waits for any more."""
+        """Cancel the calls of this connection."""
         super().connection_lost(exc)
         self._connections.discard(self)
         for number in list(self.tasks):
             self._cancel(number)
 
-    def frame(self, kind: int, call: int, payload: Bytes) -> None:
-        """Begin a call, or give the frame to the one that it belongs to."""
+    def frame(self, kind: int, call: int, body: Bytes) -> None:
+        """Start a call, or pass the frame to the call that it belongs to."""
         if kind in (CALL, CALL_WITH_REQUEST):
-            self._begin(call, payload, has_request=kind == CALL_WITH_REQUEST)
+            self._begin(call, body, has_request=kind == CALL_WITH_REQUEST)
         elif kind == CANCEL:
             self._cancel(call)
         elif kind == TAKEN and (out := self._out.get(call)) is not None:
-            out.taken(int.from_bytes(payload, "little"))
+            out.taken(int.from_bytes(body, "little"))
         elif kind in (MESSAGE, END) and (flow := self._in.get(call)) is not None:
             if kind == MESSAGE:
-                flow.arrive(payload)
+                flow.arrive(body)
             else:
                 flow.end()
 
@@ -104,20 +104,20 @@ class _Serving(Wire):
         if (out := self._out.get(number)) is not None:
             out.end()
 
-    def _begin(self, number: int, payload: Bytes, has_request: bool) -> None:
-        at = 1 + (payload[0] & ~HAS_CONTEXT)
-        name, handler = self._services.handlers.get(bytes(payload[1:at]), ("", None))
+    def _begin(self, number: int, body: Bytes, has_request: bool) -> None:
+        at = 1 + (body[0] & ~HAS_CONTEXT)
+        name, handler = self._services.handlers.get(bytes(body[1:at]), ("", None))
         if handler is None:
             self.send(STATUS, number, (status_of((grpc.StatusCode.UNIMPLEMENTED, "there is no such method", ())),))
             return
         context = b""
-        if payload[0] & HAS_CONTEXT:
+        if body[0] & HAS_CONTEXT:
             begin = at + CONTEXT_LENGTH.size
-            at = begin + CONTEXT_LENGTH.unpack_from(payload, at)[0]
-            context = bytes(payload[begin:at])
+            at = begin + CONTEXT_LENGTH.unpack_from(body, at)[0]
+            context = bytes(body[begin:at])
         if not has_request:
             self._in[number] = Inflow(self, number)
-        task = asyncio.create_task(self._run(number, name, handler, context, memoryview(payload)[at:]))
+        task = asyncio.create_task(self._run(number, name, handler, context, memoryview(body)[at:]))
         self.tasks[number] = task
         task.add_done_callback(lambda _: self._forget(number))
 
@@ -126,13 +126,13 @@ class _Serving(Wire):
         self._in.pop(number, None)
         self._out.pop(number, None)
 
-    async def _run(self, number: int, name: str, handler: Any, context: bytes, payload: memoryview) -> None:
+    async def _run(self, number: int, name: str, handler: Any, context: bytes, body: memoryview) -> None:
         begin, status = time.perf_counter(), "CANCELLED"
         try:
             if context:
-                # Of this call's task alone.
+                # Set in this call's task only.
                 CURRENT.set(call_context.decoded(context))
-            argument = self._argument(number, name, handler, payload)
+            argument = self._argument(number, name, handler, body)
             if handler.response_streaming:
                 inner = handler.stream_stream or handler.unary_stream
                 out = self._out[number] = Outflow(self, number)
@@ -155,10 +155,10 @@ class _Serving(Wire):
         finally:
             account(name, status, begin)
 
-    def _argument(self, number: int, name: str, handler: Any, payload: memoryview) -> Any:
+    def _argument(self, number: int, name: str, handler: Any, body: memoryview) -> Any:
         if handler.request_streaming:
             return _requests(self._in[number], handler.request_deserializer)
-        return payload if name in self._services.as_bytes else handler.request_deserializer(payload)
+        return body if name in self._services.as_bytes else handler.request_deserializer(body)
 
 
 async def _requests(flow: Inflow, deserialize: Callable[[Bytes], Any]) -> AsyncIterator[Any]:
@@ -168,22 +168,23 @@ async def _requests(flow: Inflow, deserialize: Callable[[Bytes], Any]) -> AsyncI
 
 @asynccontextmanager
 async def serving(services: Services, address: str, drain_s: float) -> AsyncIterator[None]:
-    """Serve while the context is open, to the user that the process runs as.
+    """Serve local calls while the context is open. Only processes of the same user can connect.
 
     Args:
-        address: LOCAL and the path of the socket, which is made anew.
+        services: the handlers.
+        address: LOCAL and the path of the socket. An existing socket is replaced.
         drain_s: seconds that running calls have to end when the context closes.
 
     Raises:
-        OSError: the socket cannot be made.
+        OSError: the socket cannot be created.
     """
     path = Path(address.removeprefix(LOCAL))
     connections: set[_Serving] = set()
-    # Made under another name, so that nobody can connect before it is ours alone.
-    made = path.with_name(f"{path.name}.new")
-    server = await asyncio.get_running_loop().create_unix_server(lambda: _Serving(services, connections), str(made))
-    made.chmod(0o600)
-    made.rename(path)
+    # The socket has a temporary name until its permissions are set, so that no other user can connect.
+    temporary = path.with_name(f"{path.name}.new")
+    server = await asyncio.get_running_loop().create_unix_server(lambda: _Serving(services, connections), str(temporary))
+    temporary.chmod(0o600)
+    temporary.rename(path)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Where the bytes of a frame lie in the object that holds its instance, from blob's frame table.
+"""Finds the bytes of a frame in the object that holds its instance, with the frame table that blob wrote.
 
 Source: PS3.5 §8.1.1 (frames of 1-bit pixels follow each other without padding), §A.4 (fragments).
 """
@@ -9,13 +9,14 @@ from gantry.blob.v1.blob_pb2 import EncapsulatedFrames, FrameTable, StoredInstan
 from gantry_standard import errors
 
 
-class FramePlace(NamedTuple):
-    """The place of one frame.
+class FrameLocation(NamedTuple):
+    """The location of one frame within an object.
 
     Attributes:
-        ranges: (offset, length) in bytes, in order; of a fragmented frame one range for each fragment.
-        bit_offset: bits of the first byte that belong to the frame before; not 0 only for frames of 1-bit pixels.
-        bits: bits of a native frame; 0 for a compressed one.
+        ranges: (offset, length) in bytes, in order. A frame in several fragments has one range per fragment.
+        bit_offset: number of bits in the first byte that belong to the previous frame, 0 to 7. Only frames of 1-bit pixels have other
+            values than 0.
+        bits: length of a native frame in bits; 0 for a compressed frame.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -24,30 +25,31 @@ class FramePlace(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        """Whether the frame begins and ends with a whole byte."""
+        """Whether the frame begins and ends at byte boundaries."""
         return not (self.bit_offset or self.bits & 7)
 
 
-def locate_frame(stored: StoredInstance, frame_number: int) -> FramePlace:
-    """Return where a frame lies.
+def locate_frame(stored: StoredInstance, frame_number: int) -> FrameLocation:
+    """Return the location of a frame.
 
     Args:
-        frame_number: from 1, within the instance.
+        stored: the instance, with its frame table.
+        frame_number: counts from 1; at most the number of frames of the instance.
 
     Raises:
-        NotAcceptable: the stored form does not tell which bytes belong to the frame.
+        NotAcceptable: the Pixel Data does not say which fragments belong to which frame.
     """
     table, index = stored.layout.frames, frame_number - 1
     if table.WhichOneof("encoding") == "encapsulated":
-        return FramePlace(_fragments(table, index, stored.sop_instance_uid))
+        return FrameLocation(_fragments(table, index, stored.sop_instance_uid))
     frame_bits = table.native.frame_bits
     begin = index * frame_bits
     first, end = begin >> 3, (begin + frame_bits + 7) >> 3
-    return FramePlace(((table.native.offset + first, end - first),), begin & 7, frame_bits)
+    return FrameLocation(((table.native.offset + first, end - first),), begin & 7, frame_bits)
 
 
 def frames_are_separate(stored: StoredInstance) -> bool:
-    """Say whether the stored form tells which bytes belong to which frame; that of native pixel data always does."""
+    """Return whether the bytes of each frame are known. For native pixel data they always are."""
     table = stored.layout.frames
     return table.WhichOneof("encoding") != "encapsulated" or _are_separate(table.encapsulated, table.number_of_frames)
 
@@ -60,8 +62,8 @@ def _fragments(table: FrameTable, index: int, sop_instance_uid: str) -> tuple[tu
     frames, number_of_fragments = table.encapsulated, len(table.encapsulated.fragment_offsets)
     if not _are_separate(frames, table.number_of_frames):
         raise errors.NotAcceptable(
-            f"instance {sop_instance_uid} holds {table.number_of_frames} frames in {number_of_fragments} fragments: "
-            "none can be had by itself"
+            f"instance {sop_instance_uid} has {table.number_of_frames} frames in {number_of_fragments} fragments and no offset table "
+            "that says which fragments belong to which frame; single frames cannot be retrieved"
         )
     first_fragments = frames.first_fragments
     if not first_fragments:

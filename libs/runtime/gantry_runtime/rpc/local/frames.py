@@ -1,4 +1,4 @@
-"""The wire between neighbours: frames, streams that wait for who takes them, how a call ends."""
+"""The frames of local calls: reading and writing them, flow control of streams, and the encoding of a status."""
 
 import asyncio
 import json
@@ -19,13 +19,13 @@ MOST_FRAME_BYTES = 64 << 20
 WINDOW_BYTES = 2 << 20
 SCRATCH_BYTES = 64 << 10
 JOINED_BYTES = 16 << 10
-"""Frames up to this length are joined with their header before they are written."""
+"""Bodies up to this length are joined with their header into one buffer before they are written."""
 
 SOCKET_BYTES = 1 << 20
 
 HEADER = struct.Struct("<IBI")
 HAS_CONTEXT = 0x80
-"""Bit of the length of a method's name in the beginning of a call: the call's context follows the name, behind its length."""
+"""Bit in the length of a method's name, in the first frame of a call: after the name follow length and bytes of the call context."""
 
 CONTEXT_LENGTH = struct.Struct("<I")
 CALL, CALL_WITH_REQUEST, MESSAGE, END, CANCEL, TAKEN, RESULT, STATUS = range(1, 9)
@@ -39,55 +39,55 @@ LATE: Ending = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ())
 ABANDONED: Ending = (grpc.StatusCode.CANCELLED, "the call was cancelled", ())
 
 
-class Wire(asyncio.BufferedProtocol, ABC):
-    """One side of a connection: cuts what comes into frames, writes frames."""
+class Connection(asyncio.BufferedProtocol, ABC):
+    """One end of a connection: splits the received bytes into frames, and writes frames."""
 
     def __init__(self) -> None:
         self.transport: Any = None
         self._scratch = bytearray(SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._filled = 0
-        self._payload: memoryview | None = None
+        self._body: memoryview | None = None
         self._received = 0
-        self._head = (0, 0, 0)
+        self._header = (0, 0, 0)
         self._is_writable = asyncio.Event()
         self._is_writable.set()
 
     def connection_made(self, transport: Any) -> None:
-        """Take the transport."""
+        """Store the transport."""
         self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of who waits for the transport."""
+        """Wake the tasks that wait to write."""
         self.transport = None
         self._is_writable.set()
 
     def pause_writing(self) -> None:
-        """Make senders of streams wait."""
+        """Make the senders of streams wait, because the transport's buffer is full."""
         self._is_writable.clear()
 
     def resume_writing(self) -> None:
-        """Let them go on."""
+        """Wake the senders of streams."""
         self._is_writable.set()
 
     async def writable(self) -> None:
-        """Wait until the transport takes more."""
+        """Wait until the transport accepts more bytes."""
         await self._is_writable.wait()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where the next bytes go: straight into a long payload, else into the scratch buffer."""
-        if self._payload is not None:
-            return self._payload[self._received :]
+        """Return the buffer for the next received bytes: the rest of a long body, else the scratch buffer."""
+        if self._body is not None:
+            return self._body[self._received :]
         return self._view[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Cut off the frames that are whole."""
-        if self._payload is not None:
+        """Handle all complete frames in the received bytes."""
+        if self._body is not None:
             self._received += nbytes
-            if self._received < len(self._payload):
+            if self._received < len(self._body):
                 return
-            payload, self._payload = self._payload, None
-            self.frame(self._head[1], self._head[2], payload.toreadonly())
+            body, self._body = self._body, None
+            self.frame(self._header[1], self._header[2], body.toreadonly())
             return
         self._filled += nbytes
         at = 0
@@ -108,41 +108,47 @@ class Wire(asyncio.BufferedProtocol, ABC):
 
     def _begin_long(self, length: int, kind: int, call: int, at: int) -> None:
         if length > MOST_FRAME_BYTES:
-            log.error("a neighbour sent a frame that is too long", extra={"bytes": length})
+            log.error("received a frame of a local call that is too long", extra={"bytes": length})
             self.transport.abort()
             return
-        self._payload, self._head = memoryview(bytearray(length)), (length, kind, call)
+        self._body, self._header = memoryview(bytearray(length)), (length, kind, call)
         self._received = self._filled - at
-        self._payload[: self._received] = self._view[at : self._filled]
+        self._body[: self._received] = self._view[at : self._filled]
         self._filled = 0
 
-    def send(self, kind: int, call: int, pieces: Sequence[Bytes] = ()) -> None:
-        """Write a frame; without a connection it is lost, as the call is."""
+    def send(self, kind: int, call: int, buffers: Sequence[Bytes] = ()) -> None:
+        """Write a frame. It is dropped if the connection is closed; its call has failed then."""
         if self.transport is None or self.transport.is_closing():
             return
-        length = sum(map(len, pieces))
+        length = sum(map(len, buffers))
         header = HEADER.pack(length, kind, call)
         if length <= JOINED_BYTES:
-            self.transport.write(b"".join((header, *pieces)))
+            self.transport.write(b"".join((header, *buffers)))
         else:
-            self.transport.writelines((header, *pieces))
+            self.transport.writelines((header, *buffers))
 
     @abstractmethod
-    def frame(self, kind: int, call: int, payload: Bytes) -> None:
-        """Take one frame."""
+    def frame(self, kind: int, call: int, body: Bytes) -> None:
+        """Handle one received frame.
+
+        Args:
+            kind: CALL to STATUS.
+            call: number of the call.
+            body: of the frame.
+        """
 
 
 class _Flow:
-    """Messages of one call in one direction, and who waits for something to change."""
+    """The messages of one call in one direction. One task at a time may wait for a change."""
 
-    def __init__(self, wire: Wire, number: int) -> None:
+    def __init__(self, connection: Connection, number: int) -> None:
         self.is_ended = False
-        self._wire = wire
+        self._connection = connection
         self._number = number
         self._changed: asyncio.Future[None] | None = None
 
     def end(self) -> None:
-        """No more will come or go."""
+        """Mark the end: no more messages will be received or sent."""
         self.is_ended = True
         self._wake()
 
@@ -156,20 +162,20 @@ class _Flow:
 
 
 class Inflow(_Flow):
-    """Messages of a stream that have come and were not taken yet."""
+    """The received messages of a stream that were not read yet."""
 
-    def __init__(self, wire: Wire, number: int) -> None:
-        super().__init__(wire, number)
+    def __init__(self, connection: Connection, number: int) -> None:
+        super().__init__(connection, number)
         self._waiting: deque[Bytes] = deque()
         self._taken = 0
 
     def arrive(self, message: Bytes) -> None:
-        """Take a message from the wire."""
+        """Add a received message."""
         self._waiting.append(message)
         self._wake()
 
     async def take(self) -> Bytes | None:
-        """Return the next message, None behind the last one."""
+        """Return the next message; None after the last one."""
         while not self._waiting:
             if self.is_ended:
                 return None
@@ -177,56 +183,56 @@ class Inflow(_Flow):
         message = self._waiting.popleft()
         self._taken += len(message)
         if self._taken >= WINDOW_BYTES // 4 and not self.is_ended:
-            self._wire.send(TAKEN, self._number, (self._taken.to_bytes(8, "little"),))
+            self._connection.send(TAKEN, self._number, (self._taken.to_bytes(8, "little"),))
             self._taken = 0
         return message
 
 
 class Outflow(_Flow):
-    """Sends the messages of a stream as fast as they are taken."""
+    """Sends the messages of a stream, at the speed at which the receiver reads them."""
 
-    def __init__(self, wire: Wire, number: int) -> None:
-        super().__init__(wire, number)
+    def __init__(self, connection: Connection, number: int) -> None:
+        super().__init__(connection, number)
         self._untaken = 0
 
     def taken(self, size: int) -> None:
-        """Hear that the other side took messages."""
+        """Subtract bytes that the receiver has read."""
         self._untaken -= size
         self._wake()
 
-    async def send(self, pieces: Sequence[Bytes]) -> None:
-        """Send a message when there is room for it. Nothing is sent after the end."""
+    async def send(self, buffers: Sequence[Bytes]) -> None:
+        """Send a message when the window allows it. Nothing is sent after the end."""
         while self._untaken >= WINDOW_BYTES and not self.is_ended:
             await self._change()
-        await self._wire.writable()
+        await self._connection.writable()
         if not self.is_ended:
-            self._untaken += sum(map(len, pieces))
-            self._wire.send(MESSAGE, self._number, pieces)
+            self._untaken += sum(map(len, buffers))
+            self._connection.send(MESSAGE, self._number, buffers)
 
 
 def status_of(ending: Ending) -> bytes:
-    """Return the payload of a STATUS."""
+    """Return the body of a STATUS."""
     code, details, metadata = ending
-    told = [[name, value.decode("latin-1") if isinstance(value, bytes) else value] for name, value in metadata]
-    return json.dumps([code.value[0], details, told]).encode()
+    fields = [[name, value.decode("latin-1") if isinstance(value, bytes) else value] for name, value in metadata]
+    return json.dumps([code.value[0], details, fields]).encode()
 
 
-def ending_of(payload: Bytes) -> Ending:
-    """Return what a STATUS says."""
-    code, details, metadata = json.loads(bytes(payload))
-    told = tuple((name, value.encode("latin-1") if name.endswith("-bin") else value) for name, value in metadata)
-    return CODES.get(code, grpc.StatusCode.UNKNOWN), details, told
+def ending_of(body: Bytes) -> Ending:
+    """Return the status, details and metadata in the body of a STATUS."""
+    code, details, fields = json.loads(bytes(body))
+    metadata = tuple((name, value.encode("latin-1") if name.endswith("-bin") else value) for name, value in fields)
+    return CODES.get(code, grpc.StatusCode.UNKNOWN), details, metadata
 
 
 def error_of(ending: Ending) -> grpc.aio.AioRpcError:
-    """Return the error that a call raises which ended so."""
+    """Return the error that a call raises when it ended like this."""
     code, details, metadata = ending
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details)
 
 
 def tune(transport: Any) -> None:
-    """Ask for buffers in which a message of an instance has room; the system gives what it allows."""
-    found = transport.get_extra_info("socket")
+    """Request socket buffers of SOCKET_BYTES, so that one write of a large message fits. The system may grant less."""
+    plain_socket = transport.get_extra_info("socket")
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        found.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
+        plain_socket.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
     transport.set_write_buffer_limits(high=WINDOW_BYTES)

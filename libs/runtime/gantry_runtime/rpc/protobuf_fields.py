@@ -1,6 +1,7 @@
-"""Protobuf's wire format, as far as bytes that are serialised already are put into an outer message, or taken out, without a copy.
+"""Encodes the header of a protobuf field, and finds the fields of a serialised message, without copying their bytes.
 
-Messages put one after another are one message with all their repeated fields.
+With it serialised messages can be put into an outer message, and taken out. Serialised messages of one type that follow each other are one
+message that has the repeated fields of all of them.
 
 Source: protobuf.dev/programming-guides/encoding.
 """
@@ -11,11 +12,11 @@ LENGTH_DELIMITED = 2
 
 
 def header(field_number: int, length: int) -> bytes:
-    """Return what stands before the bytes of a string, bytes or message field.
+    """Return key and length of a string, bytes or message field, as they precede its bytes.
 
     Args:
-        field_number: 1 to 15, which take one byte.
-        length: of the field's bytes.
+        field_number: 1 to 15; the key of a larger one would need more than one byte.
+        length: number of bytes of the field.
     """
     if length < 0x80:
         return bytes((field_number << 3 | LENGTH_DELIMITED, length))
@@ -28,10 +29,10 @@ def header(field_number: int, length: int) -> bytes:
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and bytes of each field of a message that has length-delimited fields 1 to 15 only.
+    """Yield number and bytes of each field of a message that has only length-delimited fields with numbers 1 to 15.
 
     Raises:
-        ValueError: it has others, or is cut off.
+        ValueError: the message has other fields, or is truncated.
     """
     at, end = 0, len(data)
     while at < end:
