@@ -1,4 +1,4 @@
-"""BlobService over gRPC: parse, call, reply."""
+"""BlobService: translates between its messages and the domain."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ from gantry_blob.packs.announcement import PackEvents
 from gantry_blob.packs.announcer import Announcer
 from gantry_blob.packs.verify import verify_pack
 from gantry_blob.stores.port import ObjectEntry, ObjectStore
-from gantry_blob.storing.request import SecondReading, StoreRules, Upload, UploadMessage
+from gantry_blob.storing.request import SecondReading, StoreMessage, StoreRequest, StoreRules
 from gantry_blob.storing.second_reader import SecondReaders
-from gantry_blob.threads import in_thread, pieces_in_threads
+from gantry_blob.threads import chunks_in_threads, in_thread
 from gantry_runtime import call_context
 from gantry_runtime.store_messages import PUT_BYTES, taken_apart
 from gantry_runtime.threads import Threads
@@ -27,15 +27,15 @@ from gantry_standard import errors
 log = logging.getLogger(__name__)
 
 APPLY_BYTES = 256 << 10
-"""So much of an upload is worth a visit to a thread."""
+"""Number of received bytes of a store request from which a thread call is made."""
 
 HELD_BYTES = 4 << 20
-"""Most bytes of an upload that wait for its thread."""
+"""Largest number of received bytes of a store request that wait for its thread."""
 
 HELD_MESSAGES = 256
 DISCARD_S = 2.0
 REMOVABLE = "workitems/"
-"""Prefix of the objects that others may remove; packs and decisions go by the sweeper only."""
+"""Prefix of the objects that RemoveObject may remove. Packs are removed only by the sweeper."""
 PAGE_OBJECTS = 1000
 PAGE_RESULTS = 1000
 PAGE_TRAILER_BYTES = 1 << 20
@@ -45,7 +45,7 @@ Messages = AsyncIterator[blob_pb2.StoreInstancesRequest]
 
 @dataclass(frozen=True)
 class Pools:
-    """Threads for the store's blocking calls; uploads never wait for reads."""
+    """Threads for the blocking calls of the store. Reads have their own pool, so that store requests never wait for them."""
 
     uploads: Threads
     reads: Threads
@@ -54,7 +54,7 @@ class Pools:
 
 
 class Gate:
-    """Lets a bounded number of calls in; the next ones are told to come again."""
+    """Limits the number of calls that run at the same time. Further calls are refused and may be retried."""
 
     def __init__(self, most: int, what: str) -> None:
         self._free = most
@@ -62,10 +62,10 @@ class Gate:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be one of those inside.
+        """Count as a running call while the context is open.
 
         Raises:
-            errors.Overloaded: no place is free.
+            errors.Overloaded: the limit is reached.
         """
         if self._free <= 0:
             raise errors.Overloaded(f"too many {self._what} at once")
@@ -77,7 +77,7 @@ class Gate:
 
     @contextmanager
     def left(self) -> Iterator[None]:
-        """Leave one's place to others for a while. It is taken back in any case, so there may be more inside than places."""
+        """Do not count as a running call while the context is open. Afterwards the limit may be exceeded for a while."""
         self._free += 1
         try:
             yield
@@ -86,10 +86,12 @@ class Gate:
 
 
 class BlobEdge(BlobServiceServicer):
-    """The service.
+    """The handlers of BlobService.
 
     Args:
-        is_announcing_possible: whether NATS is there; without it no upload begins.
+        is_announcing_possible: returns whether NATS is connected. If not, store requests are refused.
+        concurrent_uploads: largest number of store requests at the same time.
+        concurrent_reads: largest number of Read calls at the same time.
     """
 
     def __init__(
@@ -123,80 +125,80 @@ class BlobEdge(BlobServiceServicer):
     async def _store_instances(self, request_iterator: Messages) -> AsyncIterator[blob_pb2.StoreInstancesResponse]:
         with self._uploads.entered():
             if not self._is_announcing_possible():
-                raise errors.Unavailable("NATS is not connected: nothing could be announced")
+                raise errors.Unavailable("NATS is not connected: stored instances could not be announced")
             start = await _start_of(request_iterator)
-            upload = Upload(self._store, start, self._rules, call_context.caller())
+            store_request = StoreRequest(self._store, start, self._rules, call_context.caller())
             try:
-                await self._receive(upload, request_iterator)
-                await self._finish(upload, start)
+                await self._receive(store_request, request_iterator)
+                await self._finish(store_request, start)
             except BaseException:
-                # Not awaited: it must happen also when this call was cancelled. It waits for the thread that may be at work.
-                self._pools.uploads.submit(upload.abort)
+                # Not awaited, because it must run even if this call was cancelled. It waits for a running thread call of the request.
+                self._pools.uploads.submit(store_request.abort)
                 raise
-            for begin in range(0, len(upload.results), PAGE_RESULTS):
-                yield blob_pb2.StoreInstancesResponse(parts=upload.results[begin : begin + PAGE_RESULTS])
+            for begin in range(0, len(store_request.results), PAGE_RESULTS):
+                yield blob_pb2.StoreInstancesResponse(parts=store_request.results[begin : begin + PAGE_RESULTS])
 
     async def StoreWhole(self, request: Any, context: Any) -> blob_pb2.StoreWholeResponse:
-        """Store the instances of one small request: one visit to a thread takes its messages and makes the pack durable.
+        """Store the instances of one small request. One thread call handles all its messages and makes the pack durable.
 
         Args:
-            request: bytes of a StoreWholeRequest (`store_messages`).
+            request: a serialised StoreWholeRequest (`store_messages`).
         """
         with self._uploads.entered():
             if not self._is_announcing_possible():
-                raise errors.Unavailable("NATS is not connected: nothing could be announced")
+                raise errors.Unavailable("NATS is not connected: stored instances could not be announced")
             first, *rest = taken_apart(request) or [memoryview(b"")]
             if isinstance(first, memoryview) or not first.HasField("start"):
                 raise errors.BadRequest("a store request begins with its start")
             start = first.start
-            upload = Upload(self._store, start, self._rules, call_context.caller())
+            store_request = StoreRequest(self._store, start, self._rules, call_context.caller())
             try:
-                await self._finish(upload, start, rest)
+                await self._finish(store_request, start, rest)
             except BaseException:
-                self._pools.uploads.submit(upload.abort)
+                self._pools.uploads.submit(store_request.abort)
                 raise
-            return blob_pb2.StoreWholeResponse(parts=upload.results)
+            return blob_pb2.StoreWholeResponse(parts=store_request.results)
 
-    async def _receive(self, upload: Upload, requests: Messages) -> None:
-        """Hand the messages to a thread in batches; the next batch gathers while one is worked on."""
+    async def _receive(self, store_request: StoreRequest, requests: Messages) -> None:
+        """Pass the messages to a thread in batches. The next batch is received while a thread handles the previous one."""
         batch: list[blob_pb2.StoreInstancesRequest] = []
         size = 0
         working: asyncio.Future[None] | None = None
         try:
             async for message in requests:
                 batch.append(message)
-                size += message.ByteSize()  # as good as len(message.chunk), which copies it
+                size += message.ByteSize()  # about len(message.chunk), which would copy the bytes
                 if message.HasField("end"):
                     break
                 is_worth_it = size >= APPLY_BYTES and (working is None or working.done())
                 if is_worth_it or size >= HELD_BYTES or len(batch) >= HELD_MESSAGES:
                     if working is not None:
                         await working
-                    working = asyncio.ensure_future(self._apply(upload, batch))
+                    working = asyncio.ensure_future(self._apply(store_request, batch))
                     batch, size = [], 0
             if working is not None:
                 await working
-            await self._apply(upload, batch)
+            await self._apply(store_request, batch)
         finally:
             if working is not None:
                 working.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _apply(self, upload: Upload, messages: Sequence[UploadMessage]) -> None:
-        """Hand messages to a thread, and to the second reader the parts that it may try."""
-        if reading := await in_thread(self._pools.uploads, upload.apply, messages):
-            await self._read_again(upload, reading)
+    async def _apply(self, store_request: StoreRequest, messages: Sequence[StoreMessage]) -> None:
+        """Pass messages to a thread, and inconsistent parts to the second reader."""
+        if reading := await in_thread(self._pools.uploads, store_request.apply, messages):
+            await self._read_again(store_request, reading)
 
-    async def _read_again(self, upload: Upload, reading: SecondReading | None) -> None:
-        """Let the second reader try one part after another. Meanwhile the upload holds neither a thread nor a place of `_uploads`."""
+    async def _read_again(self, store_request: StoreRequest, reading: SecondReading | None) -> None:
+        """Let the second reader try one part after another. Meanwhile the request occupies no thread and does not count in `_uploads`."""
         while reading is not None:
             begin = time.monotonic()
             with self._uploads.left():
                 is_readable = await self._pools.second_readers.read(reading.source, reading.target, reading.within_s)
-            reading = await in_thread(self._pools.uploads, upload.resume, is_readable, time.monotonic() - begin)
+            reading = await in_thread(self._pools.uploads, store_request.resume, is_readable, time.monotonic() - begin)
 
-    async def _finish(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage] = ()) -> None:
-        """Take the rest of the messages, commit and announce, to the end even when the caller has gone: it is all here."""
-        task = asyncio.create_task(self._commit(upload, start, rest))
+    async def _finish(self, store_request: StoreRequest, start: blob_pb2.StoreStart, rest: Sequence[StoreMessage] = ()) -> None:
+        """Handle the remaining messages, commit and announce. This runs to its end even if the call is cancelled: all data has arrived."""
+        task = asyncio.create_task(self._commit(store_request, start, rest))
         self._finishing.add(task)
         task.add_done_callback(self._finished)
         await asyncio.shield(task)
@@ -204,17 +206,17 @@ class BlobEdge(BlobServiceServicer):
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._finishing.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.warning("upload failed after its end", extra={"reason": getattr(error, "message", type(error).__name__)})
+            log.warning("store request failed after its end", extra={"reason": getattr(error, "message", type(error).__name__)})
 
-    async def _commit(self, upload: Upload, start: blob_pb2.StoreStart, rest: Sequence[UploadMessage]) -> None:
+    async def _commit(self, store_request: StoreRequest, start: blob_pb2.StoreStart, rest: Sequence[StoreMessage]) -> None:
         def work() -> tuple[SecondReading | None, list[tuple[str, PackEvents | None]]]:
-            reading = upload.apply(rest) if rest else None
-            return reading, ([] if reading else upload.commit())
+            reading = store_request.apply(rest) if rest else None
+            return reading, ([] if reading else store_request.commit())
 
         reading, committed = await in_thread(self._pools.uploads, work)
         if reading is not None:
-            await self._read_again(upload, reading)
-            committed = await in_thread(self._pools.uploads, upload.commit)
+            await self._read_again(store_request, reading)
+            committed = await in_thread(self._pools.uploads, store_request.commit)
         for key, events in committed:
             await self._announcer.announce(key, events, start.request_id, start.reply_subject)
 
@@ -224,11 +226,11 @@ class BlobEdge(BlobServiceServicer):
             ranges = [(wanted.offset, wanted.length) for wanted in request.ranges]
             if not ranges:
                 ranges = [(0, await in_thread(self._pools.reads, self._store.size, request.object))]
-            async for piece in pieces_in_threads(self._pools.reads, self._store.read(request.object, ranges)):
-                yield blob_pb2.ReadResponse(data=piece)
+            async for chunk in chunks_in_threads(self._pools.reads, self._store.read(request.object, ranges)):
+                yield blob_pb2.ReadResponse(data=chunk)
 
     async def ReadTrailer(self, request: blob_pb2.ReadTrailerRequest, context: Any) -> AsyncIterator[blob_pb2.ReadTrailerResponse]:
-        """Read the facts of one pack, some instances per message."""
+        """Return the trailer of one pack, in messages with several instances each."""
         trailer = await in_thread(self._pools.others, pack.read_trailer, self._store, request.object)
         page, size = blob_pb2.ReadTrailerResponse(), 0
         for instance in trailer.instances:
@@ -241,7 +243,7 @@ class BlobEdge(BlobServiceServicer):
             yield page
 
     async def ListObjects(self, request: blob_pb2.ListObjectsRequest, context: Any) -> AsyncIterator[blob_pb2.ListObjectsResponse]:
-        """List objects by key."""
+        """List objects in ascending order of keys."""
         entries = self._store.list(request.prefix, request.after)
         while page := await in_thread(self._pools.others, _page, entries):
             yield blob_pb2.ListObjectsResponse(
@@ -253,19 +255,19 @@ class BlobEdge(BlobServiceServicer):
         if len(request.data) > PUT_BYTES:
             raise errors.PayloadTooLarge(f"{request.object}: {len(request.data)} bytes, expected at most {PUT_BYTES}")
         if request.object.startswith(pack.PREFIX):
-            raise errors.Forbidden(f"{request.object}: packs are written by StoreInstances only")
+            raise errors.Forbidden(f"{request.object}: packs are written only by store requests")
         await in_thread(self._pools.others, self._store.put, request.object, request.data, request.replace)
         return blob_pb2.PutObjectResponse()
 
     async def RemoveObject(self, request: blob_pb2.RemoveObjectRequest, context: Any) -> blob_pb2.RemoveObjectResponse:
-        """Take the copy of a workitem away."""
+        """Remove the copy of a workitem."""
         if not request.object.startswith(REMOVABLE):
-            raise errors.Forbidden(f"{request.object}: only copies of workitems are removed on request")
+            raise errors.Forbidden(f"{request.object}: only copies of workitems can be removed by this call")
         await in_thread(self._pools.others, self._store.remove, request.object)
         return blob_pb2.RemoveObjectResponse()
 
     async def Verify(self, request: blob_pb2.VerifyRequest, context: Any) -> AsyncIterator[blob_pb2.VerifyResponse]:
-        """Read packs again and compare."""
+        """Read packs and compare them with their digests."""
         if request.object:
             yield await in_thread(self._pools.others, verify_pack, self._store, request.object)
             return
@@ -275,7 +277,7 @@ class BlobEdge(BlobServiceServicer):
                 yield await in_thread(self._pools.others, verify_pack, self._store, entry.key)
 
     async def GetStatus(self, request: blob_pb2.GetStatusRequest, context: Any) -> blob_pb2.GetStatusResponse:
-        """Tell how the object store is."""
+        """Return the health of the object store."""
         status = await in_thread(self._pools.others, self._store.status)
         return blob_pb2.GetStatusResponse(
             object_store=self._store.kind, ready=status.ready, explanation=status.explanation, free_bytes=status.free_bytes
@@ -283,7 +285,7 @@ class BlobEdge(BlobServiceServicer):
 
 
 async def _discard(requests: Messages) -> None:
-    """Read what the client is still sending, for a while: a client whose call ends while it sends sees a broken call, not our error."""
+    """Read and discard further messages for at most DISCARD_S. If a call ends while its client sends, the client does not get our error."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_S):
             async for _ in requests:

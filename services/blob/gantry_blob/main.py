@@ -1,4 +1,4 @@
-"""gantry-blob: opens the object store, serves BlobService, announces packs."""
+"""gantry-blob: opens the object store, serves BlobService, announces packs and runs the sweeper."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ STATUS_S = 5.0
 def _store(settings: BlobSettings) -> Iterator[ObjectStore]:
     store: ObjectStore
     if settings.object_store == "s3":
-        # Its client is large and slow to import: one machine does without.
+        # Imported only when needed, because the S3 client is large and slow to import.
         from gantry_blob.stores.s3 import S3Store
 
         store = S3Store(
@@ -85,9 +85,9 @@ def _rules(settings: BlobSettings) -> StoreRules:
         spool_directory=settings.blob_directory / INCOMING if settings.object_store == "directory" else None,
         spool_reserve=settings.disk_reserve_percent / 100,
         coerce=_coercion(settings),
-        fallback_bytes=settings.fallback_max_bytes,
-        fallback_parts=settings.fallback_max_parts,
-        fallback_budget_s=settings.fallback_budget_s,
+        second_reader_bytes=settings.fallback_max_bytes,
+        second_reader_parts=settings.fallback_max_parts,
+        second_reader_budget_s=settings.fallback_budget_s,
     )
 
 
@@ -95,10 +95,10 @@ async def _clean(store: ObjectStore, pools: Pools) -> None:
     while True:
         try:
             if count := await in_thread(pools.others, store.clean):
-                log.info("remains of unfinished uploads removed", extra={"count": count})
+                log.info("data of unfinished uploads removed", extra={"count": count})
             await asyncio.sleep(CLEAN_EVERY_S)
         except errors.GantryError as error:
-            log.info("remains of unfinished uploads could not be looked for", extra={"reason": error.message})
+            log.info("data of unfinished uploads could not be removed", extra={"reason": error.message})
             await asyncio.sleep(60)
 
 
@@ -109,7 +109,7 @@ async def _sweep(client: streams.Client, connected: asyncio.Task[None], sweeper:
 
 
 async def opens(process: Process, settings: BlobSettings) -> None:
-    """Open everything. Neither NATS nor S3 needs to be there: until they are, blob is not ready."""
+    """Open everything. NATS and S3 need not be available; until they are, blob reports that it is not ready."""
     enter = process.stack.enter_async_context
     store = process.stack.enter_context(_store(settings))
     pools = process.stack.enter_context(_pools(settings))

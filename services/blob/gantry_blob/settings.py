@@ -63,10 +63,10 @@ class BlobSettings(ProcessSettings):
     sweep_trash_s: float = setting(86_400.0, "Seconds that swept packs remain in the trash.")
 
     def __post_init__(self) -> None:
-        """Check what belongs together.
+        """Check the values, and that settings which depend on each other are consistent.
 
         Raises:
-            ValueError: naming each setting that is wrong.
+            ValueError: one or more settings are invalid; the message names each of them.
         """
         problems = []
         if self.object_store == "s3" and not (self.s3_access_key and self.s3_secret_key):

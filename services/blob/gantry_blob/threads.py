@@ -1,4 +1,4 @@
-"""Blocking calls of the object store, made in bounded pools of threads."""
+"""Runs blocking calls of the object store in bounded pools of threads."""
 
 import asyncio
 import threading
@@ -10,51 +10,51 @@ from gantry_runtime.threads import Threads
 T = TypeVar("T")
 
 BATCH_BYTES = 2 << 20
-"""What one visit to a thread brings back at most, plus one piece."""
+"""Bytes after which a thread call that reads chunks returns. It returns at most this plus one chunk."""
 
 
 async def in_thread(pool: Threads, call: Callable[..., T], *args: object) -> T:
-    """Run a blocking call; when the caller is cancelled, the call ends by itself."""
+    """Run a blocking call in a thread. If the waiting task is cancelled, a call that already runs continues to its end."""
     return await pool.run(call, *args)
 
 
 class _Batches:
-    """Takes pieces from an iterator in batches, in any thread, one at a time."""
+    """Takes chunks from an iterator in batches. Any thread may call it; calls exclude each other."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._lock = threading.Lock()
 
     def take(self) -> tuple[list[bytes], bool]:
-        """Return the next pieces, and whether there may be more."""
+        """Return the next chunks, and whether there may be more."""
         with self._lock:
             batch: list[bytes] = []
             size = 0
-            for piece in self._pieces:
-                batch.append(piece)
-                size += len(piece)
+            for chunk in self._chunks:
+                batch.append(chunk)
+                size += len(chunk)
                 if size >= BATCH_BYTES:
                     return batch, True
             return batch, False
 
     def close(self) -> None:
-        """Close the iterator, after the visit that may be under way."""
+        """Close the iterator, after a running `take` has ended."""
         with self._lock:
-            close = getattr(self._pieces, "close", None)
+            close = getattr(self._chunks, "close", None)
             if close is not None:
                 close()
 
 
-async def pieces_in_threads(pool: Threads, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the pieces of a blocking iterator; the next batch is read while the last one is sent."""
-    batches = _Batches(pieces)
+async def chunks_in_threads(pool: Threads, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks of a blocking iterator. The next batch is read while the last one is sent."""
+    batches = _Batches(chunks)
     following: asyncio.Future[tuple[list[bytes], bool]] | None = None
     try:
         batch, more = await in_thread(pool, batches.take)
         while batch:
             following = pool.run(batches.take) if more else None
-            for piece in batch:
-                yield piece
+            for chunk in batch:
+                yield chunk
             if following is None:
                 return
             batch, more = await following

@@ -1,6 +1,6 @@
-"""The events that announce a pack: one per collection, split where one would pass 256 KiB.
+"""The events that announce a pack: one per collection, or several if one would exceed 256 KiB.
 
-The same pack gives the same events, whoever makes them: blob after a commit, or later again from the trailer.
+The events of a pack are always the same, whether they are built after the commit or later from the trailer.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _INSTANCES = events_pb2.InstancesStored.DESCRIPTOR.fields_by_name["instances"].n
 
 @dataclass(frozen=True)
 class Event:
-    """An InstancesStored as it is published."""
+    """A serialised InstancesStored, with its subject and message id."""
 
     subject: str
     message_id: str
@@ -27,25 +27,25 @@ class Event:
 
 @dataclass
 class _Group:
-    """The instances of one collection, serialised. Facts are kept while all of them fit into one event."""
+    """The serialised instances of one collection. If their facts do not fit into one event, the events have only their locations."""
 
     facts: list[bytes] = field(default_factory=list)
     facts_bytes: int = 0
-    places: list[bytes] = field(default_factory=list)
+    locations: list[bytes] = field(default_factory=list)
 
     def add(self, instance: blob_pb2.StoredInstance, serialised: bytes) -> None:
-        self.places.append(blob_pb2.StoredInstance(part_number=instance.part_number, location=instance.location).SerializeToString())
+        self.locations.append(blob_pb2.StoredInstance(part_number=instance.part_number, location=instance.location).SerializeToString())
         self.facts_bytes += len(serialised) + 8
         if self.facts_bytes <= EVENT_BYTES:
             self.facts.append(serialised)
         else:
             self.facts.clear()
 
-    def pieces(self) -> Iterable[list[bytes]]:
+    def batches(self) -> Iterable[list[bytes]]:
         if self.facts:
             return [self.facts]
-        each = max(1, EVENT_BYTES // max(len(place) + 8 for place in self.places))
-        return [self.places[begin : begin + each] for begin in range(0, len(self.places), each)]
+        each = max(1, EVENT_BYTES // max(len(location) + 8 for location in self.locations))
+        return [self.locations[begin : begin + each] for begin in range(0, len(self.locations), each)]
 
 
 class PackEvents:
@@ -56,12 +56,17 @@ class PackEvents:
         self._groups: dict[str, _Group] = {}
 
     def add(self, instance: blob_pb2.StoredInstance, serialised: bytes) -> None:
-        """Take the next instance, as it is and serialised."""
+        """Add the next instance. `serialised` is the same instance, serialised."""
         self._groups.setdefault(collection_of(instance), _Group()).add(instance, serialised)
 
     def events(self, request_id: str, reply_subject: str = "") -> list[Event]:
-        """Return the events. The last one may be published only when the others are acknowledged (`last_of_pack`)."""
-        pieces = [(collection, group, piece) for collection, group in self._groups.items() for piece in enumerate(group.pieces())]
+        """Return the events. The last one has `last_of_pack`; publish it only after all others are confirmed.
+
+        Args:
+            request_id: of the store request.
+            reply_subject: subject on which index reports the outcomes; "" if they are not needed.
+        """
+        batches = [(collection, group, batch) for collection, group in self._groups.items() for batch in enumerate(group.batches())]
         return [
             Event(
                 SUBJECTS["InstancesStored"].format(partition=partition_of(collection)),
@@ -73,9 +78,9 @@ class PackEvents:
                     reply_subject=reply_subject,
                     piece=number,
                     facts_in_pack=not group.facts,
-                    last_of_pack=position == len(pieces),
+                    last_of_pack=position == len(batches),
                 ).SerializeToString()
-                + b"".join(part for one in instances for part in (protobuf_fields.header(_INSTANCES, len(one)), one)),
+                + b"".join(part for stored in instances for part in (protobuf_fields.header(_INSTANCES, len(stored)), stored)),
             )
-            for position, (collection, group, (number, instances)) in enumerate(pieces, 1)
+            for position, (collection, group, (number, instances)) in enumerate(batches, 1)
         ]

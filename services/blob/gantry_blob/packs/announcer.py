@@ -1,10 +1,10 @@
-"""Announces packs on the stream STORE: after their commit, and again those that index does not know.
+"""Announces packs on the stream STORE after their commit, and announces packs again that index does not know.
 
-Between the commit of a pack and its events the process can die, or NATS can be away. Index remembers each pack whose event with
-`last_of_pack` it applied, and that one is published after all others of the pack are acknowledged. So blob asks index which packs it does
-not know: at start and once a day about all, every minute about the recent ones. What is unknown twice with a pause between is announced
-from its trailer, and then at growing intervals for as long as it stays unknown. Several blobs may do so at once: the message ids are the
-same, and index applies a location once. Decision 0002.
+Between the commit of a pack and the publication of its events the process may die, or NATS may be unavailable. Index records each pack
+whose event with `last_of_pack` it has applied. That event is published after all other events of the pack are confirmed. So blob asks
+index which packs it does not know: about all packs at start and once a day, about recent packs every minute. A pack that is unknown twice,
+with a pause in between, is announced from its trailer, and again at growing intervals while it stays unknown. Several blob processes may do
+this at once, because the message ids are the same and index applies each location once. Decision 0002.
 """
 
 import asyncio
@@ -35,19 +35,19 @@ INDEX_S = 30.0
 RECENT_S = 15 * 60
 DAY_S = 86_400.0
 MOST_TOGETHER = 64
-"""Events of one request that are under way at once."""
+"""Largest number of events of one pack that are published at the same time."""
 
 MOST_OVERDUE = 100_000
 
 
 @dataclass(frozen=True)
 class AnnouncerTimes:
-    """Seconds.
+    """Times in seconds.
 
     Attributes:
-        every_s: between looks at recent packs.
-        pause_s: a pack must be unknown to index twice, so far apart: its own blob announces it meanwhile.
-        again_s: before a pack that stays unknown is announced once more; doubled each time up to an hour.
+        every_s: between two checks of recent packs.
+        pause_s: between the two checks in which a pack must be unknown. In the meantime the blob process that wrote it may announce it.
+        again_s: before a pack that stays unknown is announced again. It doubles each time, up to an hour.
     """
 
     every_s: float = 60
@@ -56,7 +56,7 @@ class AnnouncerTimes:
 
 
 class Announcer:
-    """Publishes what is durable."""
+    """Publishes the events of durable packs."""
 
     def __init__(
         self,
@@ -75,10 +75,13 @@ class Announcer:
         self._again: dict[str, tuple[float, float]] = {}
 
     async def announce(self, key: str, events: PackEvents | None, request_id: str = "", reply_subject: str = "") -> None:
-        """Publish the events of a pack; return when all are on disk.
+        """Publish the events of a pack; return when all of them are on disk.
 
         Args:
-            events: None: they are made from the trailer.
+            key: of the pack.
+            events: of the pack; None to build them from its trailer.
+            request_id: of the store request.
+            reply_subject: subject on which index reports the outcomes; "" if they are not needed.
 
         Raises:
             errors.Unavailable: NATS does not answer; the pack is announced again later.
@@ -109,7 +112,7 @@ class Announcer:
             raise errors.Unavailable("NATS does not answer") from failures
 
     async def run(self) -> None:
-        """Look for packs that index does not know, for ever."""
+        """Announce packs that index does not know, every `every_s` seconds, without end."""
         next_full = 0.0
         while True:
             try:
@@ -128,7 +131,7 @@ class Announcer:
         """Announce packs that index does not know; return how many.
 
         Args:
-            age_s: only packs made since so many seconds, and those whose events failed here; None: all.
+            age_s: check only packs of the last `age_s` seconds, and packs whose publication failed in this process; None for all packs.
 
         Raises:
             errors.Unavailable: index, NATS or the object store does not answer.

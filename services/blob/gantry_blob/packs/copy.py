@@ -1,6 +1,6 @@
-"""Copies instances of one pack into another, with every range of their facts moved along.
+"""Copies instances from one pack into another, and adapts all ranges in their facts.
 
-A copy keeps its name: `origin` says where the upload was first written.
+A copy has the same upload name: `origin` is the location at which the upload was first written.
 """
 
 import hashlib
@@ -13,34 +13,39 @@ from gantry_blob.stores.port import ObjectStore
 from gantry_standard import errors
 
 
-def name_of(instance: blob_pb2.StoredInstance) -> tuple[str, int]:
-    """Return the name of an upload: object and offset at which it was first written."""
-    named = instance.origin if instance.HasField("origin") else instance.location
-    return named.object, named.offset
+def upload_name_of(instance: blob_pb2.StoredInstance) -> tuple[str, int]:
+    """Return the upload name: object and offset at which the upload was first written."""
+    location = instance.origin if instance.HasField("origin") else instance.location
+    return location.object, location.offset
 
 
 def copy_instance(store: ObjectStore, instance: blob_pb2.StoredInstance, writer: PackWriter) -> None:
-    """Append everything of an instance that a pack holds to a new pack, and name it there. Blocks while it is read.
+    """Copy all bytes of an instance to a new pack, and add the instance to its trailer. Blocks.
+
+    Args:
+        store: from which the instance is read.
+        instance: the facts in the trailer of its pack.
+        writer: of the new pack.
 
     Raises:
-        errors.CorruptInstance: its bytes are not what was stored.
-        errors.NotFound: the pack is gone.
+        errors.CorruptInstance: the bytes do not have the stored digests.
+        errors.NotFound: the pack no longer exists.
     """
     segments = _Segments(_ranges(instance))
     digests = _Digests(instance)
     for offset, length in segments.spans:
         segments.begins_at.append(writer.position)
         at = offset
-        for piece in store.read(instance.location.object, [(offset, length)]):
-            writer.write(piece)
-            digests.feed(at, piece)
-            at += len(piece)
+        for chunk in store.read(instance.location.object, [(offset, length)]):
+            writer.write(chunk)
+            digests.feed(at, chunk)
+            at += len(chunk)
     digests.check()
     writer.add(_moved(instance, writer.key, segments))
 
 
 class _Segments:
-    """Ranges of a pack, those that touch joined; and where each begins in the new pack."""
+    """Ranges of a pack, with adjacent and overlapping ranges joined, and the offset of each in the new pack."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
         self.spans: list[tuple[int, int]] = []
@@ -53,7 +58,7 @@ class _Segments:
                 self.spans.append((offset, length))
 
     def moved(self, offset: int) -> int:
-        """Return where a byte lies in the new pack; also the one behind the last of a segment, where something empty may stand."""
+        """Return the offset of a byte in the new pack. The end of a segment is allowed, because an empty range may be there."""
         number = bisect_right(self.spans, offset, key=lambda span: span[0]) - 1
         if number < 0 or offset > sum(self.spans[number]):
             raise errors.CorruptInstance(f"offset {offset} is not within the instance")
@@ -61,7 +66,7 @@ class _Segments:
 
 
 class _Digests:
-    """Compares what is copied with the digests of the upload."""
+    """Compares the copied bytes with the digests of the upload."""
 
     def __init__(self, instance: blob_pb2.StoredInstance) -> None:
         self._instance = instance
@@ -71,18 +76,18 @@ class _Digests:
             (middle, begin + instance.location.length, hashlib.sha256(), instance.dataset_digest),
         )
 
-    def feed(self, at: int, piece: bytes) -> None:
+    def feed(self, at: int, chunk: bytes) -> None:
         for begin, end, digest, _ in self._parts:
-            digest.update(memoryview(piece)[max(begin - at, 0) : max(end - at, 0)])
+            digest.update(memoryview(chunk)[max(begin - at, 0) : max(end - at, 0)])
 
     def check(self) -> None:
         if any(digest.digest() != expected for _, _, digest, expected in self._parts):
-            place = self._instance.location
-            raise errors.CorruptInstance(f"{self._instance.sop_instance_uid} in {place.object}: its bytes are not what was stored")
+            pack = self._instance.location.object
+            raise errors.CorruptInstance(f"{self._instance.sop_instance_uid} in {pack}: its bytes are not what was stored")
 
 
 def _ranges(instance: blob_pb2.StoredInstance) -> Iterator[tuple[int, int]]:
-    """Yield everything that the facts of an instance name. Frames lie within its pixel element or its wire form."""
+    """Yield all ranges in the facts of an instance. Frames are omitted: they lie within the pixel element or the served form."""
     layout = instance.layout
     yield instance.location.offset, instance.location.length
     if instance.HasField("dicom_json_location"):
@@ -95,7 +100,7 @@ def _ranges(instance: blob_pb2.StoredInstance) -> Iterator[tuple[int, int]]:
 def _moved(instance: blob_pb2.StoredInstance, key: str, segments: _Segments) -> blob_pb2.StoredInstance:
     copy = blob_pb2.StoredInstance()
     copy.CopyFrom(instance)
-    origin_object, origin_offset = name_of(instance)
+    origin_object, origin_offset = upload_name_of(instance)
     copy.origin.CopyFrom(blob_pb2.Location(object=origin_object, offset=origin_offset, length=instance.location.length))
     copy.location.object, copy.location.offset = key, segments.moved(instance.location.offset)
     if copy.HasField("dicom_json_location"):

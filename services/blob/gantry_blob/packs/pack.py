@@ -1,14 +1,15 @@
-"""The pack: one immutable object that holds the instances of one store request.
+"""The pack: one immutable object with the instances of one store request.
 
-    instance 0    the uploaded file, byte for byte
-                  its rendition, if it has one (what may not leave as stored: PS3.18 §8.7.3)
-                  its DICOM JSON, if that is above 64 KiB
+    instance 0    the uploaded file, unchanged
+                  its rewritten bytes, if there are any (parts of the upload that may not be sent as stored: PS3.18 §8.7.3)
+                  its DICOM JSON, if it is larger than 64 KiB
     instance 1    …
-    trailer       PackTrailer (blob.proto): per instance its UIDs, places, digests, frame table, DICOM JSON up to 64 KiB
+    trailer       PackTrailer (blob.proto): per instance its UIDs, ranges, digests, frame table, DICOM JSON up to 64 KiB
     footer        48 bytes: length of the trailer (unsigned, 8 bytes, little endian), its SHA-256 (32), MAGIC (8, the last is the version)
 
-Ranges in a trailer count from the first byte of the pack. Bytes that no trailer entry names are those of parts that failed. A pack is read
-from its tail: its last 64 KiB mostly hold all of the trailer. Without a footer an object is no pack. The format is decision 0001.
+Offsets in a trailer count from the first byte of the pack. Bytes that no trailer entry refers to belong to parts that failed. A pack is
+read from its end: its last 64 KiB usually contain the whole trailer. An object without a footer is not a pack. The format is defined in
+decision 0001.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ _INSTANCES = blob_pb2.PackTrailer.DESCRIPTOR.fields_by_name["instances"].number
 
 @dataclass(frozen=True)
 class PackLimits:
-    """When a pack closes and the next begins; looked at between instances, so one instance may pass them."""
+    """Limits above which a pack is closed and the next one begins. They are checked between instances, so one instance may exceed them."""
 
     size_bytes: int = 4 << 30
     instances: int = 1000
@@ -46,12 +47,12 @@ class PackLimits:
 
 
 def new_key(suffix: str = SUFFIX) -> str:
-    """Return a key that nobody else has, and that sorts by time (UTC, microseconds)."""
+    """Return a unique key for a pack. Keys sort by their time (UTC, microseconds)."""
     return f"{_key_at(time.time())}-{random_hex(8)}{suffix}"
 
 
 def time_of(key: str) -> float:
-    """Return when a key was made, seconds since 1970; 0 where it is none of ours."""
+    """Return the time at which a key was created, in seconds since 1970 UTC; 0 if it is not a key of a pack."""
     try:
         return int(key.rpartition("/")[2].partition("-")[0], 16) / 1e6 if key.endswith(SUFFIX) else 0.0
     except ValueError:
@@ -59,7 +60,7 @@ def time_of(key: str) -> float:
 
 
 def key_before(age_s: float) -> str:
-    """Return what all keys made since `age_s` seconds ago sort above."""
+    """Return a key that is less than all keys of the last `age_s` seconds."""
     return _key_at(time.time() - age_s)
 
 
@@ -69,12 +70,18 @@ def _key_at(at: float) -> str:
 
 @lru_cache(8)
 def _hour(number: int) -> str:
-    """Return the folder of an hour since 1970. A directory is read as a whole to list its latest keys, so it must not be a whole day's."""
+    """Return the folder of an hour since 1970. Listing the latest keys reads a whole directory, so a folder per day would be too large."""
     return time.strftime("%Y/%m/%d/%H", time.gmtime(number * HOUR_S))
 
 
 class PackWriter:
-    """A pack while it is written. Methods block."""
+    """Writes a pack. Methods block.
+
+    Args:
+        writer: of the object.
+        request_id: of the store request; "" for a copy.
+        replaces: key of the pack whose instances are copied; "" for a new pack.
+    """
 
     def __init__(self, writer: ObjectWriter, request_id: str, replaces: str = "") -> None:
         self.key = writer.key
@@ -97,9 +104,9 @@ class PackWriter:
         self._writer.write(data)
 
     def add(self, instance: blob_pb2.StoredInstance) -> bytes:
-        """Name an instance in the trailer; return it serialised."""
+        """Add an instance to the trailer; return it serialised."""
         serialised = instance.SerializeToString()
-        # Messages put one after another are one message with all their repeated fields: no need to build it as a whole.
+        # Concatenated messages are one message with the repeated fields of all of them, so the trailer need not be built as one message.
         entry = protobuf_fields.header(_INSTANCES, len(serialised))
         self._trailer += (entry, serialised)
         self._trailer_bytes += len(entry) + len(serialised)
@@ -107,7 +114,7 @@ class PackWriter:
         return serialised
 
     def is_full(self, limits: PackLimits) -> bool:
-        """Whether the next instance belongs into the next pack."""
+        """Return whether the next instance must be written to a new pack."""
         return self.position >= limits.size_bytes or self.instances >= limits.instances or self._trailer_bytes >= limits.trailer_bytes
 
     def seal(self) -> None:
@@ -118,7 +125,7 @@ class PackWriter:
         self._trailer.clear()
 
     def flush(self) -> None:
-        """Keep little in memory until the commit."""
+        """Write buffered bytes as far as the store allows."""
         self._writer.flush()
 
     def commit(self) -> None:
@@ -126,21 +133,21 @@ class PackWriter:
         self._writer.commit()
 
     def abort(self) -> None:
-        """Leave nothing, unless it is committed."""
+        """Discard the pack, unless it is committed."""
         self._writer.abort()
 
 
 def read_trailer(store: ObjectStore, key: str) -> blob_pb2.PackTrailer:
-    """Read what a pack ends with: mostly one read of its tail, else a second.
+    """Read the trailer of a pack, usually with one read of its last 64 KiB, otherwise with two.
 
     Raises:
         errors.NotFound: there is no such object.
-        errors.CorruptInstance: it is no complete pack.
+        errors.CorruptInstance: the object is not a complete pack.
     """
     size = store.size(key)
     tail = read_bytes(store, key, max(0, size - TAIL_BYTES), min(size, TAIL_BYTES))
     if len(tail) < FOOTER.size:
-        raise errors.CorruptInstance(f"{key}: {size} bytes are no pack")
+        raise errors.CorruptInstance(f"{key} has {size} bytes and is not a pack")
     length, digest, magic = FOOTER.unpack(tail[-FOOTER.size :])
     if magic != MAGIC:
         raise errors.CorruptInstance(f"{key} ends with {magic.hex()}, expected {MAGIC.hex()}")
@@ -159,5 +166,5 @@ def read_trailer(store: ObjectStore, key: str) -> blob_pb2.PackTrailer:
 
 
 def read_bytes(store: ObjectStore, key: str, offset: int, length: int) -> bytes:
-    """Read a range that is known to be short."""
+    """Return the bytes of a range. For short ranges only, because the whole range is held in memory."""
     return b"".join(store.read(key, [(offset, length)]))

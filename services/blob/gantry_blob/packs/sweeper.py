@@ -1,16 +1,17 @@
-"""The sweeper takes away the bytes of what was deleted, replaced or stored twice, once the undo window has passed.
+"""The sweeper removes the bytes of deleted, replaced and redundant uploads after the undo window.
 
-Each pack goes through the same steps, and each of them may be repeated, so that a crash at any point is finished by the next run:
+Each pack passes through these steps. Every step can be repeated, so the next run continues after a crash:
 
-    sweeps/{pack}   what is to go is written down
-    given up        announced to index (InstancesSwept), which decides in stream order: what was restored in time stays
-    copied          what is left of the pack goes into a new one, which index is told of as of any pack; records move there
-    trash/          once index knows every instance elsewhere, and readers had time to hear of it, the pack gets a key in the trash
-    removed         after another time
+    sweeps/{pack}   the uploads to remove are written to an object (the journal)
+    given up        InstancesSwept is published. Index applies it in stream order, so an upload that was restored in time is retained
+    copied          the remaining instances are copied to a new pack, which is announced as usual. Index records their new location
+    trash/          when index has another location for every remaining instance, and readers have had time to switch, the pack is moved
+                    to a key in the trash
+    removed         after a further time the pack is removed from the trash
 
-Index is asked as of the end of the stream, always; where it does not answer so, the run ends. What index does not know is never touched,
-but packs without trailer that are a day old. One blob process of all sweeps at a time (lease); two at once do no harm.
-Decision 0050.
+Index is always asked for its state at the end of the stream; if it cannot answer that, the run ends. Packs that index does not know are
+not touched, except packs without trailer that are a day old. A lease ensures that one blob process sweeps at a time; two at once would do
+no harm. Decision 0050.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from gantry.events.v1 import events_pb2
 from gantry.index.v1 import index_pb2
 from gantry_blob.packs import pack
 from gantry_blob.packs.announcer import Announcer
-from gantry_blob.packs.copy import copy_instance, name_of
+from gantry_blob.packs.copy import copy_instance, upload_name_of
 from gantry_blob.stores.port import ObjectEntry, ObjectStore
 from gantry_blob.threads import in_thread
 from gantry_runtime import telemetry
@@ -52,7 +53,7 @@ DAY_S = 86_400.0
 MOST_DUE = 10_000
 DESCRIBED = 1000
 PER_EVENT = 500
-"""Keeps an InstancesSwept below 256 KiB."""
+"""Number of uploads in one InstancesSwept, which keeps the event below 256 KiB."""
 
 Name = tuple[str, int]
 Condition = index_pb2.UploadState
@@ -60,14 +61,14 @@ Condition = index_pb2.UploadState
 
 @dataclass(frozen=True)
 class SweeperTimes:
-    """Seconds.
+    """Times in seconds.
 
     Attributes:
         every_s: between two runs.
-        after_s: between a decision and the end of the bytes: the undo window.
-        settle_s: between a copy and the end of the pack that was copied, so that nobody reads there any more.
+        after_s: the undo window, from a decision of index until the bytes may be removed.
+        settle_s: between copying and the removal of the copied pack, so that no read of it is still running.
         trash_s: in the trash.
-        broken_s: age at which a pack without trailer goes.
+        broken_s: age at which a pack without trailer is removed.
     """
 
     every_s: float = 600
@@ -78,7 +79,7 @@ class SweeperTimes:
 
 
 class Sweeper:
-    """Runs in every blob process; `run` is to be called while holding the lease LEASE."""
+    """Removes bytes that are no longer needed. `run` may be called only while this process holds the lease LEASE."""
 
     def __init__(
         self,
@@ -100,7 +101,7 @@ class Sweeper:
         self._looked_for_broken = float("-inf")
 
     async def run(self) -> None:
-        """Sweep for ever."""
+        """Sweep every `every_s` seconds, without end."""
         while True:
             try:
                 await self.sweep()
@@ -110,7 +111,7 @@ class Sweeper:
             await asyncio.sleep(self._times.every_s)
 
     async def sweep(self) -> None:
-        """Take every pack as far as it can go now.
+        """Advance every pack as far as possible now.
 
         Raises:
             errors.Unavailable: index, NATS or the object store does not answer.
@@ -121,7 +122,7 @@ class Sweeper:
         await self._empty_trash()
 
     async def _go_on(self) -> set[str]:
-        """Go on with what was begun; return the packs that are not finished."""
+        """Continue the sweeps in the journal; return the packs that are not finished."""
         begun: set[str] = set()
         for entry in await in_thread(self._pool, _all, self._store, JOURNAL):
             data = await in_thread(self._pool, pack.read_bytes, self._store, entry.key, 0, entry.size_bytes)
@@ -135,7 +136,7 @@ class Sweeper:
         return begun
 
     async def _begin(self, begun: set[str]) -> None:
-        """Begin with every pack that holds something due, but those that are begun."""
+        """Begin to sweep every pack with due uploads, except those in `begun`."""
         after = ""
         while True:
             request = index_pb2.ListDueRequest(before_s=_whole(self._now() - self._times.after_s), after_object=after, limit=MOST_DUE)
@@ -164,7 +165,7 @@ class Sweeper:
         await in_thread(self._pool, self._store.put, JOURNAL + sweep.object, sweep.SerializeToString(), True)
 
     async def _advance(self, sweep: blob_pb2.Sweep) -> bool:
-        """Take one pack as far as it can go now; return whether it is finished."""
+        """Advance one pack as far as possible now; return whether it is finished."""
         try:
             trailer = await in_thread(self._pool, pack.read_trailer, self._store, sweep.object)
             is_finished = await self._advance_pack(sweep, list(trailer.instances))
@@ -174,7 +175,7 @@ class Sweeper:
             log.error("pack cannot be swept", extra={"object": sweep.object, "reason": error.message})
             is_finished = True
         except errors.OutOfResources as error:
-            log.warning("no room to copy what is left of a pack", extra={"object": sweep.object, "reason": error.message})
+            log.warning("no disk space to copy the rest of a pack", extra={"object": sweep.object, "reason": error.message})
             is_finished = False
         if is_finished:
             await in_thread(self._pool, self._store.remove, JOURNAL + sweep.object)
@@ -192,11 +193,11 @@ class Sweeper:
         return True
 
     async def _give_up(self, instances: list[blob_pb2.StoredInstance], names: set[Name]) -> None:
-        """Announce that the bytes of uploads are given up, of those that are dead still."""
+        """Publish InstancesSwept for those of the named uploads that are still deleted, replaced or redundant."""
         states = await self._states(instances)
         due: dict[str, list[events_pb2.NamedUpload]] = {}
         for instance, state in zip(instances, states, strict=True):
-            if name_of(instance) in names and state.condition == Condition.CONDITION_DEAD:
+            if upload_name_of(instance) in names and state.condition == Condition.CONDITION_DEAD:
                 due.setdefault(collection_of(instance), []).append(_named(instance))
         for collection, uploads in due.items():
             subject = SUBJECTS["InstancesSwept"].format(partition=partition_of(collection))
@@ -207,40 +208,42 @@ class Sweeper:
                 telemetry.SWEEPER_INSTANCES.inc(len(part))
 
     async def _left(self, instances: list[blob_pb2.StoredInstance]) -> list[blob_pb2.StoredInstance]:
-        """Return the instances whose bytes are not given up."""
+        """Return the instances whose bytes are still needed."""
         states = await self._states(instances)
-        return [one for one, state in zip(instances, states, strict=True) if state.condition != Condition.CONDITION_SWEPT]
+        return [instance for instance, state in zip(instances, states, strict=True) if state.condition != Condition.CONDITION_SWEPT]
 
     async def _states(self, instances: Sequence[blob_pb2.StoredInstance]) -> list[index_pb2.UploadState]:
-        """Return what index knows of uploads at the end of the stream."""
+        """Return the states of uploads in index at the end of the stream, in the order of `instances`."""
         states: list[index_pb2.UploadState] = []
         for begin in range(0, len(instances), DESCRIBED):
             part = instances[begin : begin + DESCRIBED]
-            uploads = [index_pb2.UploadName(sop_instance_uid=one.sop_instance_uid, location=_location(one)) for one in part]
+            uploads = [index_pb2.UploadName(sop_instance_uid=stored.sop_instance_uid, location=_location(stored)) for stored in part]
             with rpc_errors.translated("index"):
                 answer = await self._index.DescribeUploads(index_pb2.DescribeUploadsRequest(uploads=uploads), timeout=INDEX_S)
             states += answer.uploads
         return states
 
     async def _is_elsewhere(self, sweep: blob_pb2.Sweep, left: list[blob_pb2.StoredInstance]) -> bool:
-        """See to it that nobody needs a pack for what is left of it; return whether that is so."""
+        """Copy the remaining instances of a pack if necessary; return whether index has another location for all of them."""
         copied = await self._copied(sweep.into)
         states = await self._states(left)
         missing = [
-            one for one, state in zip(left, states, strict=True) if name_of(one) not in copied and state.object in ("", sweep.object)
+            stored
+            for stored, state in zip(left, states, strict=True)
+            if upload_name_of(stored) not in copied and state.object in ("", sweep.object)
         ]
         if missing:
             sweep.into = pack.new_key(COPY_SUFFIX)
             await self._write_down(sweep)
             await in_thread(self._pool, _copy, self._store, sweep, missing)
             telemetry.SWEEPER_PACKS.labels("copied").inc()
-            copied = {name_of(one) for one in missing}
+            copied = {upload_name_of(stored) for stored in missing}
             states = await self._states(left)
-        if any(name_of(one) in copied and state.object == sweep.object for one, state in zip(left, states, strict=True)):
+        if any(upload_name_of(stored) in copied and state.object == sweep.object for stored, state in zip(left, states, strict=True)):
             await self._announcer.announce(sweep.into, None)
             states = await self._states(left)
         if any(state.object in ("", sweep.object) for state in states):
-            log.warning("index does not know where the rest of a pack lies now", extra={"object": sweep.object, "into": sweep.into})
+            log.warning("index has no new location for the rest of a pack", extra={"object": sweep.object, "into": sweep.into})
             return False
         return not sweep.into or self._now() - pack.time_of(sweep.into) >= self._times.settle_s
 
@@ -251,14 +254,14 @@ class Sweeper:
             trailer = await in_thread(self._pool, pack.read_trailer, self._store, key)
         except errors.NotFound:
             return set()
-        return {name_of(one) for one in trailer.instances}
+        return {upload_name_of(stored) for stored in trailer.instances}
 
     async def _to_trash(self, key: str) -> None:
         await in_thread(self._pool, self._store.move, key, f"{TRASH}{_whole(self._now() * 1e6):014x}/{key}")
         telemetry.SWEEPER_PACKS.labels("trashed").inc()
 
     async def _remove_broken(self) -> None:
-        """Take away what has no trailer, is old, and was never announced. Once a day."""
+        """Once a day, remove old packs that have no trailer and were never announced."""
         if time.monotonic() - self._looked_for_broken < min(DAY_S, self._times.broken_s):
             return
         packs = self._store.list(pack.PREFIX)
@@ -282,7 +285,7 @@ class Sweeper:
             return
 
     async def _empty_trash(self) -> None:
-        """Remove what has been in the trash long enough."""
+        """Remove the packs that have been in the trash for `trash_s` seconds."""
         for entry in await in_thread(self._pool, _all, self._store, TRASH):
             since_s = _microseconds(entry.key.removeprefix(TRASH).partition("/")[0]) / 1e6
             if 0 < since_s <= self._now() - self._times.trash_s:
@@ -293,7 +296,7 @@ class Sweeper:
 
 
 def _copy(store: ObjectStore, sweep: blob_pb2.Sweep, instances: list[blob_pb2.StoredInstance]) -> None:
-    """Write a pack that holds these instances of another one. Blocks."""
+    """Write a new pack with these instances of another pack. Blocks."""
     writer = pack.PackWriter(store.create(sweep.into), "", replaces=sweep.object)
     try:
         for instance in instances:
@@ -305,7 +308,7 @@ def _copy(store: ObjectStore, sweep: blob_pb2.Sweep, instances: list[blob_pb2.St
 
 
 def _location(instance: blob_pb2.StoredInstance) -> blob_pb2.Location:
-    object_key, offset = name_of(instance)
+    object_key, offset = upload_name_of(instance)
     return blob_pb2.Location(object=object_key, offset=offset)
 
 

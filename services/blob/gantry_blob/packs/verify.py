@@ -1,4 +1,4 @@
-"""Reads every byte of a pack again and compares it with what its trailer says."""
+"""Reads packs and compares them with the digests and ranges in their trailers."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ MOST_PROBLEMS = 100
 
 
 def verify_pack(store: ObjectStore, key: str) -> blob_pb2.VerifyResponse:
-    """Verify one pack: its trailer, both digests of each instance, that its DICOM JSON can be read, that its ranges lie within the pack.
+    """Verify one pack: its trailer, and for each instance both digests, its DICOM JSON, and that its ranges lie within the pack.
 
-    Blocks for as long as it takes to read the pack.
+    Blocks while the whole pack is read.
 
     Raises:
         errors.Unavailable: the store does not answer.
@@ -34,20 +34,20 @@ def verify_pack(store: ObjectStore, key: str) -> blob_pb2.VerifyResponse:
         except (errors.BadRequest, errors.NotFound) as error:
             result.problems.append(f"{instance.sop_instance_uid}: {error.message}")
         if len(result.problems) >= MOST_PROBLEMS:
-            result.problems.append("and perhaps more: not read further")
+            result.problems.append(f"verification stopped after {MOST_PROBLEMS} problems; there may be more")
             break
     return result
 
 
 def _problems(store: ObjectStore, key: str, size: int, instance: blob_pb2.StoredInstance) -> Iterator[str]:
-    uid, place = instance.sop_instance_uid, instance.location
-    if place.object != key:
-        yield f"{uid}: lies in {place.object}, expected {key}"
+    uid, location = instance.sop_instance_uid, instance.location
+    if location.object != key:
+        yield f"{uid}: is in {location.object}, expected {key}"
         return
-    head = (place.offset, instance.head_length)
+    head = (location.offset, instance.head_length)
     if _digest(store, key, head) != instance.head_digest:
         yield f"{uid}: the {instance.head_length} bytes before its data set are not what was stored"
-    if _digest(store, key, (place.offset + instance.head_length, place.length - instance.head_length)) != instance.dataset_digest:
+    if _digest(store, key, (location.offset + instance.head_length, location.length - instance.head_length)) != instance.dataset_digest:
         yield f"{uid}: its data set is not what was stored"
     for kind, span in _ranges(instance.layout):
         if span.offset + span.length > size:
@@ -61,21 +61,21 @@ def _problems(store: ObjectStore, key: str, size: int, instance: blob_pb2.Stored
 def _digest(store: ObjectStore, key: str, span: tuple[int, int]) -> bytes:
     digest = hashlib.sha256()
     if span[1]:
-        for piece in store.read(key, [span]):
-            digest.update(piece)
+        for chunk in store.read(key, [span]):
+            digest.update(chunk)
     return digest.digest()
 
 
 def _dicom_json(store: ObjectStore, instance: blob_pb2.StoredInstance) -> bytes:
     if not instance.HasField("dicom_json_location"):
         return instance.dicom_json
-    place = instance.dicom_json_location
-    return read_bytes(store, place.object, place.offset, place.length)
+    location = instance.dicom_json_location
+    return read_bytes(store, location.object, location.offset, location.length)
 
 
 def _ranges(layout: blob_pb2.Layout) -> Iterator[tuple[str, blob_pb2.Range]]:
     for span in layout.wire:
-        yield "a range of its wire form", span
+        yield "a range of its served form", span
     if layout.HasField("pixel_element"):
         yield "its pixel element", layout.pixel_element
     for bulk in layout.bulk:

@@ -1,11 +1,12 @@
-"""Objects as files of a directory, key = path. The default on one machine.
+"""Stores objects as files of a directory; the key is the path. This is the default on one machine.
 
-A writer gathers up to GATHERED_BYTES, then writes to a temporary name below `.incoming` in the same file system and holds a lock on it as
-long as it lives: of a small object all is one call of the system. `commit` is: fsync of the file, rename, fsync of the directory; those
-who wait for an fsync of the same directory share one. Keys never begin with a dot, so temporary names are never listed.
+A writer buffers up to GATHERED_BYTES and then writes to a temporary file below `.incoming`, in the same file system. It holds a lock on
+that file while it exists. A small object is written with one system call. `commit` makes an fsync of the file, a rename, and an fsync of
+the directory; writers that wait for an fsync of the same directory share one. Keys never begin with a dot, so temporary files are never
+listed.
 
-Each call of the system gives the interpreter lock away and waits for it again, which under load costs more than the call itself: hence
-few of them.
+Each system call releases the interpreter lock and waits for it again, which costs more under load than the call itself. The module
+therefore makes few system calls.
 """
 
 import errno
@@ -29,17 +30,17 @@ from gantry_standard import errors
 
 INCOMING = ".incoming"
 GATHERED_BYTES = 1 << 20
-"""A writer writes once so much has come, or at its end."""
+"""Number of buffered bytes above which a writer writes to its file."""
 
 CHECK_EVERY_BYTES = 16 << 20
-"""A writer looks at the free room once per so many bytes."""
+"""A writer checks the free disk space once per this number of bytes."""
 
 YOUNG_S = 60
-"""A temporary file younger than this is left alone: its writer may not have locked it yet."""
+"""Age in seconds below which `clean` does not remove a temporary file, because its writer may not have locked it yet."""
 
 MOST_DURABLE_DIRECTORIES = 10_000
 MOST_GATHERED = 512
-"""Pieces that are gathered: well below what one writev takes (1,024)."""
+"""Largest number of buffered chunks. It is below the limit of one writev call (1,024)."""
 
 _PROCESS = secrets.token_hex(12)
 _NUMBERS = itertools.count()
@@ -51,7 +52,7 @@ def _wrapped(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise errors.OutOfResources(f"{what}: no room left on the disk") from error
+            raise errors.OutOfResources(f"{what}: no disk space left") from error
         raise errors.Unavailable(f"{what}: {error.strerror}") from error
 
 
@@ -65,17 +66,17 @@ def _reading(key: str) -> Iterator[None]:
 
 
 class _Round:
-    """One fsync of a directory, for all that wait for it."""
+    """One fsync of a directory, for all threads that wait for it."""
 
     def __init__(self) -> None:
         self.running = threading.Lock()
-        """Held by the thread that leads until its fsync has ended. An Event costs ten times as much."""
+        """Held by the leading thread until its fsync has ended. An Event would cost ten times as much CPU."""
         self.running.acquire()
         self.error: OSError | None = None
 
 
 class DirectorySync:
-    """Group commit of directory fsyncs: whoever comes while one runs shares the next."""
+    """Group commit of directory fsyncs: all calls that arrive while an fsync runs share the next one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,13 +84,13 @@ class DirectorySync:
         self._turn: dict[Path, threading.Lock] = {}
 
     def sync(self, directory: Path) -> None:
-        """Return when an fsync that began after this call has ended.
+        """Wait until an fsync that began after this call has ended.
 
         Args:
-            directory: stays the same directory, under this name, as long as the process lives.
+            directory: must not be renamed or replaced while the process runs.
 
         Raises:
-            OSError: it failed.
+            OSError: the fsync failed.
         """
         with self._lock:
             mine = self._next.get(directory)
@@ -98,7 +99,7 @@ class DirectorySync:
                 mine = self._next[directory] = _Round()
             turn = self._turn.setdefault(directory, threading.Lock())
         if leads:
-            with turn:  # the fsync before has ended; all who came meanwhile have joined this round
+            with turn:  # the previous fsync has ended; all calls since then have joined this round
                 with self._lock:
                     del self._next[directory]
                 try:
@@ -118,7 +119,7 @@ class DirectorySync:
 
 
 class _Directory:
-    """An open directory. It closes when nobody holds it any more."""
+    """An open directory. It is closed when it is no longer referenced."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -145,7 +146,7 @@ def _open_file(path: Path) -> int:
 
 
 class DirectoryWriter:
-    """A new file under a temporary name, made when the first bytes are written."""
+    """Writes a new file under a temporary name. The file is created when the first bytes are written."""
 
     def __init__(self, store: "DirectoryStore", key: str, final: Path) -> None:
         self.key = key
@@ -170,7 +171,7 @@ class DirectoryWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has come into the file, whose lock tells `clean` that the writer lives."""
+        """Write the buffered bytes to the file. Lock the file, so that `clean` knows that the writer still exists."""
         is_new = self._descriptor < 0
         self._flush()
         if is_new:
@@ -178,8 +179,8 @@ class DirectoryWriter:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def _flush(self) -> None:
-        # Without a lock, which a commit that follows at once does not need: `clean` leaves young files alone, and what it took cannot be
-        # renamed any more.
+        # Without a lock, because a commit that follows at once does not need one: `clean` does not remove young files. If it removed the
+        # file nevertheless, the rename would fail.
         with _wrapped(self.key):
             if self._descriptor < 0:
                 self._descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
@@ -188,7 +189,7 @@ class DirectoryWriter:
         self._gathered, self._gathered_bytes = [], 0
 
     def commit(self) -> None:
-        """Fsync the file, rename it, fsync its directory together with others."""
+        """Fsync the file, rename it, and fsync its directory together with other writers."""
         self._flush()
         with _wrapped(self.key):
             os.fsync(self._descriptor)
@@ -197,7 +198,7 @@ class DirectoryWriter:
             self._store.sync.sync(self._final.parent)
 
     def commit_new(self) -> bool:
-        """Commit, but keep an object that exists; return whether it is new. What exists is durable too when it returns."""
+        """Commit unless the object exists already; return whether it is new. An existing object is durable when the call returns, too."""
         self._flush()
         with _wrapped(self.key):
             os.fsync(self._descriptor)
@@ -224,23 +225,30 @@ class DirectoryWriter:
         os.close(descriptor)
 
 
-def write_all(descriptor: int, pieces: list[bytes | memoryview], size_bytes: int) -> None:
-    """Write the pieces one after another, mostly by one call of the system."""
-    written = os.writev(descriptor, pieces)
+def write_all(descriptor: int, chunks: list[bytes | memoryview], size_bytes: int) -> None:
+    """Write chunks in their order, usually with one system call.
+
+    Args:
+        size_bytes: length of all chunks together.
+    """
+    written = os.writev(descriptor, chunks)
     if written == size_bytes:
         return
-    for piece in pieces:
-        rest = memoryview(piece)[written:]
-        written = max(0, written - len(piece))
+    for chunk in chunks:
+        rest = memoryview(chunk)[written:]
+        written = max(0, written - len(chunk))
         while rest:
             rest = rest[os.write(descriptor, rest) :]
 
 
 def _wanted(entries: Iterable[os.DirEntry[str]], base: str, prefix: str, after: str) -> Iterator[str]:
-    """Yield what may hold keys with a prefix and above `after`: keys, and directories with a "/", as which they sort.
+    """Yield the keys that begin with `prefix` and are greater than `after`, and the directories that may contain such keys.
+
+    A directory is yielded with a "/" at its end, because its keys sort by that.
 
     Args:
-        base: of the keys in the directory: "" or what ends in "/".
+        entries: of one directory.
+        base: key prefix of that directory: "", or a string that ends with "/".
     """
     for entry in entries:
         key = base + entry.name
@@ -248,7 +256,7 @@ def _wanted(entries: Iterable[os.DirEntry[str]], base: str, prefix: str, after: 
             continue
         if entry.is_dir(follow_symlinks=False):
             key += "/"
-            # Every key below begins with `key`: all are at or below `after` unless `key` is above it or begins it.
+            # All keys in the directory begin with `key`. They are not greater than `after` unless `key` is, or `after` begins with `key`.
             if (key.startswith(prefix) or prefix.startswith(key)) and (key > after or after.startswith(key)):
                 yield key
         elif key > after and key.startswith(prefix):
@@ -259,8 +267,8 @@ class DirectoryStore:
     """Objects in a directory.
 
     Args:
-        directory: made when it is not there.
-        reserve_percent: of the file system that writers leave free, 0 to 100.
+        directory: created if it does not exist.
+        reserve_percent: percentage of the file system that writers leave free, 0 to 100.
     """
 
     kind = "directory"
@@ -274,7 +282,11 @@ class DirectoryStore:
             (directory / INCOMING).mkdir(parents=True, exist_ok=True)
 
     def check_room(self, key: str) -> None:
-        """Raise OutOfResources when less than the reserve is free."""
+        """Check the free disk space.
+
+        Raises:
+            errors.OutOfResources: less than the reserve is free.
+        """
         with _wrapped(key):
             disk = os.statvfs(self.directory)
         if disk.f_bavail < disk.f_blocks * self._reserve:
@@ -289,35 +301,35 @@ class DirectoryStore:
             return DirectoryWriter(self, key, final)
 
     def _make_durable(self, directory: Path) -> None:
-        """Make a directory and those above it, and be sure that their names are on disk."""
+        """Create a directory and its parents, and make their names durable."""
         if directory == self.directory or directory in self._durable:
             return
         self._make_durable(directory.parent)
         directory.mkdir(exist_ok=True)
-        # Also when it was there: another thread may have made it a moment ago and not synced yet.
+        # Also if it existed: another thread may have created it and not synced it yet.
         self.sync.sync(directory.parent)
         self._durable.put(directory, True)
 
     def read(self, key: str, ranges: Ranges) -> Iterator[bytes]:
-        """Yield pieces read with pread."""
+        """Yield chunks that are read with pread."""
         path = object_path(self.directory, key)
         with _reading(key):
             descriptor = _open_file(path)
         try:
             check_ranges(key, os.fstat(descriptor).st_size, ranges)
-            yield from joined(self._pieces(key, descriptor, ranges))
+            yield from joined(self._chunks(key, descriptor, ranges))
         finally:
             os.close(descriptor)
 
-    def _pieces(self, key: str, descriptor: int, ranges: Ranges) -> Iterator[bytes]:
+    def _chunks(self, key: str, descriptor: int, ranges: Ranges) -> Iterator[bytes]:
         for offset, length in cut(coalesced(ranges)):
             while length:
                 with _wrapped(key):
-                    piece = os.pread(descriptor, length, offset)
-                if not piece:
+                    chunk = os.pread(descriptor, length, offset)
+                if not chunk:
                     raise errors.Unavailable(f"{key} ends at {offset}, shorter than it was")
-                offset, length = offset + len(piece), length - len(piece)
-                yield piece
+                offset, length = offset + len(chunk), length - len(chunk)
+                yield chunk
 
     def size(self, key: str) -> int:
         """Return the length of the file."""
@@ -330,7 +342,7 @@ class DirectoryStore:
             os.close(descriptor)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectEntry]:
-        """Walk the directories, only those where a key can match."""
+        """Walk through the directories in which a key can match."""
         yield from self._walk(self.directory, "", prefix, after)
 
     def _walk(self, directory: Path, base: str, prefix: str, after: str) -> Iterator[ObjectEntry]:
@@ -366,7 +378,7 @@ class DirectoryStore:
             writer.abort()
 
     def move(self, key: str, to: str) -> None:
-        """Rename the file, fsync both directories: the new name is on disk before the old one goes."""
+        """Rename the file, then fsync both directories. The new name is durable before the removal of the old one."""
         path, final = object_path(self.directory, key), object_path(self.directory, to)
         with _reading(key):
             os.close(_open_file(path))
@@ -383,7 +395,7 @@ class DirectoryStore:
             self.sync.sync(path.parent)
 
     def clean(self) -> int:
-        """Unlink temporary files that nobody holds a lock on."""
+        """Unlink temporary files that no process has locked."""
         count = 0
         with _wrapped(INCOMING):
             for entry in list(os.scandir(self.directory / INCOMING)):
@@ -404,7 +416,7 @@ class DirectoryStore:
         return False
 
     def status(self) -> StoreStatus:
-        """Look whether the directory can be written, and how much room is left."""
+        """Check whether the directory can be written, and how much disk space is free."""
         try:
             disk = os.statvfs(self.directory)
             writable = os.access(self.directory / INCOMING, os.W_OK | os.X_OK)
@@ -418,4 +430,4 @@ class DirectoryStore:
         return StoreStatus(True, "", free)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the store holds no threads or connections."""

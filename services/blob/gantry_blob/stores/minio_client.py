@@ -1,18 +1,18 @@
-"""The calls of one S3 bucket that the store needs, through the `minio` client: the only module that imports it.
+"""The calls to one S3 bucket that the store needs, made with the `minio` client. Only this module imports `minio`.
 
-`minio` has no public calls for the single steps of a multipart upload, nor for a PUT under a condition. These six calls are private to it,
-so a new version may change them; `PRIVATE_CALLS` names them, and a test compares them with the version in `constraints.txt`:
+`minio` has no public calls for the single steps of a multipart upload, nor for a conditional PUT. The following six calls are private, so
+a new version may change them. `PRIVATE_CALLS` lists them, and a test compares them with the version in `constraints.txt`:
 
-| private call | S3 API | why the public call does not do | what would replace it |
+| private call | S3 API | why the public call is not enough | replacement |
 |---|---|---|---|
 | `_create_multipart_upload` | CreateMultipartUpload | `put_object` completes by itself | boto3 `create_multipart_upload` |
 | `_upload_part` | UploadPart | the same | boto3 `upload_part` |
 | `_complete_multipart_upload` | CompleteMultipartUpload | the same | boto3 `complete_multipart_upload` |
-| `_abort_multipart_upload` | AbortMultipartUpload | `remove_object` takes objects only | boto3 `abort_multipart_upload` |
+| `_abort_multipart_upload` | AbortMultipartUpload | `remove_object` removes objects only | boto3 `abort_multipart_upload` |
 | `_list_multipart_uploads` | ListMultipartUploads | there is none since version 7 | boto3 `list_multipart_uploads` |
-| `_put_object` | PutObject | `put_object` takes no header `If-None-Match` | boto3 `put_object(IfNoneMatch="*")` |
+| `_put_object` | PutObject | `put_object` does not accept `If-None-Match` | boto3 `put_object(IfNoneMatch="*")` |
 
-Whoever replaces `minio` writes this module anew; nothing else changes. Decision 0149.
+To replace `minio`, rewrite this module; nothing else has to change. Decision 0149.
 """
 
 import datetime
@@ -43,10 +43,17 @@ OUT_OF_ROOM = {"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExce
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raise an error of ours instead of what the client raises.
+    """Raise an error of `gantry_standard.errors` instead of an exception of the client.
 
     Args:
-        what: the key, or whatever else is named in the message.
+        what: the key, or another name for the message.
+
+    Raises:
+        errors.NotFound: there is no such object.
+        errors.OutOfResources: the server has no free disk space.
+        errors.BadRequest: a range is not within the object.
+        errors.Conflict: the object exists, and the request was for a new one.
+        errors.Unavailable: the server does not answer, or answered any other error.
     """
     try:
         yield
@@ -54,9 +61,9 @@ def translated(what: str) -> Iterator[None]:
         if error.code in ("NoSuchKey", "NoSuchObject"):
             raise errors.NotFound(f"{what}: no such object") from error
         if error.code in OUT_OF_ROOM:
-            raise errors.OutOfResources(f"{what}: the S3 server has no room left", retry_after_s=60) from error
+            raise errors.OutOfResources(f"{what}: the S3 server has no free disk space", retry_after_s=60) from error
         if error.code == "InvalidRange":
-            raise errors.BadRequest(f"{what}: a range is not within it") from error
+            raise errors.BadRequest(f"{what}: a range is not within the object") from error
         if error.code == "PreconditionFailed":
             raise errors.Conflict(f"{what} exists") from error
         raise errors.Unavailable(f"{what}: the S3 server answered {error.code}") from error
@@ -74,11 +81,11 @@ class OpenUpload:
 
 
 class BucketClient:
-    """One bucket. Every method blocks, may be called from any thread, and raises what `translated` says.
+    """One bucket. Every method blocks, may be called from any thread, and raises the errors of `translated`.
 
     Args:
         endpoint: URL of the server, such as http://minio:9000.
-        connections: most connections to the server.
+        connections: largest number of connections to the server.
         timeout_s: seconds without a byte after which a call fails.
     """
 
@@ -96,12 +103,12 @@ class BucketClient:
         )
 
     def exists(self) -> bool:
-        """Say whether the bucket is there."""
+        """Return whether the bucket exists."""
         with translated(f"bucket {self._bucket}"):
             return bool(self._client.bucket_exists(bucket_name=self._bucket))
 
     def make(self) -> None:
-        """Make the bucket; one that is there is fine."""
+        """Create the bucket if it does not exist."""
         with translated(f"bucket {self._bucket}"):
             try:
                 self._client.make_bucket(bucket_name=self._bucket)
@@ -115,18 +122,18 @@ class BucketClient:
             return str(self._client._create_multipart_upload(self._bucket, key, {"Content-Type": "application/octet-stream"}))
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
-        """Send a part; return its ETag. `number` counts from 1."""
+        """Send an S3 part; return its ETag. `number` counts from 1."""
         with translated(key):
             return str(self._client._upload_part(self._bucket, key, data, None, upload_id, number))
 
     def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Make the object of its parts, in the order of their ETags."""
+        """Complete the object from its S3 parts, in the order of `etags`."""
         with translated(key):
             parts = [Part(number, etag) for number, etag in enumerate(etags, 1)]
             self._client._complete_multipart_upload(self._bucket, key, upload_id, parts)
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Let the server forget the parts of an upload."""
+        """Abort a multipart upload; the server removes its parts."""
         with translated(key):
             self._client._abort_multipart_upload(self._bucket, key, upload_id)
 
@@ -146,14 +153,14 @@ class BucketClient:
         """Write an object in one request.
 
         Raises:
-            errors.Conflict: it exists, and `only_new`.
+            errors.Conflict: the object exists, and `only_new` is true.
         """
         headers = {"Content-Type": "application/octet-stream"} | ({"If-None-Match": "*"} if only_new else {})
         with translated(key):
             self._client._put_object(self._bucket, key, data, headers)
 
     def get(self, key: str, offset: int, length: int) -> Any:
-        """Return a response whose `read(n)` gives the bytes of a range; whoever has it closes it and releases its connection."""
+        """Return a response whose `read(n)` returns the bytes of a range. The caller closes it and releases its connection."""
         with translated(key):
             return self._client.get_object(bucket_name=self._bucket, object_name=key, offset=offset, length=length)
 
@@ -163,20 +170,20 @@ class BucketClient:
             return int(self._client.stat_object(bucket_name=self._bucket, object_name=key).size)
 
     def list(self, prefix: str, after: str) -> Iterator[tuple[str, int]]:
-        """Yield keys with a prefix that are above `after`, by key, and their sizes in bytes. The server is asked page by page."""
+        """Yield keys with a prefix that are greater than `after`, in order, with their sizes in bytes. They are requested page by page."""
         with translated(prefix):
             for entry in self._client.list_objects(bucket_name=self._bucket, prefix=prefix, recursive=True, start_after=after or None):
                 if not entry.is_dir:
                     yield entry.object_name, entry.size
 
     def copy(self, key: str, to: str) -> None:
-        """Let the server copy an object."""
+        """Copy an object on the server."""
         with translated(key):
             source = CopySource(bucket_name=self._bucket, object_name=key)
             self._client.copy_object(bucket_name=self._bucket, object_name=to, source=source)
 
     def remove(self, key: str) -> None:
-        """Remove an object; what is not there is fine."""
+        """Remove an object. It is no error if there is no such object."""
         with translated(key):
             self._client.remove_object(bucket_name=self._bucket, object_name=key)
 

@@ -1,6 +1,6 @@
-"""The port of the object store: immutable objects under keys.
+"""The port of the object store: immutable objects, named by keys.
 
-Adapters: `directory_store.py`, `s3_store.py`. Every sentence of the docstrings has a test in `tests/stores/test_object_store.py`.
+The adapters are `directory.py` and `s3.py`. Every sentence of the docstrings has a test in `tests/stores/test_object_store.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,8 +24,9 @@ class StoreStatus:
     """Health of the store.
 
     Attributes:
-        explanation: what is wrong, or what somebody should know; may be empty.
-        free_bytes: room that is left; 0 where the store does not tell.
+        ready: whether the store can be read and written.
+        explanation: what is wrong, or what an operator should know; may be empty.
+        free_bytes: free disk space in bytes; 0 if the store does not report it.
     """
 
     ready: bool
@@ -34,10 +35,10 @@ class StoreStatus:
 
 
 class ObjectWriter(Protocol):
-    """A new object while it is written, in pieces. Used by one thread at a time.
+    """Writes a new object. Used by one thread at a time.
 
-    Nothing of it is seen by others before `commit`; after `commit` all of it is, at once, and it survives a crash. When the process
-    dies before `commit`, nothing is ever seen of it, and `ObjectStore.clean` takes away what it left.
+    The object is not visible before `commit`. After `commit` it is completely visible and survives a crash. If the process dies before
+    `commit`, the object never becomes visible, and `ObjectStore.clean` removes the data that was written.
     """
 
     @property
@@ -47,23 +48,23 @@ class ObjectWriter(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes written until now."""
+        """Number of bytes written so far."""
         ...
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes, which must not change before `commit`.
 
         Raises:
-            errors.OutOfResources: too little room is left; the writer is then good for `abort` only.
-            errors.Unavailable: the store failed; the same.
+            errors.OutOfResources: too little disk space is left. Afterwards only `abort` may be called.
+            errors.Unavailable: the store failed. Afterwards only `abort` may be called.
         """
         ...
 
     def flush(self) -> None:
-        """Keep no more in memory than the store must: the writer will wait for its commit.
+        """Write buffered bytes to the store as far as it allows, because `commit` may be called much later.
 
         Raises:
-            errors.OutOfResources, errors.Unavailable: as `write`.
+            errors.OutOfResources, errors.Unavailable: as for `write`.
         """
         ...
 
@@ -71,20 +72,20 @@ class ObjectWriter(Protocol):
         """Make the object durable, then visible.
 
         Raises:
-            errors.OutOfResources, errors.Unavailable: it may or may not be there.
+            errors.OutOfResources, errors.Unavailable: the object may or may not exist.
         """
         ...
 
     def abort(self) -> None:
-        """Leave nothing behind. After `commit`, or a second time, it does nothing. Does not raise."""
+        """Remove all written data. After `commit`, and at a second call, it does nothing. Does not raise."""
         ...
 
 
 class ObjectStore(Protocol):
-    """Immutable objects of bytes under keys (`gantry_runtime.blob_reader.check_object_key`), never rewritten or truncated.
+    """Immutable objects, named by keys (`gantry_runtime.blob_reader.check_object_key`). They are never rewritten or truncated.
 
-    All calls block and may be made from any thread, in parallel. What is not a key raises `errors.BadRequest`; a store that fails or does
-    not answer raises `errors.Unavailable`, always.
+    All calls block and may be made from any thread, in parallel. Every call raises `errors.BadRequest` for an invalid key, and
+    `errors.Unavailable` if the store fails or does not answer.
     """
 
     @property
@@ -93,21 +94,21 @@ class ObjectStore(Protocol):
         ...
 
     def create(self, key: str) -> ObjectWriter:
-        """Open a writer for a new object. The caller makes keys that are unique.
+        """Open a writer for a new object. The caller must use unique keys.
 
         Raises:
-            errors.OutOfResources: less room is left than must stay free.
+            errors.OutOfResources: less disk space is left than must stay free.
         """
         ...
 
     def read(self, key: str, ranges: Ranges) -> Iterator[bytes]:
-        """Yield the bytes of the ranges, in their order, in pieces of at most 1 MiB; adjacent ranges may share one.
+        """Yield the bytes of the ranges in their order, in chunks of at most 1 MiB. A chunk may span adjacent ranges.
 
         The iterator may be closed early.
 
         Raises:
-            errors.NotFound: there is no such object; before the first piece.
-            errors.BadRequest: a range reaches beyond its end; before the first piece.
+            errors.NotFound: there is no such object. Raised before the first chunk.
+            errors.BadRequest: a range reaches beyond the end of the object. Raised before the first chunk.
         """
         ...
 
@@ -120,24 +121,24 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectEntry]:
-        """Yield all objects whose key begins with `prefix` and is above `after`, by key ascending (code points)."""
+        """Yield all objects whose key begins with `prefix` and is greater than `after`, in ascending order of keys (by code points)."""
         ...
 
     def put(self, key: str, data: bytes, replace: bool = False) -> None:
-        """Write a small object, durable and visible as a whole when it returns. It may use the room that writers must leave free.
+        """Write a small object. When the call returns, it is durable and visible. It may use the disk space that writers must leave free.
 
-        An object that exists with the same bytes is fine. With others it is replaced if `replace` says so: a reader sees the one or the
-        other, never a mixture.
+        If the object exists with the same bytes, nothing happens. If it exists with other bytes and `replace` is true, it is replaced: a
+        reader sees either the old or the new object.
 
         Raises:
-            errors.Conflict: it exists with other bytes, and not `replace`.
+            errors.Conflict: the object exists with other bytes, and `replace` is false.
         """
         ...
 
     def move(self, key: str, to: str) -> None:
-        """Give an object another key, which nothing has; durable when it returns. After a crash it has the old one, the new one, or both.
+        """Give an object another key that does not exist yet. When the call returns, this is durable.
 
-        Whoever reads it under the old key goes on, or raises as if it had gone.
+        After a crash the object has the old key, the new key, or both. A running read under the old key continues, or raises NotFound.
 
         Raises:
             errors.NotFound: there is no such object.
@@ -145,31 +146,31 @@ class ObjectStore(Protocol):
         ...
 
     def remove(self, key: str) -> None:
-        """Take an object away; durable when it returns. What is not there is fine."""
+        """Remove an object, durably when the call returns. It is no error if there is no such object."""
         ...
 
     def clean(self) -> int:
-        """Take away what writers of processes that died have left; return how many. Never touches what a living one writes."""
+        """Remove the data of writers whose process has died; return how many. Data of active writers is never removed."""
         ...
 
     def status(self) -> StoreStatus:
-        """Return the health. Does not raise."""
+        """Return the health of the store. Does not raise."""
         ...
 
     def close(self) -> None:
-        """Release threads and connections. Open writers must have ended."""
+        """Close threads and connections. All writers must have been committed or aborted."""
         ...
 
 
-def joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the same bytes with small pieces joined, none above 1 MiB."""
+def joined(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes with small chunks joined to chunks of at most 1 MiB."""
     waiting: list[bytes] = []
     size = 0
-    for piece in pieces:
-        if size + len(piece) > CHUNK_BYTES and waiting:
+    for chunk in chunks:
+        if size + len(chunk) > CHUNK_BYTES and waiting:
             yield b"".join(waiting)
             waiting, size = [], 0
-        waiting.append(piece)
-        size += len(piece)
+        waiting.append(chunk)
+        size += len(chunk)
     if waiting:
         yield waiting[0] if len(waiting) == 1 else b"".join(waiting)

@@ -1,7 +1,7 @@
 """Objects in a bucket of an S3 server (`minio_client`).
 
-A writer sends what it was given as parts of a multipart upload, the last one at `commit`, so that a pack which has to wait for the end of
-its request holds no thread. What fits in one part is one PUT.
+A writer sends its bytes as S3 parts of a multipart upload, the last one at `commit`. So a pack that waits for the end of its request
+occupies no thread. An object that fits in one part is written with one PUT.
 """
 
 import datetime
@@ -17,14 +17,14 @@ from gantry_runtime.rpc.channels import CHUNK_BYTES
 from gantry_standard import errors
 
 GAP_BYTES = 64 << 10
-"""Ranges this near to each other are one request; what lies between them is thrown away."""
+"""Ranges with a gap of at most this many bytes are read with one request. The bytes of the gap are discarded."""
 
 MOST_PARTS = 10_000
 ABANDONED = datetime.timedelta(days=1)
 
 
 class S3Writer:
-    """A new object, sent in parts; at most one part is under way while the next is filled."""
+    """Writes a new object in S3 parts. At most one part is being sent while the next one is filled."""
 
     def __init__(self, store: "S3Store", key: str) -> None:
         self.key = key
@@ -33,11 +33,11 @@ class S3Writer:
         self._buffer = bytearray()
         self._upload_id = ""
         self._parts: list[Future[str]] = []
-        """ETags of the parts, in their order."""
+        """ETags of the S3 parts, in their order."""
         self._ended = False
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes; wait for the part before the one that becomes full."""
+        """Append bytes. When a part is full, wait until the previous part is sent."""
         self.size += len(data)
         rest = memoryview(data)
         while len(self._buffer) + len(rest) > self._store.part_bytes:
@@ -61,7 +61,7 @@ class S3Writer:
         self._buffer.clear()
 
     def commit(self) -> None:
-        """Send what is left and complete the object."""
+        """Send the remaining bytes and complete the object."""
         if not self._upload_id:
             self._store.put(self.key, bytes(self._buffer), replace=True)
         else:
@@ -71,7 +71,7 @@ class S3Writer:
         self._ended = True
 
     def abort(self) -> None:
-        """Tell the server to forget the parts. Should it not answer, `clean` finds them when they are a day old."""
+        """Abort the multipart upload. If the server does not answer, `clean` removes the parts when they are a day old."""
         if self._ended:
             return
         self._ended = True
@@ -84,7 +84,7 @@ class S3Writer:
 
 
 class S3Store:
-    """Objects in one bucket, which is made when it is not there.
+    """Objects in one bucket, which is created if it does not exist.
 
     Args:
         endpoint: URL of the server, such as http://minio:9000.
@@ -112,7 +112,7 @@ class S3Store:
         self._client = BucketClient(endpoint, access_key, secret_key, bucket, connections, timeout_s)
 
     def _made(self) -> BucketClient:
-        """Return the client; make the bucket before its first use."""
+        """Return the client; create the bucket before its first use."""
         if not self._there:
             with self._making:
                 if not self._there and not self._client.exists():
@@ -121,7 +121,7 @@ class S3Store:
         return self._client
 
     def create(self, key: str) -> S3Writer:
-        """Open a writer; nothing is sent before a part is full."""
+        """Open a writer. Nothing is sent before an S3 part is full."""
         check_object_key(key)
         self._made()
         return S3Writer(self, key)
@@ -131,15 +131,15 @@ class S3Store:
         return self._made().begin_upload(key)
 
     def send(self, key: str, upload_id: str, number: int, data: bytes) -> "Future[str]":
-        """Send a part in the background; its ETag comes. `number` counts from 1."""
+        """Send an S3 part in the background; the future has its ETag. `number` counts from 1."""
         return self._senders.submit(self._client.upload_part, key, upload_id, number, data)
 
     def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Make the object of its parts."""
+        """Complete the object from its S3 parts."""
         self._client.complete_upload(key, upload_id, etags)
 
     def forget(self, key: str, upload_id: str) -> bool:
-        """Abort a multipart upload; return whether the server did."""
+        """Abort a multipart upload; return whether the server confirmed it."""
         try:
             self._client.abort_upload(key, upload_id)
         except errors.GantryError:
@@ -147,15 +147,15 @@ class S3Store:
         return True
 
     def read(self, key: str, ranges: Ranges) -> Iterator[bytes]:
-        """Ask for ranges that lie near each other at once."""
+        """Read ranges; those with gaps of at most GAP_BYTES are read with one request."""
         check_object_key(key)
         groups = _grouped(coalesced(ranges))
         if not groups:
             self.size(key)
             return
-        yield from joined(self._pieces(key, groups, ranges))
+        yield from joined(self._chunks(key, groups, ranges))
 
-    def _pieces(self, key: str, groups: list[list[tuple[int, int]]], ranges: Ranges) -> Iterator[bytes]:
+    def _chunks(self, key: str, groups: list[list[tuple[int, int]]], ranges: Ranges) -> Iterator[bytes]:
         for number, group in enumerate(groups):
             response = self._made().get(key, group[0][0], sum(group[-1]) - group[0][0])
             try:
@@ -172,17 +172,17 @@ class S3Store:
                 response.release_conn()
 
     def size(self, key: str) -> int:
-        """Ask for the length."""
+        """Request the length of an object."""
         check_object_key(key)
         return self._made().size(key)
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectEntry]:
-        """Ask page by page."""
+        """List objects page by page."""
         for key, size_bytes in self._made().list(prefix, after):
             yield ObjectEntry(key, size_bytes)
 
     def put(self, key: str, data: bytes, replace: bool = False) -> None:
-        """PUT; with `If-None-Match: *` unless it may replace."""
+        """Write an object with one PUT; with `If-None-Match: *` unless `replace`."""
         check_object_key(key)
         try:
             self._made().put(key, data, only_new=not replace)
@@ -194,21 +194,21 @@ class S3Store:
             raise errors.Conflict(f"{key} exists with other bytes")
 
     def move(self, key: str, to: str) -> None:
-        """Let the server copy it, then remove it: an S3 server cannot rename."""
+        """Copy the object on the server, then remove the old one, because S3 has no rename."""
         check_object_key(key)
         check_object_key(to)
         self._made().copy(key, to)
         self.remove(key)
 
     def remove(self, key: str) -> None:
-        """DELETE."""
+        """Remove an object with DELETE."""
         check_object_key(key)
         self._made().remove(key)
 
     def clean(self) -> int:
-        """Abort multipart uploads of packs that began more than a day ago: their writers are dead.
+        """Abort multipart uploads of packs that began more than a day ago; their writers no longer exist.
 
-        MinIO does not list uploads by a prefix; it forgets them itself after a day (`stale_uploads_expiry`).
+        MinIO cannot list uploads by prefix; it removes them itself after a day (`stale_uploads_expiry`).
         """
         return self.clean_before(datetime.datetime.now(datetime.UTC) - ABANDONED)
 
@@ -218,11 +218,11 @@ class S3Store:
         return sum(self.forget(upload.key, upload.upload_id) for upload in old)
 
     def status(self) -> StoreStatus:
-        """Ask whether the bucket is there."""
+        """Check whether the bucket exists."""
         try:
             if not self._made().exists():
                 self._there = False
-                return StoreStatus(False, f"bucket {self._bucket} is gone")
+                return StoreStatus(False, f"bucket {self._bucket} does not exist")
         except errors.GantryError as error:
             return StoreStatus(False, error.message)
         return StoreStatus(True)
@@ -248,8 +248,8 @@ def _exactly(key: str, response: Any, length: int) -> Iterator[bytes]:
     """Yield exactly `length` bytes of a response."""
     while length:
         with translated(key):
-            piece = response.read(min(length, CHUNK_BYTES))
-        if not piece:
-            raise errors.Unavailable(f"{key}: the S3 server broke off")
-        length -= len(piece)
-        yield piece
+            chunk = response.read(min(length, CHUNK_BYTES))
+        if not chunk:
+            raise errors.Unavailable(f"{key}: the S3 server ended its response early")
+        length -= len(chunk)
+        yield chunk

@@ -49,25 +49,25 @@ SOURCE_OF_PREVIOUS_VALUES = 0x04000564
 REASON_FOR_THE_ATTRIBUTE_MODIFICATION = 0x04000565
 
 LONGEST_VALUE = 4096
-"""Bytes of a value that rules look at; a longer one matches nothing and is not changed, so that no expression runs for long."""
+"""Longest value in bytes that rules consider. A longer value does not match and is not changed, so that no expression runs for long."""
 
 CHANGEABLE = frozenset((b"AE", b"AS", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"PN", b"SH", b"ST", b"TM"))
 """VRs of the attributes that rules may change."""
 
 UNTOUCHABLE = frozenset(
     (
-        0x00080005,  # Specific Character Set: says how all other text is read
-        0x00080008,  # Image Type: pixel data is described by it
-        0x00080060,  # Modality: belongs to the SOP class
+        0x00080005,  # Specific Character Set: defines the encoding of all other text
+        0x00080008,  # Image Type: describes the pixel data
+        0x00080060,  # Modality: depends on the SOP class
     )
 )
 UNTOUCHABLE_GROUPS = frozenset((0x0002, 0x0028, 0x0400, 0x7FE0))
-"""File meta, pixel description, signatures and Original Attributes, pixels. UIDs are left out by their VR."""
+"""File meta, pixel description, signatures and Original Attributes, pixel data. UIDs are excluded by their VR."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One condition: `pattern` against the whole value of an attribute."""
+    """One condition: `pattern` must match the whole value of an attribute."""
 
     tag: int
     pattern: re.Pattern[str]
@@ -75,7 +75,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One change: `change` gives the new text from the old one, None where the attribute is absent."""
+    """One change. `change` returns the new text for the old one; None stands for an absent attribute."""
 
     tag: int
     vr: bytes
@@ -85,7 +85,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Actions that are taken where all conditions hold."""
+    """Actions that are applied if all conditions hold."""
 
     name: str
     matches: tuple[Match, ...]
@@ -114,7 +114,7 @@ def _strip_prefix(arguments: Mapping[str, str]) -> Callable[[str | None], str | 
 
 def _replace(arguments: Mapping[str, str]) -> Callable[[str | None], str | None]:
     pattern, replacement = re.compile(arguments["pattern"]), arguments["replacement"]
-    pattern.sub(replacement, "")  # groups that the expression does not have are an error now, not with the first patient
+    pattern.sub(replacement, "")  # raises now, not at the first instance, if the replacement refers to a group that does not exist
     return lambda old: pattern.sub(replacement, old) if old else old
 
 
@@ -124,14 +124,14 @@ ACTIONS: dict[frozenset[str], tuple[frozenset[str], Callable[[Mapping[str, str]]
     frozenset(("strip_prefix",)): (frozenset(), _strip_prefix),
     frozenset(("pattern", "replacement")): (frozenset(), _replace),
 }
-"""What an action must name, to what it may name too and what makes the change."""
+"""From the required fields of an action to its optional fields and the function that creates `Action.change`."""
 
 
 def load_rules(path: Path) -> tuple[Rule, ...]:
-    """Read a file of rules.
+    """Read a rule file.
 
     Raises:
-        ValueError: the file cannot be read, or rules are wrong; one line per problem.
+        ValueError: the file cannot be read, or rules are invalid; the message has one line per problem.
     """
     rules, problems = rule_file.load(path, _rule)
     rule_file.refuse(path, problems)
@@ -151,12 +151,12 @@ def _rule(where: str, entry: Mapping[str, Any], problems: list[str]) -> Rule:
         problems.append(f"{where}: expected at least one [[rule.action]]")
         actions = []
     matches = [_match(where, keyword, pattern, problems) for keyword, pattern in conditions.items()]
-    made = [_action(f"{where}, action {number}", action, problems) for number, action in enumerate(actions, 1)]
-    return Rule(str(name), tuple(filter(None, matches)), tuple(filter(None, made)))
+    parsed_actions = [_action(f"{where}, action {number}", action, problems) for number, action in enumerate(actions, 1)]
+    return Rule(str(name), tuple(filter(None, matches)), tuple(filter(None, parsed_actions)))
 
 
 def _tag_and_vr(keyword: str) -> tuple[int, bytes]:
-    """Return the tag and VR of a keyword; 0 and nothing where there is no such keyword."""
+    """Return the tag and VR of a keyword; (0, b"") if there is no such keyword."""
     tag = int(tag_of(keyword), 16) if keyword in KEYWORDS else 0
     row = attribute(tag) if tag else None
     return (tag, b"") if row is None else (tag, row.vr.encode("ascii"))
@@ -194,7 +194,7 @@ def _action(where: str, entry: Mapping[str, object], problems: list[str]) -> Act
         problems.append(f"{where}: when: expected always, absent or empty")
     added = [arguments[name] for name in ("set", "prefix", "replacement") if name in arguments]
     if not all(text.isascii() and text.isprintable() for text in added):
-        problems.append(f"{where}: expected text of the default repertoire, which every character set can hold")
+        problems.append(f"{where}: expected printable ASCII text, which every character set can encode")
     if "set" in arguments and not _is_legal(vr, arguments["set"]):
         problems.append(f"{where}: set: expected a value of VR {vr.decode()}")
     try:
@@ -214,7 +214,8 @@ class Coercion:
     """Applies rules to data sets.
 
     Attributes:
-        modifying_system: (0400,0563).
+        rules: in the order in which they are applied.
+        modifying_system: value of Modifying System (0400,0563).
     """
 
     rules: tuple[Rule, ...]
@@ -224,10 +225,10 @@ class Coercion:
         """Change a data set in place.
 
         Returns:
-            The item that was added to its Original Attributes Sequence; None where no rule changed anything.
+            The item that was added to Original Attributes Sequence; None if no rule changed anything.
 
         Raises:
-            ScanFailure: what a rule makes cannot be written, or the sequence that is there cannot be kept.
+            ScanFailure: a new value is invalid or cannot be encoded, or the existing sequence is invalid.
         """
         previous: Elements = {}
         for rule in self.rules:
@@ -241,7 +242,7 @@ class Coercion:
         existing = root.get(ORIGINAL_ATTRIBUTES_SEQUENCE)
         items = existing[1] if existing is not None else []
         if not isinstance(items, list):
-            raise ScanFailure("its Original Attributes Sequence is no sequence: nothing can be added to it", reasons.PROCESSING_FAILURE)
+            raise ScanFailure("Original Attributes Sequence is not a sequence, so no item can be added", reasons.PROCESSING_FAILURE)
         root[ORIGINAL_ATTRIBUTES_SEQUENCE] = (b"SQ", [*items, item], 0)
         return item
 
@@ -257,7 +258,7 @@ class Coercion:
 
 
 def _differs(root: Elements, tag: int, previous: Element) -> bool:
-    """Say whether more than padding changed; an attribute that was absent is kept as one without a value."""
+    """Return whether more than padding changed. `previous` has an empty value if the attribute was absent."""
     now = root[tag][1]
     return isinstance(now, bytes) and isinstance(previous[1], bytes) and now.strip(b" \0") != previous[1].strip(b" \0")
 
@@ -271,7 +272,7 @@ def _holds(root: Elements, match: Match) -> bool:
 
 
 def _text(root: Elements, element: Element) -> str | None:
-    """Return a value as text, without padding; None where it is none or too long."""
+    """Return a value as text without padding; None if it is not text or too long."""
     vr, value, _ = element
     if not isinstance(value, bytes) or len(value) > LONGEST_VALUE or (vr not in CHANGEABLE and vr != b"UI"):
         return None
@@ -294,7 +295,7 @@ def _act(root: Elements, rule: Rule, action: Action, previous: Elements) -> None
         return
     if not _is_legal(action.vr, new):
         raise ScanFailure(
-            f"coercion {rule.name}: the new {action.keyword} is no value of VR {action.vr.decode()}", reasons.PROCESSING_FAILURE
+            f"coercion {rule.name}: the new {action.keyword} is not valid for VR {action.vr.decode()}", reasons.PROCESSING_FAILURE
         )
     previous.setdefault(action.tag, element if element is not None else (action.vr, b"", 0))
     root[action.tag] = (action.vr, _encoded(root, rule, action, new), 0)
@@ -310,7 +311,7 @@ def _encoded(root: Elements, rule: Rule, action: Action, text: str) -> bytes:
         value = b""
     if not _charset(root).strip(b" \0") or charset.decode(value) != text:
         raise ScanFailure(
-            f"coercion {rule.name}: the new {action.keyword} cannot be written in the character set of the instance",
+            f"coercion {rule.name}: the new {action.keyword} cannot be encoded in the character set of the instance",
             reasons.PROCESSING_FAILURE,
         )
     return value

@@ -1,9 +1,9 @@
-"""A PS3.10 file out of a data set that was sent as metadata, and the bulkdata that was sent with it.
+"""Builds a PS3.10 file from a data set that was sent as metadata, and the bulkdata that was sent with it.
 
-The file is a stream of pieces: File Meta Information of ours, the data set in Explicit VR Little Endian, its long values read from the
-spool as they are needed. Compressed pixel data is encapsulated unchanged, in the transfer syntax that fits its bits. What the metadata
-leaves out of the Image Pixel Description Macro comes from the bit stream; where the two contradict each other the instance fails, as either
-of them may be the wrong one. Of a picture that was transformed (PNG, GIF) the attributes describe the result.
+The file is a stream of chunks: new File Meta Information, then the data set in Explicit VR Little Endian. Long values are read from the
+spool when they are needed. Compressed pixel data is encapsulated unchanged, in the transfer syntax that fits the bit stream. Attributes of
+the Image Pixel Description Macro that the metadata omits are taken from the bit stream. If metadata and bit stream contradict each other,
+the instance fails, because either of them may be wrong. For a decoded image (PNG, GIF) the attributes describe the decoded frames.
 
 Source: PS3.18 §10.5.1.4 and §10.5.2; PS3.5 §A.4; PS3.10 §7.1.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gantry.blob.v1 import blob_pb2
-from gantry_blob.storing.payload_parts import BulkPart, PayloadParts
+from gantry_blob.storing.metadata_and_bulkdata import BulkPart, MetadataAndBulkdata
 from gantry_blob.storing.spool import SpooledBytes
 from gantry_standard import reasons
 from gantry_standard.bitstreams.still import STILL_MEDIA_TYPES, Picture, agree, choose_transfer_syntax, read_still
@@ -47,7 +47,7 @@ ROWS, COLUMNS, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PIXEL_REPRESENTATION = (
     "00280102",
     "00280103",
 )
-# Extended Offset Table, its lengths, and the encapsulated total: they describe fragments that are made anew.
+# Extended Offset Table, its lengths, and the encapsulated total length. They are removed, because new fragments are written.
 _OFFSET_TABLES = ("7FE00001", "7FE00002", "7FE00003")
 
 _LONGEST_VALUE = 0xFFFFFFFE
@@ -63,13 +63,13 @@ _STILL_OF_CODESTREAM = {
 
 @dataclass(frozen=True, slots=True)
 class _Frames:
-    """Encapsulated pixel data: the bytes of each frame."""
+    """Encapsulated Pixel Data, with the bytes of each frame. A video is one frame here."""
 
     contents: tuple[SpooledBytes, ...]
     is_video: bool
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the element: Basic Offset Table where its 32 bits suffice, the frames as items, the delimiter."""
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the element: Basic Offset Table (empty if 32 bits are not enough), the frames as items, and the delimiter."""
         yield encode_element_header(0x7FE00010, b"OB", UNDEFINED_LENGTH)
         offsets, at = [], 0
         for content in self.contents:
@@ -93,20 +93,21 @@ def _items(content: SpooledBytes) -> Iterator[bytes]:
 
 
 class Assembly:
-    """One data set on its way to a file.
+    """Builds the file of one data set.
 
     Args:
-        data_set: DICOM JSON object, keys in upper case; it is changed.
+        data_set: DICOM JSON object with keys in upper case. It is modified.
         transfer_syntax_uid: transfer-syntax parameter of the metadata part, or "".
-        most_depth: sequences within sequences.
-        failure: why no file is to be made of it; None where one is.
+        parts: the bulkdata of the request.
+        most_depth: largest depth of nested sequences.
+        failure: why no file can be built; None if one can.
     """
 
     def __init__(
         self,
         data_set: dict[str, Any],
         transfer_syntax_uid: str,
-        parts: PayloadParts,
+        parts: MetadataAndBulkdata,
         most_depth: int,
         failure: ScanFailure | None = None,
     ) -> None:
@@ -118,11 +119,11 @@ class Assembly:
         self._frames: _Frames | None = None
         self._transfer_syntax_uid = EXPLICIT_VR_LITTLE_ENDIAN
 
-    def pieces(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
         """Yield the file.
 
         Raises:
-            ScanFailure: with the UIDs of the data set; the file cannot be made.
+            ScanFailure: the file cannot be built. The failure has the UIDs of the data set.
         """
         try:
             yield from _joined(self._file())
@@ -143,18 +144,18 @@ class Assembly:
         self._prepare_document()
         sop_class_uid, sop_instance_uid = _uid(self._data_set, "00080016"), _uid(self._data_set, "00080018")
         if not sop_class_uid or not sop_instance_uid:
-            raise ScanFailure("SOP Class UID or SOP Instance UID is missing or no UID", reasons.REQUIRED_UID_MISSING)
+            raise ScanFailure("SOP Class UID or SOP Instance UID is missing or invalid", reasons.REQUIRED_UID_MISSING)
         yield encode_file_meta(sop_class_uid, sop_instance_uid, self._transfer_syntax_uid)
-        for piece in encode_data_set(self._data_set, self._most_depth):
-            if isinstance(piece, bytes):
-                yield piece
-            elif self._frames is not None and piece.is_root and f"{piece.tag:08X}" == PIXEL_DATA:
-                yield from self._frames.pieces()
+        for chunk in encode_data_set(self._data_set, self._most_depth):
+            if isinstance(chunk, bytes):
+                yield chunk
+            elif self._frames is not None and chunk.is_root and f"{chunk.tag:08X}" == PIXEL_DATA:
+                yield from self._frames.chunks()
             else:
-                yield from self._value(piece)
+                yield from self._value(chunk)
 
     def _value(self, reference: BulkReference) -> Iterator[bytes]:
-        """Yield an element whose value is bulkdata as it is."""
+        """Yield an element whose value is the unchanged bulkdata."""
         tag, vr = reference.tag, reference.vr
         is_pixel_data = reference.is_root and f"{tag:08X}" == PIXEL_DATA
         parts = self._found(tag, self._parts.find_frames(reference.uri) if is_pixel_data else self._parts.find(reference.uri))
@@ -202,7 +203,11 @@ class Assembly:
             self._describe_transformed(parts)
 
     def _compressed_type(self, part: BulkPart) -> str:
-        """Return the media type of a compressed bit stream; "" for native pixel data."""
+        """Return the media type of a compressed bit stream; "" for native pixel data.
+
+        Raises:
+            ScanFailure: the media type or transfer syntax of the part is not supported for Pixel Data.
+        """
         media_type = part.type.media_type
         if media_type in STILL_MEDIA_TYPES or media_type in VIDEO_MEDIA_TYPES:
             return media_type
@@ -229,7 +234,7 @@ class Assembly:
         is_video = media_type in VIDEO_MEDIA_TYPES
         if is_video and len(parts) > 1:
             raise _mismatch(f"a video is one part, found {len(parts)}")
-        if media_type == OCTET_STREAM:  # a transfer syntax that was named and whose frames nobody reads
+        if media_type == OCTET_STREAM:  # the request names a transfer syntax whose bit streams are not parsed
             self._transfer_syntax_uid, self._frames = named, _Frames(tuple(part.content for part in parts), is_video=False)
             self._fill(NUMBER_OF_FRAMES, "IS", str(len(parts))) if len(parts) > 1 else None
             return
@@ -241,7 +246,11 @@ class Assembly:
         self._describe(picture, picture.number_of_frames if is_video else len(parts), is_video=is_video)
 
     def _describe(self, picture: Picture, number_of_frames: int, *, is_video: bool) -> None:
-        """Fill in what the metadata leaves out; compare what it has."""
+        """Add the attributes that the metadata omits; check those that it has.
+
+        Raises:
+            ScanFailure: metadata and bit stream contradict each other, or neither has a required attribute.
+        """
         for tag, name, bitstream_value in (
             (ROWS, "Rows", picture.rows),
             (COLUMNS, "Columns", picture.columns),
@@ -249,16 +258,16 @@ class Assembly:
         ):
             said = self._number(tag)
             if bitstream_value and said is not None and said != bitstream_value:
-                raise _mismatch(f"{name} is {said}, and the bit stream has {bitstream_value}")
+                raise _mismatch(f"{name} is {said}, but the bit stream has {bitstream_value}")
             if bitstream_value:
                 self._fill(tag, "US", bitstream_value)
             elif said is None:
-                raise _mismatch(f"{name} is missing, and the bit stream does not tell")
+                raise _mismatch(f"{name} is missing, and the bit stream does not define it")
         allocated = self._number(BITS_ALLOCATED)
         if allocated is not None and allocated < picture.precision and allocated != 1:
-            raise _mismatch(f"Bits Allocated is {allocated}, and the bit stream has {picture.precision} bits")
+            raise _mismatch(f"Bits Allocated is {allocated}, but the bit stream has {picture.precision} bits")
         if self._is_missing(PHOTOMETRIC_INTERPRETATION) and not picture.photometric_interpretation:
-            raise _mismatch(f"Photometric Interpretation is missing, and {picture.samples_per_pixel} samples per pixel do not tell")
+            raise _mismatch(f"Photometric Interpretation is missing, and {picture.samples_per_pixel} samples per pixel do not define it")
         self._fill(PHOTOMETRIC_INTERPRETATION, "CS", picture.photometric_interpretation)
         if picture.samples_per_pixel > 1:
             self._fill(PLANAR_CONFIGURATION, "US", 0)
@@ -267,12 +276,16 @@ class Assembly:
         self._fill(HIGH_BIT, "US", (self._number(BITS_STORED) or picture.precision) - 1)
         self._fill(PIXEL_REPRESENTATION, "US", picture.pixel_representation)
         if is_video and not number_of_frames and self._is_missing(NUMBER_OF_FRAMES):
-            raise _mismatch("Number of Frames is missing, and the bit stream does not tell")
+            raise _mismatch("Number of Frames is missing, and the bit stream does not define it")
         if is_video or number_of_frames > 1:
             self._fill(NUMBER_OF_FRAMES, "IS", str(number_of_frames))
 
     def _describe_transformed(self, parts: list[BulkPart]) -> None:
-        """Let the attributes say what the transformed pictures are."""
+        """Set the attributes of decoded images (PNG, GIF).
+
+        Raises:
+            ScanFailure: they cannot be frames of one image, or contradict the metadata.
+        """
         pixel = parts[0].pixel
         if pixel is None or any(part.pixel != pixel for part in parts):
             raise _mismatch("Pixel Data has parts that cannot be frames of one image")
@@ -280,10 +293,10 @@ class Assembly:
         for tag, name, described in ((ROWS, "Rows", pixel.rows), (COLUMNS, "Columns", pixel.columns)):
             said = self._number(tag)
             if said is not None and said != described:
-                raise _mismatch(f"{name} is {said}, and the picture has {described}")
+                raise _mismatch(f"{name} is {said}, but the image has {described}")
         said = self._number(NUMBER_OF_FRAMES)
         if said is not None and said != number_of_frames:
-            raise _mismatch(f"Number of Frames is {said}, and the picture has {number_of_frames}")
+            raise _mismatch(f"Number of Frames is {said}, but the image has {number_of_frames}")
         self._data_set.pop(PLANAR_CONFIGURATION, None)
         self._data_set |= _description(pixel)
         if number_of_frames > 1:
@@ -300,7 +313,7 @@ class Assembly:
             if said and said.lower() != sent:
                 raise _mismatch("MIME Type of Encapsulated Document is not the Content-Type of its part")
             self._fill(MIME_TYPE, "LO", sent)
-        if part.content.length & 1:  # without it the byte of padding could not be told from the document
+        if part.content.length & 1:  # otherwise a reader could not know that the last byte is padding
             self._fill(DOCUMENT_LENGTH, "UL", part.content.length)
 
     def _is_missing(self, tag: str) -> bool:
@@ -313,24 +326,24 @@ class Assembly:
             self._data_set[tag] = {"vr": vr, "Value": [value]}
 
     def _number(self, tag: str) -> int | None:
-        """Return a number of the metadata; None where it is absent.
+        """Return an integer attribute of the metadata; None if it is absent.
 
         Raises:
-            ScanFailure: it is no number.
+            ScanFailure: the value is not a number.
         """
         if self._is_missing(tag):
             return None
         try:
             return int(self._data_set[tag]["Value"][0])
         except (TypeError, ValueError, KeyError):
-            raise ScanFailure(f"({tag}) is no number", reasons.CANNOT_UNDERSTAND) from None
+            raise ScanFailure(f"({tag}) is not a number", reasons.CANNOT_UNDERSTAND) from None
 
 
 def _common(pictures: list[Picture]) -> Picture:
-    """Return what all frames have in common.
+    """Return the properties that all frames have in common.
 
     Raises:
-        ScanFailure: they cannot be frames of one image.
+        ScanFailure: the bit streams cannot be frames of one image.
     """
     first = pictures[0]
     uids = tuple(uid for uid in first.transfer_syntax_uids if all(uid in other.transfer_syntax_uids for other in pictures))
@@ -371,17 +384,17 @@ def _uid(data_set: dict[str, Any], tag: str) -> str:
     return uid if is_valid_uid(uid) else ""
 
 
-def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the same bytes in pieces that are worth a visit to the scan."""
+def _joined(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in chunks of at least _FLUSH_BYTES, except the last, because each call of the scan has a cost."""
     held = bytearray()
-    for piece in pieces:
-        if len(piece) < _FLUSH_BYTES:
-            held += piece
+    for chunk in chunks:
+        if len(chunk) < _FLUSH_BYTES:
+            held += chunk
         else:
             if held:
                 yield bytes(held)
                 held.clear()
-            yield piece
+            yield chunk
         if len(held) >= _FLUSH_BYTES:
             yield bytes(held)
             held.clear()

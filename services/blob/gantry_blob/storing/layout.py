@@ -1,26 +1,29 @@
-"""What a scan found out, as the message that travels: spans of the two streams become ranges of the pack object."""
+"""Converts the result of a scan to a message: spans of the scanned streams become ranges of the pack."""
 
 from collections.abc import Callable
 
 from gantry.blob.v1 import blob_pb2
 from gantry_standard.dicom.scanned import EncapsulatedFrames, FrameTable, NativeFrames, Origin, PixelDescription, ScannedInstance, Span
 
-Place = Callable[[Span], blob_pb2.Range]
+ToRange = Callable[[Span], blob_pb2.Range]
 
 
 def stored_instance(
-    scanned: ScannedInstance, part_number: int, object_key: str, original: int, rendition: int, uploaded: int
+    scanned: ScannedInstance, part_number: int, object_key: str, original: int, rewritten: int, uploaded: int
 ) -> blob_pb2.StoredInstance:
-    """Convert, without the DICOM JSON.
+    """Return the message for a scanned instance, without its DICOM JSON.
 
     Args:
-        original: offset in the pack of the first byte of the file that was scanned.
-        rendition: offset in the pack of the first byte of the rendition.
-        uploaded: offset in the pack of the first byte of the file as sent, which is another one where `fallback` wrote it anew.
+        scanned: the result of the scan.
+        part_number: of the instance within the store request, from 0.
+        object_key: of the pack.
+        original: offset in the pack of the file that was scanned.
+        rewritten: offset in the pack of the rewritten bytes.
+        uploaded: offset in the pack of the file as it was uploaded. It differs from `original` if the second reader wrote another file.
     """
-    base = {Origin.ORIGINAL: original, Origin.RENDITION: rendition}
+    base = {Origin.ORIGINAL: original, Origin.RENDITION: rewritten}
 
-    def place(span: Span) -> blob_pb2.Range:
+    def to_range(span: Span) -> blob_pb2.Range:
         return blob_pb2.Range(offset=base[span.origin] + span.offset, length=span.length)
 
     return blob_pb2.StoredInstance(
@@ -37,21 +40,21 @@ def stored_instance(
         part_number=part_number,
         layout=blob_pb2.Layout(
             wire_transfer_syntax_uid=scanned.wire_transfer_syntax_uid,
-            wire=[place(span) for span in scanned.wire],
-            pixel_element=place(scanned.pixel_element) if scanned.pixel_element else None,
-            pixel_element_header=place(scanned.pixel_element_header) if scanned.pixel_element_header else None,
-            frames=_frames(scanned.frames, base, place) if scanned.frames else None,
-            bulk=[blob_pb2.BulkElement(path=bulk.path, vr=bulk.vr, value=place(bulk.value)) for bulk in scanned.bulk],
+            wire=[to_range(span) for span in scanned.wire],
+            pixel_element=to_range(scanned.pixel_element) if scanned.pixel_element else None,
+            pixel_element_header=to_range(scanned.pixel_element_header) if scanned.pixel_element_header else None,
+            frames=_frames(scanned.frames, base, to_range) if scanned.frames else None,
+            bulk=[blob_pb2.BulkElement(path=bulk.path, vr=bulk.vr, value=to_range(bulk.value)) for bulk in scanned.bulk],
             pixel=_pixel(scanned.pixel),
         ),
         warning_reasons=scanned.warning_reasons,
     )
 
 
-def _frames(table: FrameTable, base: dict[Origin, int], place: Place) -> blob_pb2.FrameTable:
+def _frames(table: FrameTable, base: dict[Origin, int], to_range: ToRange) -> blob_pb2.FrameTable:
     match table.encoding:
         case NativeFrames(span, frame_bits):
-            native = blob_pb2.NativeFrames(offset=place(span).offset, frame_bits=frame_bits)
+            native = blob_pb2.NativeFrames(offset=to_range(span).offset, frame_bits=frame_bits)
             return blob_pb2.FrameTable(number_of_frames=table.number_of_frames, native=native)
         case EncapsulatedFrames(origin, offsets, lengths, first_fragments):
             encapsulated = blob_pb2.EncapsulatedFrames(

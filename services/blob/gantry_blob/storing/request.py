@@ -1,7 +1,7 @@
-"""One store request: its parts are scanned while their bytes pass into packs.
+"""One store request: its parts are scanned while their bytes are written into packs.
 
-`Upload` blocks and belongs into a thread; `edge.py` feeds it. One bad part never fails the others; what fails all of them (no room, the
-store does not answer) is raised.
+The methods of `StoreRequest` block, so `edge.py` calls them in threads. An invalid part does not affect the other parts. Only errors that
+affect all parts are raised: no disk space, or a store that does not answer.
 
 Source: PS3.18 §10.5, Annex I.
 """
@@ -20,10 +20,10 @@ from gantry_blob.packs.announcement import PackEvents
 from gantry_blob.packs.pack import PackLimits, PackWriter, new_key
 from gantry_blob.stores.port import ObjectStore
 from gantry_blob.storing import second_reader
-from gantry_blob.storing.admission import Terms, admit
+from gantry_blob.storing.admission import AdmissionPolicy, admit
 from gantry_blob.storing.file_from_metadata import Assembly
 from gantry_blob.storing.layout import stored_instance
-from gantry_blob.storing.payload_parts import BulkPart, PayloadParts, part_type
+from gantry_blob.storing.metadata_and_bulkdata import BulkPart, MetadataAndBulkdata, part_type
 from gantry_blob.storing.spool import Spool
 from gantry_runtime import telemetry
 from gantry_runtime.callers import ANONYMOUS, Caller
@@ -40,26 +40,28 @@ from gantry_standard.http.media_types import DICOM
 log = logging.getLogger(__name__)
 
 SPOOL_BYTES = 1 << 20
-"""A rendition above this waits in a temporary file until its instance has ended."""
+"""Number of rewritten bytes above which they are written to a temporary file until their instance has ended."""
 
 
-UploadMessage = blob_pb2.StoreInstancesRequest | memoryview
+StoreMessage = blob_pb2.StoreInstancesRequest | memoryview
 """A message of a store request; a memoryview is a chunk."""
 
 
 @dataclass(frozen=True)
 class StoreRules:
-    """What a store request may do.
+    """Limits and options of store requests.
 
     Attributes:
-        accept_private_sop_classes: take private SOP classes and ones that PS3.6 did not know yet.
-        most_parts: of one request, and data sets of its metadata parts.
-        spool_directory: of temporary files; None: that of the system.
-        spool_reserve: part of its file system that bulkdata which waits leaves free, 0 to 1.
-        coerce: changes attributes of a data set (`coercion.py`); None: nothing does.
-        fallback_bytes: largest part that a second reader is tried on; 0: none.
-        fallback_parts: of one request that it is tried on; further ones fail.
-        fallback_budget_s: seconds that the second reader has for all parts of one request, waiting included; further ones fail.
+        pack: when a pack is closed.
+        scan: limits of one instance.
+        accept_private_sop_classes: accept private SOP classes, and SOP classes that are not in our edition of PS3.6.
+        most_parts: largest number of parts of one request, including the data sets of its metadata parts.
+        spool_directory: directory of temporary files; None for the system's directory.
+        spool_reserve: fraction of its file system that stored bulkdata must leave free, 0 to 1.
+        coerce: changes attributes of a data set (`coercion.py`); None for no coercion.
+        second_reader_bytes: largest part in bytes that the second reader tries; 0 switches it off.
+        second_reader_parts: largest number of parts of one request that the second reader tries; further inconsistent parts fail.
+        second_reader_budget_s: seconds for the second reader per request, including waiting; further inconsistent parts fail.
     """
 
     pack: PackLimits = field(default_factory=PackLimits)
@@ -69,14 +71,14 @@ class StoreRules:
     spool_directory: Path | None = None
     spool_reserve: float = 0.0
     coerce: Callable[[Elements], Elements | None] | None = None
-    fallback_bytes: int = 64 << 20
-    fallback_parts: int = 1000
-    fallback_budget_s: float = 60.0
+    second_reader_bytes: int = 64 << 20
+    second_reader_parts: int = 1000
+    second_reader_budget_s: float = 60.0
 
 
 @dataclass(frozen=True)
 class SecondReading:
-    """What an upload waits for: a second reader reads `source`, writes `target`, within so many seconds."""
+    """A file that the second reader must try before a request can continue: it reads `source` and writes `target` within `within_s`."""
 
     source: Path
     target: Path
@@ -84,10 +86,18 @@ class SecondReading:
 
 
 class Part:
-    """A part while its bytes come. `failure` is set as soon as it is known that it will not be stored.
+    """A PS3.10 part while its bytes arrive.
 
-    `resource` is the non-patient resource that it goes to, "" for a study.
-    `rewritten` is the file that was scanned instead where the scan did not understand the part and the second reader did; else None.
+    Args:
+        number: of the part within the request, from 0.
+        offset: in the pack at which the part begins.
+        rules: of the request.
+        resource: the non-patient resource that the part is stored into; "" for a study.
+
+    Attributes:
+        failure: why the part will not be stored; None as long as it may be.
+        scanned: the result of the scan; None before it has succeeded.
+        second_file: the file of the second reader, which was scanned instead of an inconsistent part; else None.
     """
 
     def __init__(self, number: int, offset: int, rules: StoreRules, resource: str = "") -> None:
@@ -96,132 +106,132 @@ class Part:
         self.failure: ScanFailure | None = None
         self.is_finished = False
         self.scanned: ScannedInstance | None = None
-        self.rewritten: IO[bytes] | None = None
+        self.second_file: IO[bytes] | None = None
         self._rules = rules
         self._resource = resource
-        self._rendition: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._scanner = Scanner(self._write_rendition, rules.scan, rules.coerce, resource)
-        self._held = second_reader.Held(rules.fallback_bytes, rules.spool_directory)
+        self._rewritten_bytes: tempfile.SpooledTemporaryFile[bytes] | None = None
+        self._scanner = Scanner(self._write_rewritten, rules.scan, rules.coerce, resource)
+        self._held = second_reader.Held(rules.second_reader_bytes, rules.spool_directory)
 
-    def _write_rendition(self, data: bytes | memoryview) -> None:
-        if self._rendition is None:
+    def _write_rewritten(self, data: bytes | memoryview) -> None:
+        if self._rewritten_bytes is None:
             directory = str(self._rules.spool_directory) if self._rules.spool_directory else None
-            self._rendition = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)  # noqa: SIM115 close() closes it
-        self._rendition.write(data)
+            self._rewritten_bytes = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=directory)  # noqa: SIM115 close() closes it
+        self._rewritten_bytes.write(data)
 
-    def _forget_rendition(self) -> None:
-        if self._rendition is not None:
-            self._rendition.close()
-            self._rendition = None
+    def _discard_rewritten(self) -> None:
+        if self._rewritten_bytes is not None:
+            self._rewritten_bytes.close()
+            self._rewritten_bytes = None
 
     def feed(self, chunk: bytes | memoryview) -> None:
-        """Scan the next bytes."""
+        """Scan the next bytes. A failure is recorded in `failure`."""
         self._guarded(lambda: self._scanner.feed(chunk))
         if self.failure is None or isinstance(self.failure, BrokenStructure):
             self._held.take(chunk, is_needed=self.failure is not None)
         else:
             self._held.forget()
 
-    def assemble(self, pieces: Iterator[bytes], write: Callable[[bytes], None]) -> None:
-        """Take the part from a stream of ours that may fail instead of from a client; no second reader is tried on it."""
+    def assemble(self, chunks: Iterator[bytes], write: Callable[[bytes], None]) -> None:
+        """Scan and write a part that blob has built itself. `chunks` may raise ScanFailure. The second reader is not tried."""
         self._held.forget()
 
         def assembling() -> None:
-            for piece in pieces:
-                self._scanner.feed(piece)
-                write(piece)
+            for chunk in chunks:
+                self._scanner.feed(chunk)
+                write(chunk)
 
         self._guarded(assembling)
 
-    def finish(self, terms: Terms) -> None:
-        """Conclude the scan and look whether the instance may be stored here."""
+    def finish(self, policy: AdmissionPolicy) -> None:
+        """End the scan and check whether the instance may be stored. A failure is recorded in `failure`."""
         if not self.is_finished:
             self.is_finished = True
-            self._guarded(lambda: self._conclude(self._scanner.finish(), terms))
+            self._guarded(lambda: self._conclude(self._scanner.finish(), policy))
 
     def begin_second_reading(self) -> tuple[Path, Path] | None:
-        """Return the file that a second reader may try and the one that it shall write; None where it is not to be tried."""
+        """Return the file that the second reader shall read and the one that it shall write; None if it is not to be tried."""
         if not isinstance(self.failure, BrokenStructure) or (whole := self._held.whole()) is None:
             return None
-        self.rewritten = second_reader.named_temporary(self._rules.spool_directory)
-        return whole, Path(self.rewritten.name)
+        self.second_file = second_reader.named_temporary(self._rules.spool_directory)
+        return whole, Path(self.second_file.name)
 
-    def end_second_reading(self, terms: Terms) -> None:
-        """Take what the second reader has written instead of the part."""
+    def end_second_reading(self, policy: AdmissionPolicy) -> None:
+        """Scan the file that the second reader has written, instead of the part."""
         failure = self.failure
         assert isinstance(failure, BrokenStructure)
         self.failure = None
-        self._guarded(lambda: self._scan_rewritten(failure, terms))
+        self._guarded(lambda: self._scan_second_file(failure, policy))
 
-    def _conclude(self, scanned: ScannedInstance, terms: Terms) -> None:
-        admit(scanned, terms)
+    def _conclude(self, scanned: ScannedInstance, policy: AdmissionPolicy) -> None:
+        admit(scanned, policy)
         self.scanned = scanned
 
-    def _scan_rewritten(self, failure: ScanFailure, terms: Terms) -> None:
-        """Scan what a second reader made of the part.
+    def _scan_second_file(self, failure: ScanFailure, policy: AdmissionPolicy) -> None:
+        """Scan the file that the second reader has written.
 
         Raises:
-            ScanFailure: its structure is broken too (`failure`), or it may not be stored.
+            ScanFailure: its structure is invalid as well (`failure` is raised), or it may not be stored.
         """
         uploaded = self._held.whole()
         assert uploaded is not None
-        self._forget_rendition()
-        scanner = Scanner(self._write_rendition, self._rules.scan, self._rules.coerce, self._resource)
+        self._discard_rewritten()
+        scanner = Scanner(self._write_rewritten, self._rules.scan, self._rules.coerce, self._resource)
         try:
-            for piece in self.rewritten_file():
-                scanner.feed(piece)
+            for chunk in self.second_file_chunks():
+                scanner.feed(chunk)
             scanned = scanner.finish()
         except BrokenStructure:
             raise failure from None
-        told = second_reader.identify(uploaded, self._rules.scan)
+        identity = second_reader.identify(uploaded, self._rules.scan)
         warned = dict.fromkeys((*scanned.warning_reasons, reasons.DATA_SET_DOES_NOT_MATCH_SOP_CLASS_WARNING))
         self._conclude(
             replace(
                 scanned,
-                transfer_syntax_uid=told.transfer_syntax_uid or scanned.transfer_syntax_uid,
-                length=told.length,
-                head_length=told.head_length,
-                head_digest=told.head_digest,
-                dataset_digest=told.dataset_digest,
+                transfer_syntax_uid=identity.transfer_syntax_uid or scanned.transfer_syntax_uid,
+                length=identity.length,
+                head_length=identity.head_length,
+                head_digest=identity.head_digest,
+                dataset_digest=identity.dataset_digest,
                 warning_reasons=tuple(warned),
             ),
-            terms,
+            policy,
         )
 
     def uploaded(self) -> Iterator[bytes]:
-        """Yield the bytes of the part as they were sent, where `rewritten` is set."""
+        """Yield the bytes of the part as the client sent them. Only if `second_file` is set."""
         whole = self._held.whole()
         assert whole is not None
         with whole.open("rb") as file:
-            yield from _pieces(file)
+            yield from _chunks(file)
 
-    def rewritten_file(self) -> Iterator[bytes]:
-        """Yield the file that was scanned instead."""
-        assert self.rewritten is not None
-        self.rewritten.seek(0)
-        return _pieces(self.rewritten)
+    def second_file_chunks(self) -> Iterator[bytes]:
+        """Yield the file of the second reader, which was scanned instead of the part."""
+        assert self.second_file is not None
+        self.second_file.seek(0)
+        return _chunks(self.second_file)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         if self.failure is None:
             self.failure = failure_of(step)
 
-    def rendition(self) -> Iterator[bytes]:
-        """Yield the bytes that the scan made."""
-        if self._rendition is None:
+    def rewritten_bytes(self) -> Iterator[bytes]:
+        """Yield the rewritten bytes of the scan."""
+        if self._rewritten_bytes is None:
             return iter(())
-        self._rendition.seek(0)
-        return _pieces(self._rendition)
+        self._rewritten_bytes.seek(0)
+        return _chunks(self._rewritten_bytes)
 
     def close(self) -> None:
-        """Forget all temporary bytes."""
-        self._forget_rendition()
+        """Discard all temporary data."""
+        self._discard_rewritten()
         self._held.forget()
-        if self.rewritten is not None:
-            self.rewritten.close()
+        if self.second_file is not None:
+            self.second_file.close()
 
 
 def failure_of(step: Callable[[], None]) -> ScanFailure | None:
-    """Do one step for one part; return why the part fails, None where it does not.
+    """Run one step for one part; return why the part fails, or None.
 
     Raises:
         errors.RetryLater, OSError: the whole request fails.
@@ -233,23 +243,23 @@ def failure_of(step: Callable[[], None]) -> ScanFailure | None:
     except (errors.RetryLater, OSError):
         raise
     except Exception as error:
-        # A fault of the scan must not fail the other parts. Its message could hold values of the data set: not logged.
+        # A programming error in the scan must not affect the other parts. Its message may contain patient data and is not logged.
         where = traceback.extract_tb(error.__traceback__)[-1]
         log.error("scan failed", extra={"error": type(error).__name__, "file": where.filename, "line": where.lineno})
         return ScanFailure("the instance could not be scanned", reasons.PROCESSING_FAILURE)
     return None
 
 
-def _pieces(file: "IO[bytes] | tempfile.SpooledTemporaryFile[bytes]") -> Iterator[bytes]:
-    while piece := file.read(CHUNK_BYTES):
-        yield piece
+def _chunks(file: "IO[bytes] | tempfile.SpooledTemporaryFile[bytes]") -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
 
 
-class Upload:
-    """The state of one request. Its methods block; they exclude each other.
+class StoreRequest:
+    """The state of one store request. Its methods block, and exclude each other.
 
     Raises:
-        errors.NotFound: it is for a collection that the caller may not see.
+        errors.NotFound: the caller may not see the collection of the request.
         errors.BadRequest: there is no such collection.
     """
 
@@ -268,47 +278,47 @@ class Upload:
         self._pack: PackWriter | None = None
         self._events: PackEvents | None = None
         self._sealed: list[PackWriter] = []
-        self._payload: PayloadParts | None = None
+        self._payload: MetadataAndBulkdata | None = None
         self._spool: Spool | None = None
         self._is_in_payload = False
         self._numbers = 0
-        self._coming: Iterator[UploadMessage] = iter(())
-        self._held_back: UploadMessage | None = None
-        """Message at which the upload waits for a second reader."""
-        self._fallbacks = 0
-        self._fallback_s = rules.fallback_budget_s
+        self._coming: Iterator[StoreMessage] = iter(())
+        self._held_back: StoreMessage | None = None
+        """The message that is handled after the second reader has ended; None if the request does not wait for it."""
+        self._second_reads = 0
+        self._second_reader_s = rules.second_reader_budget_s
         self._is_aborted = False
-        self._is_unwanted = False
+        self._is_cancelled = False
 
-    def apply(self, messages: Iterable[UploadMessage]) -> SecondReading | None:
-        """Take the next messages of the stream.
+    def apply(self, messages: Iterable[StoreMessage]) -> SecondReading | None:
+        """Handle the next messages of the stream.
 
         Returns:
-            What a second reader shall read before the upload can go on with `resume`; None when all messages are taken.
+            A file that the second reader must try before the request continues with `resume`; None if all messages were handled.
 
         Raises:
-            errors.BadRequest: they come in another order than `blob.proto` says.
-            errors.PayloadTooLarge: too many parts.
-            errors.OutOfResources, errors.Unavailable: of the object store; nothing of the request can be stored.
+            errors.BadRequest: the messages are not in the order that `blob.proto` defines.
+            errors.PayloadTooLarge: there are too many parts.
+            errors.OutOfResources, errors.Unavailable: of the object store; no instance of the request can be stored.
         """
         with self._lock:
             self._coming = iter(messages)
             return self._go_on()
 
     def resume(self, is_readable: bool, took_s: float) -> SecondReading | None:
-        """Go on after a second reader was tried; returns and raises as `apply`.
+        """Continue after the second reader has ended. Returns and raises the same as `apply`.
 
         Args:
-            is_readable: whether it accounts for every byte of what it was given.
-            took_s: seconds since `apply` or `resume` returned, which count towards the budget of the request.
+            is_readable: whether the second reader accounts for every byte.
+            took_s: seconds since `apply` or `resume` returned, which are subtracted from the budget of the request.
         """
         with self._lock:
-            self._fallback_s -= took_s
+            self._second_reader_s -= took_s
             held_back, self._held_back = self._held_back, None
             if self._is_aborted or self._part is None or held_back is None:
                 return None
             if is_readable:
-                self._part.end_second_reading(self._terms)
+                self._part.end_second_reading(self._policy)
             self._take(held_back)
             return self._go_on()
 
@@ -323,23 +333,23 @@ class Upload:
         return None
 
     def _second_reading(self, message: blob_pb2.StoreInstancesRequest) -> SecondReading | None:
-        """Return what a second reader shall read, where a message ends a part that the scan did not understand."""
+        """Return the file that the second reader shall try, if the message ends an inconsistent part; else None."""
         if self._part is None or self._is_in_payload or not (message.HasField("part") or message.HasField("end")):
             return None
-        self._part.finish(self._terms)
-        if self._fallbacks >= self._rules.fallback_parts or self._fallback_s <= 0:
+        self._part.finish(self._policy)
+        if self._second_reads >= self._rules.second_reader_parts or self._second_reader_s <= 0:
             return None
         files = self._part.begin_second_reading()
         if files is None:
             return None
-        self._fallbacks += 1
-        return SecondReading(*files, self._fallback_s)
+        self._second_reads += 1
+        return SecondReading(*files, self._second_reader_s)
 
     @property
-    def _terms(self) -> Terms:
-        return Terms(self._start.collection, self._rules.accept_private_sop_classes, self._caller)
+    def _policy(self) -> AdmissionPolicy:
+        return AdmissionPolicy(self._start.collection, self._rules.accept_private_sop_classes, self._caller)
 
-    def _take(self, message: UploadMessage) -> None:
+    def _take(self, message: StoreMessage) -> None:
         if isinstance(message, memoryview):
             if self.is_ended:
                 raise errors.BadRequest("a store request had a chunk after its end")
@@ -347,14 +357,14 @@ class Upload:
             return
         kind = message.WhichOneof("message")
         if self.is_ended or kind == "start" or kind is None:
-            raise errors.BadRequest(f"a store request had {kind} where it may not be")
+            raise errors.BadRequest(f"a store request had the message {kind} at a position where it is not allowed")
         if kind == "part":
             self._end_part()
             self._count(message.part.part_number)
             if part_type(message.part.content_type).media_type == DICOM:
                 self._begin_part(message.part.part_number)
             else:
-                self._payload_parts().begin(message.part)
+                self._metadata_and_bulkdata().begin(message.part)
                 self._is_in_payload = True
         elif kind == "chunk":
             self._feed(message.chunk)
@@ -370,19 +380,19 @@ class Upload:
             raise errors.PayloadTooLarge(f"a store request has at most {self._rules.most_parts} parts and data sets")
         self._numbers = number + 1
 
-    def _payload_parts(self) -> PayloadParts:
+    def _metadata_and_bulkdata(self) -> MetadataAndBulkdata:
         if self._payload is None:
             self._spool = Spool(self._rules.spool_directory, self._rules.spool_reserve)
-            self._payload = PayloadParts(self._spool, self._start.request_uri, self._rules.scan)
+            self._payload = MetadataAndBulkdata(self._spool, self._start.request_uri, self._rules.scan)
         return self._payload
 
-    def _end_payload_part(self, payload: PayloadParts) -> None:
+    def _end_payload_part(self, payload: MetadataAndBulkdata) -> None:
         self._is_in_payload = False
         failure = failure_of(payload.end)
         if failure is not None:
             self.results.append(_failed(self._numbers - 1, failure))
 
-    def _assemble(self, payload: PayloadParts) -> None:
+    def _assemble(self, payload: MetadataAndBulkdata) -> None:
         """Make files of the data sets that were sent as metadata, as if they had been uploaded; then tell which bulkdata nobody wanted."""
         for pending in payload.data_sets:
             self._count(self._numbers)
@@ -391,24 +401,24 @@ class Upload:
             assert part is not None
             assert pack is not None
             assembly = Assembly(pending.load(), pending.transfer_syntax_uid, payload, self._rules.scan.depth, pending.failure)
-            part.assemble(self._while_wanted(assembly.pieces()), pack.write)
+            part.assemble(self._until_cancelled(assembly.chunks()), pack.write)
             self._end_part()
         for bulk in payload.unused():
             self.results.append(_failed(bulk.number, bulk.failure or _not_referenced(bulk)))
         self._close_spool()
 
-    def _while_wanted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            if self._is_unwanted:
-                raise errors.Unavailable("the store was given up while its files were made")
-            yield piece
+    def _until_cancelled(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._is_cancelled:
+                raise errors.Unavailable("the store request was cancelled while its files were built")
+            yield chunk
 
     def _begin_part(self, number: int) -> None:
         if self._pack is not None and self._pack.is_full(self._rules.pack):
             self._pack.seal()
             self._pack.flush()
             self._sealed.append(self._pack)
-            # The trailer is in the pack: its events are made from there, so that memory does not grow with the number of packs.
+            # Its events are later built from its trailer, so that memory does not grow with the number of packs.
             self._pack = self._events = None
         if self._pack is None:
             self._pack = PackWriter(self._store.create(new_key()), self._start.request_id)
@@ -417,7 +427,7 @@ class Upload:
 
     def _feed(self, chunk: bytes | memoryview) -> None:
         if self._is_in_payload:
-            self._payload_parts().feed(chunk)
+            self._metadata_and_bulkdata().feed(chunk)
             return
         if self._part is None or self._pack is None:
             raise errors.BadRequest("a store request had a chunk before its first part")
@@ -427,29 +437,29 @@ class Upload:
 
     def _end_part(self) -> None:
         if self._is_in_payload:
-            self._end_payload_part(self._payload_parts())
+            self._end_payload_part(self._metadata_and_bulkdata())
         part, self._part = self._part, None
         if part is None:
             return
         try:
-            part.finish(self._terms)
+            part.finish(self._policy)
             self.results.append(self._keep(part) if part.failure is None else _failed(part.number, part.failure))
         finally:
             part.close()
 
     def _keep(self, part: Part) -> blob_pb2.PartResult:
-        """Append what belongs to the instance, and name it in the trailer."""
+        """Write the remaining bytes of an instance into the pack, and add it to the trailer."""
         pack, events, scanned = self._pack, self._events, part.scanned
         assert pack is not None
         assert events is not None
         assert scanned is not None
         uploaded = original = part.offset
-        if part.rewritten is not None:
-            # The pack holds the part up to where the scan gave up; it goes in again as a whole, then what was scanned instead.
+        if part.second_file is not None:
+            # The pack has the part only up to the failure of the scan. Write the whole part, then the file of the second reader.
             uploaded = _append(pack, part.uploaded())
-            original = _append(pack, part.rewritten_file())
-        rendition = _append(pack, part.rendition())
-        instance = stored_instance(scanned, part.number, pack.key, original, rendition, uploaded)
+            original = _append(pack, part.second_file_chunks())
+        rewritten_bytes = _append(pack, part.rewritten_bytes())
+        instance = stored_instance(scanned, part.number, pack.key, original, rewritten_bytes, uploaded)
         if len(scanned.dicom_json) <= INLINE_JSON_BYTES:
             instance.dicom_json = scanned.dicom_json
         else:
@@ -468,10 +478,11 @@ class Upload:
         )
 
     def commit(self) -> list[tuple[str, PackEvents | None]]:
-        """Make all packs durable; return their keys, with their events where they are still known.
+        """Make all packs durable. Return their keys, each with its events or None if they must be built from the trailer.
 
         Raises:
-            errors.OutOfResources, errors.Unavailable: of the object store; what is durable by then will be announced later.
+            errors.BadRequest: the stream has ended without the message `end`.
+            errors.OutOfResources, errors.Unavailable: of the object store. Packs that are durable by then will be announced later.
         """
         with self._lock:
             if not self.is_ended or self._is_aborted:
@@ -493,8 +504,8 @@ class Upload:
             self._spool.close()
 
     def abort(self) -> None:
-        """Leave nothing of what is not committed. Waits for the method that is running, which hurries."""
-        self._is_unwanted = True
+        """Discard uncommitted packs. Block until the running call stops."""
+        self._is_cancelled = True
         with self._lock:
             self._is_aborted = True
             self._close_spool()
@@ -507,7 +518,7 @@ class Upload:
 
 
 def _resource_of(collection: str) -> str:
-    """Return the non-patient resource that a request stores into, "" where it stores into studies.
+    """Return the non-patient resource that a request stores into; "" if it stores into studies.
 
     Raises:
         errors.BadRequest: the collection is neither a study nor a resource.
@@ -520,14 +531,14 @@ def _resource_of(collection: str) -> str:
 
 
 def _not_referenced(bulk: BulkPart) -> ScanFailure:
-    return ScanFailure(f"a part of {bulk.type.media_type} that no BulkDataURI refers to", reasons.BULKDATA_NOT_REFERENCED)
+    return ScanFailure(f"no BulkDataURI refers to this part of type {bulk.type.media_type}", reasons.BULKDATA_NOT_REFERENCED)
 
 
-def _append(pack: PackWriter, pieces: Iterable[bytes]) -> int:
-    """Write pieces into a pack; return the offset of the first."""
+def _append(pack: PackWriter, chunks: Iterable[bytes]) -> int:
+    """Write chunks into a pack; return the offset of the first."""
     at = pack.position
-    for piece in pieces:
-        pack.write(piece)
+    for chunk in chunks:
+        pack.write(chunk)
     return at
 
 

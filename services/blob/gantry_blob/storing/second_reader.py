@@ -1,18 +1,18 @@
-"""A second reader for what the scan refuses because its bytes contradict themselves: pydicom, in a process of its own.
+"""The second reader: pydicom in a subprocess, which reads files that the scan finds inconsistent.
 
-    Held                   the bytes of a part while they come, in case they are needed again
-    SecondReaders          the processes that run at once, and the requests that may wait for one
+    Held                   stores the bytes of a part while they arrive, in case they are needed again
+    SecondReaders          limits the processes that run at once, and the requests that may wait for one
     read_otherwise         starts a process, with a time limit
-    python -m gantry_blob.storing.second_reader SOURCE TARGET      the process: reads SOURCE, writes TARGET, ends with 0 or 3
+    python -m gantry_blob.storing.second_reader SOURCE TARGET      the process: reads SOURCE, writes TARGET, exits with 0 or 3
 
-pydicom is lenient, and lenient readers lose things without a word. So it is believed only where it accounts for every byte: from the
-first of the data set to the last, each is a header or a value that it found, in the order of the file, every item begins with the tag of
-an item, tags ascend and are ones that there are (bytes out of the middle of a value make elements too, but not such). What may then be
-wrong are lengths of items, Implicit VR elements in a Big Endian data set, undefined lengths where the VR has none. TARGET is the same
-elements, value by value, in Explicit VR Little Endian; it is scanned as any other file.
+pydicom is lenient and may skip data silently. Its result is therefore used only if it accounts for every byte of the data set. Each byte
+must belong to a header or a value that pydicom read, in the order of the file. Every item must begin with the tag of an item. Tags must
+ascend, and must be standard or valid private tags, because bytes from within a value could be read as elements with arbitrary tags. Files
+that pass may have wrong lengths of items, Implicit VR elements in a Big Endian data set, or undefined lengths for VRs that do not allow
+them. TARGET has the same elements and values in Explicit VR Little Endian; it is scanned like any other file.
 
-The process exists because this is a parser of 100 modules on bytes from outside: it may not use up the memory, the time or the life of
-blob. Source: PS3.5 §7; decision 0060.
+The parser runs in a process of its own because it has 100 modules and reads untrusted bytes. It must not exhaust the memory or the CPU
+time of blob, or crash it. Source: PS3.5 §7; decision 0060.
 """
 
 import asyncio
@@ -50,19 +50,19 @@ from gantry_standard.dicom.transfer_syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, t
 from gantry_standard.dicom.value_representations import VALUE_REPRESENTATIONS, Kind
 
 HELD_BYTES = 1 << 20
-"""So much of a part that reads well is held in memory; what is wrong with it must show within."""
+"""Number of bytes of a part that are held in memory while the scan finds no error. An inconsistency after that is not tried again."""
 
 MEMORY_BYTES = 2 << 30
-"""Address space of the process."""
+"""Limit of the address space of the process, in bytes."""
 
 CPU_S = 120
-"""Processor time of the process, should nobody be left to end it."""
+"""Limit of the CPU time of the process in seconds, in case blob dies and cannot end it."""
 
 CONCURRENT = 2
-"""Processes at once."""
+"""Number of processes at once."""
 
 GRACE_S = 1.0
-"""Seconds after the end of its time that a process has to be ended; what is still waiting then never starts."""
+"""Seconds in which a process must be ended after its time limit. A file that still waits then is not tried."""
 
 READ, REFUSED = 0, 3
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
@@ -71,11 +71,11 @@ _PIXEL_DATA, _PIXEL_REPRESENTATION, _BITS_ALLOCATED = 0x7FE00010, 0x00280103, 0x
 
 
 class Held:
-    """The bytes of a part: references to its first chunks while it reads well, a temporary file once it does not.
+    """Stores the bytes of a part: its first chunks in memory while the scan succeeds, a temporary file after the scan has failed.
 
     Args:
-        most_bytes: a longer part is forgotten; 0 switches the fallback off.
-        directory: of the temporary file; None: that of the system.
+        most_bytes: the bytes of a longer part are discarded; 0 switches the second reader off.
+        directory: for the temporary file; None for the system's directory.
     """
 
     def __init__(self, most_bytes: int, directory: Path | None) -> None:
@@ -86,7 +86,7 @@ class Held:
         self._file: IO[bytes] | None = None
 
     def take(self, chunk: bytes | memoryview, *, is_needed: bool) -> None:
-        """Take the next bytes; `is_needed` from the failure on."""
+        """Store the next bytes. `is_needed` is true after the scan has failed."""
         if self._chunks is None and self._file is None:
             return
         self.size += len(chunk)
@@ -106,7 +106,7 @@ class Held:
         return self._file
 
     def whole(self) -> Path | None:
-        """Return a file of all bytes; None where they were too many, or none."""
+        """Return the path of a file with all bytes; None if there were too many, or none."""
         if not self.size or (self._chunks is None and self._file is None):
             return None
         file = self._open()
@@ -114,7 +114,7 @@ class Held:
         return Path(file.name)
 
     def forget(self) -> None:
-        """Let go of all bytes."""
+        """Discard all bytes."""
         self._chunks = None
         if self._file is not None:
             self._file.close()
@@ -122,19 +122,19 @@ class Held:
 
 
 def named_temporary(directory: Path | None) -> IO[bytes]:
-    """Open a temporary file that the process finds by its name; it is gone when it is closed."""
+    """Open a temporary file with a name, which the process can open. It is removed when it is closed."""
     file = tempfile.NamedTemporaryFile(dir=directory, prefix="fallback-")  # noqa: SIM115 the caller closes it
-    fcntl.flock(file, fcntl.LOCK_EX)  # whoever removes what crashes have left there takes it for one that is in use
+    fcntl.flock(file, fcntl.LOCK_EX)  # so that DirectoryStore.clean does not remove it
     return file
 
 
 class SecondReaders:
-    """At most CONCURRENT processes at once, in a pool of their own, and a bounded number of store requests that wait for one.
+    """Runs at most CONCURRENT processes at once, and limits the number of store requests that wait for one.
 
     Args:
-        pool: CONCURRENT threads, each of which waits for a process.
-        timeout_s: that one file may take.
-        most: store requests that are being read for or wait; the files of further ones are not tried.
+        pool: CONCURRENT threads, each of which waits for one process.
+        timeout_s: time limit for one file in seconds.
+        most: largest number of store requests that use or wait for a process. Files of further requests are not tried.
     """
 
     def __init__(self, pool: Threads, timeout_s: float = 20.0, most: int = 32) -> None:
@@ -144,10 +144,12 @@ class SecondReaders:
         self._inside = 0
 
     async def read(self, source: Path, target: Path, within_s: float) -> bool:
-        """Have pydicom read a file; say whether it accounts for every byte (`read_otherwise`).
+        """Let pydicom read a file; return whether it accounts for every byte (`read_otherwise`).
 
         Args:
-            within_s: seconds within which it must be done, waiting for a process included. Afterwards the answer is no.
+            source: the file to read.
+            target: the file to write.
+            within_s: time limit in seconds, including the wait for a process. After it the result is False.
         """
         if self._inside >= self._most:
             telemetry.SECOND_READER.labels("queue full").inc()
@@ -164,16 +166,16 @@ class SecondReaders:
         return outcome == "read"
 
     def _read(self, source: Path, target: Path, end_s: float) -> str:
-        """Read in a thread of the pool. `end_s` is monotonic time."""
+        """Read a file, in a thread of the pool. `end_s` is the deadline in monotonic time. Return a label of SECOND_READER."""
         if (left_s := end_s - time.monotonic()) <= 0:
             return "too late"
         return "read" if read_otherwise(source, target, min(self._timeout_s, left_s)) else "refused"
 
 
 def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
-    """Have pydicom read a file; say whether it accounts for every byte. `target` is then the same data set in a file that is right.
+    """Let pydicom read a file; return whether it accounts for every byte. If so, `target` is a consistent file with the same data set.
 
-    Blocks for `timeout_s` seconds at most.
+    Blocks for at most `timeout_s` seconds.
     """
     try:
         done = subprocess.run(
@@ -191,12 +193,13 @@ def read_otherwise(source: Path, target: Path, timeout_s: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is known of a file without reading its data set.
+    """Facts about a file that are known without parsing its data set.
 
     Attributes:
-        transfer_syntax_uid: "" where the file does not say.
-        head_length: bytes before the data set.
-        head_digest, dataset_digest: SHA-256.
+        length: of the file in bytes.
+        transfer_syntax_uid: "" if the file does not name one.
+        head_length: number of bytes before the data set.
+        head_digest, dataset_digest: SHA-256 of the bytes before the data set, and of the data set.
     """
 
     length: int
@@ -207,10 +210,10 @@ class Identity:
 
 
 def identify(source: Path, limits: Limits) -> Identity:
-    """Return what names the bytes of a file.
+    """Return the lengths and digests of a file.
 
     Raises:
-        ScanFailure: there is no whole head.
+        ScanFailure: preamble and File Meta Information are incomplete.
     """
     head = FileHead(limits.head_bytes)
     with source.open("rb") as file:
@@ -223,13 +226,14 @@ def identify(source: Path, limits: Limits) -> Identity:
 
 
 class _Refused(Exception):
-    """A byte that is not accounted for, or something that cannot be written again without a guess."""
+    """A byte is not accounted for, or a value cannot be written without guessing."""
 
 
 class _Tiling:
-    """Walks what pydicom found in the order of the file and sees that every byte is part of it; writes it as it goes.
+    """Goes through the elements that pydicom read in the order of the file, checks that every byte belongs to one, and encodes them.
 
     Args:
+        data: the whole file.
         at: offset of the data set.
     """
 
@@ -254,7 +258,7 @@ class _Tiling:
                 encoded[number] = self._undefined_sequence(element, number, us_or_ss, is_implicit=dataset.original_encoding[0])
             else:
                 encoded[number] = self._raw(self._unconverted(element, dataset), number, values, us_or_ss)
-        # Group lengths are not right any more, and retired.
+        # Group lengths are omitted: they are retired, and would be wrong.
         return b"".join(encoded[tag] for tag in sorted(encoded) if tag & 0xFFFF)
 
     def finish(self) -> None:
@@ -263,7 +267,7 @@ class _Tiling:
             _refuse()
 
     def _unconverted(self, element: Any, value: Any) -> Any:
-        """Return an element as it was read; pydicom has converted the character set for its own use."""
+        """Return an element as it was read. pydicom has already converted Specific Character Set."""
         from pydicom.dataelem import RawDataElement
         from pydicom.filereader import data_element_generator
 
@@ -297,7 +301,7 @@ class _Tiling:
         return encode_element(tag, vr, value)
 
     def _vr(self, raw: Any, tag: int, values: dict[int, bytes]) -> tuple[bytes, bool]:
-        """Return the VR to write, and whether the header that was read has 12 bytes."""
+        """Return the VR to write, and whether the header in the file has 12 bytes."""
         if raw.VR is None:
             return implicit_vr(tag, values.get), False
         said = str(raw.VR).encode("ascii")
@@ -306,7 +310,7 @@ class _Tiling:
 
     @staticmethod
     def _check_tag(tag: int, *, is_implicit: bool, is_mixed: bool) -> None:
-        """Refuse a tag that is none; where Implicit VR stands in Explicit VR, one that the dictionary does not know."""
+        """Refuse an invalid tag. For an Implicit VR element in an Explicit VR data set, also refuse a tag that is not in the dictionary."""
         if standard_vr(tag) is not None:
             return
         is_private_data = tag >> 16 & 1 and tag & 0xFFFF >= _FIRST_PRIVATE_ELEMENT
@@ -314,7 +318,7 @@ class _Tiling:
             _refuse()
 
     def _header(self, value_at: int, tag: int, length: int) -> None:
-        """Pass over the header of an element."""
+        """Move past the header of an element."""
         if value_at - self._at != length or not self._is_here((tag >> 16, tag & 0xFFFF)):
             _refuse()
         self._at = value_at
@@ -347,7 +351,7 @@ class _Tiling:
         return encoded
 
     def _undefined_sequence(self, element: Any, tag: int, us_or_ss: bytes, *, is_implicit: bool) -> bytes:
-        """Encode a sequence of undefined length, which pydicom has read already."""
+        """Encode a sequence of undefined length. pydicom has already read its items."""
         is_short = element.file_tell - self._at == 8
         self._check_tag(tag, is_implicit=is_short, is_mixed=is_short and not is_implicit)
         self._header(element.file_tell, tag, 8 if is_short else 12)
@@ -368,7 +372,7 @@ class _Tiling:
         return encode_element_header(tag, b"SQ", UNDEFINED_LENGTH if encoded else 0) + b"".join(encoded) + end
 
     def _takes(self, tag: tuple[int, int]) -> bool:
-        """Pass over the tag and length of an item or delimiter, if it is here."""
+        """Move past the tag and length of an item or delimiter; return whether it is at the current position."""
         if len(self._data) - self._at < 8 or not self._is_here(tag):
             return False
         self._at += 8
@@ -380,19 +384,19 @@ def _refuse() -> NoReturn:
 
 
 def _rewritten(source: Path) -> Iterator[bytes]:
-    """Yield a file of what pydicom reads.
+    """Yield a file with the elements that pydicom reads from `source`.
 
     Raises:
-        _Refused: it does not account for every byte.
+        _Refused: pydicom does not account for every byte.
     """
     import pydicom
 
-    told = identify(source, Limits())
-    syntax = transfer_syntax(told.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN)
+    identity = identify(source, Limits())
+    syntax = transfer_syntax(identity.transfer_syntax_uid or EXPLICIT_VR_LITTLE_ENDIAN)
     if syntax.is_deflated or not syntax.is_supported:
         _refuse()
     dataset = pydicom.dcmread(source, force=True)
-    tiling = _Tiling(source.read_bytes(), told.head_length)
+    tiling = _Tiling(source.read_bytes(), identity.head_length)
     data_set = tiling.data_set(dataset)
     tiling.finish()
     written_as = syntax.uid if syntax.is_encapsulated else EXPLICIT_VR_LITTLE_ENDIAN
@@ -401,18 +405,18 @@ def _rewritten(source: Path) -> Iterator[bytes]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Read one file, write another."""
+    """Read the file of the first argument and write that of the second. Return the exit status."""
     for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (most, most))
     source, target = map(Path, arguments)
     try:
         with target.open("wb") as file:
-            for piece in _rewritten(source):
-                file.write(piece)
+            for chunk in _rewritten(source):
+                file.write(chunk)
     except (_Refused, ScanFailure):
         return REFUSED
     return READ
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))  # nothing to clean up, and no time for it
+    os._exit(main(sys.argv[1:]))  # without the interpreter's clean-up, which takes time and is not needed

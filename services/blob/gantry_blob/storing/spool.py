@@ -1,6 +1,6 @@
-"""Bytes of a request that wait for its end: in memory while they are few, else in a temporary file.
+"""Stores bytes of a request until its end: up to IN_MEMORY_BYTES in memory, more in a temporary file.
 
-Source: PS3.18 §8.6.1.2: bulkdata and the metadata that refer to it are parts of one payload.
+Source: PS3.18 §8.6.1.2: bulkdata and the metadata that refers to it are parts of one payload.
 """
 
 import os
@@ -20,7 +20,7 @@ CHECK_EVERY_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class SpooledBytes:
-    """A run of bytes in a spool; a `gantry_standard.bitstreams.still.Source`."""
+    """Consecutive bytes in a spool. It is a `gantry_standard.bitstreams.still.Source`."""
 
     spool: "Spool"
     offset: int
@@ -31,21 +31,21 @@ class SpooledBytes:
         return self.spool.read(self.offset + offset, max(0, min(length, self.length - offset)))
 
     def part(self, offset: int, length: int) -> "SpooledBytes":
-        """Return a run within this one."""
+        """Return a range of these bytes."""
         return SpooledBytes(self.spool, self.offset + offset, length)
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield all bytes, in pieces of at most 1 MiB."""
+        """Yield all bytes in chunks of at most 1 MiB."""
         for begin in range(0, self.length, CHUNK_BYTES):
             yield self.read(begin, CHUNK_BYTES)
 
 
 class Spool:
-    """Bytes written one after another and read anywhere. Methods block; one thread at a time.
+    """Bytes that are written in sequence and read at any offset. Methods block; used by one thread at a time.
 
     Args:
-        directory: of the temporary file; None: that of the system.
-        reserve: part of the file system that is left free, 0 to 1.
+        directory: for the temporary file; None for the system's directory.
+        reserve: fraction of the file system that is left free, 0 to 1.
     """
 
     def __init__(self, directory: Path | None, reserve: float) -> None:
@@ -59,27 +59,31 @@ class Spool:
         """Append bytes.
 
         Raises:
-            errors.OutOfResources: too little room is left.
+            errors.OutOfResources: too little disk space is left.
         """
         if self.length + len(data) > self._unchecked_until:
             self._check_room()
-        with _no_room_told():
+        with _disk_full_reported():
             self._file.seek(self.length)
             self._file.write(data)
         self.length += len(data)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes that were written."""
-        with _no_room_told():  # what is buffered may be written first
+        """Return written bytes; fewer than `length` at the end.
+
+        Raises:
+            errors.OutOfResources: too little disk space is left to write buffered bytes first.
+        """
+        with _disk_full_reported():
             self._file.seek(offset)
             return self._file.read(length)
 
     def since(self, offset: int) -> SpooledBytes:
-        """Return what was written from `offset` on."""
+        """Return the bytes from `offset` to the end."""
         return SpooledBytes(self, offset, self.length - offset)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Discard all bytes."""
         self._file.close()
 
     def _check_room(self) -> None:
@@ -90,10 +94,10 @@ class Spool:
 
 
 @contextmanager
-def _no_room_told() -> Iterator[None]:
+def _disk_full_reported() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
-            raise errors.OutOfResources("no room left for what waits for the end of its request", retry_after_s=60) from error
+            raise errors.OutOfResources("no disk space left for metadata and bulkdata of a store request", retry_after_s=60) from error
         raise

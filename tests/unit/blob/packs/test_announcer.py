@@ -8,7 +8,7 @@ import pytest_asyncio
 from gantry_blob.packs.announcer import AnnouncerTimes
 from gantry_blob.packs.pack import PackWriter, new_key
 from gantry_blob.stores.directory import DirectoryStore
-from gantry_blob.storing.request import StoreRules, Upload
+from gantry_blob.storing.request import StoreRequest, StoreRules
 from tests.support import instances
 from tests.support.blob_service import RunningBlob, announced, running_blob, upload_messages
 from tests.support.nats_server import NatsServer
@@ -23,7 +23,7 @@ async def blob(tmp_path: Path, nats_server: NatsServer) -> AsyncIterator[Running
 async def committed_only(blob: RunningBlob) -> str:
     """Store two studies as a process does that dies before it announces; return the pack."""
     messages = [message async for message in upload_messages([instances.encoded(instances.ct()) for _ in range(2)])]
-    upload = Upload(blob.store, messages[0].start, StoreRules())
+    upload = StoreRequest(blob.store, messages[0].start, StoreRules())
     upload.apply(messages[1:])
     [(key, _)] = upload.commit()
     return key

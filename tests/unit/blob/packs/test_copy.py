@@ -8,10 +8,10 @@ from google.protobuf.descriptor import Descriptor
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.packs import pack
-from gantry_blob.packs.copy import copy_instance, name_of
+from gantry_blob.packs.copy import copy_instance, upload_name_of
 from gantry_blob.packs.verify import verify_pack
 from gantry_blob.stores.directory import DirectoryStore
-from gantry_blob.storing.request import StoreRules, Upload
+from gantry_blob.storing.request import StoreRequest, StoreRules
 from gantry_runtime.stored_instances import COPY_SUFFIX
 from gantry_standard import errors
 from tests.support import instances
@@ -37,7 +37,7 @@ SAMPLES = {
 async def written(store: DirectoryStore) -> tuple[str, list[blob_pb2.StoredInstance]]:
     """Write all samples into one pack."""
     messages = [message async for message in upload_messages([instances.encoded(*sample) for sample in SAMPLES.values()])]
-    upload = Upload(store, messages[0].start, StoreRules())
+    upload = StoreRequest(store, messages[0].start, StoreRules())
     upload.apply(messages[1:])
     [(key, _)] = upload.commit()
     return key, list(pack.read_trailer(store, key).instances)
@@ -76,11 +76,11 @@ async def test_copies_have_every_byte_and_the_name_of_the_first(store: Directory
     for chosen in (before, before[1:], before[::2], before[-1:]):
         after = copied(store, chosen)
         assert [list(contents(store, one)) for one in after] == [list(contents(store, one)) for one in chosen]
-        assert [name_of(one) for one in after] == [(key, one.location.offset) for one in chosen]
+        assert [upload_name_of(one) for one in after] == [(key, one.location.offset) for one in chosen]
         assert {one.location.object for one in after} != {key}
         assert list(verify_pack(store, after[0].location.object).problems) == []
         again = copied(store, after[-1:])
-        assert name_of(again[0]) == name_of(after[-1])
+        assert upload_name_of(again[0]) == upload_name_of(after[-1])
         assert list(contents(store, again[0])) == list(contents(store, after[-1]))
 
 

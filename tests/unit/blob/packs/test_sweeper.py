@@ -15,10 +15,10 @@ from gantry.index.v1 import index_pb2
 from gantry.index.v1.index_pb2_grpc import IndexServiceServicer, IndexServiceStub, add_IndexServiceServicer_to_server
 from gantry_blob.packs import pack
 from gantry_blob.packs.announcer import Announcer
-from gantry_blob.packs.copy import name_of
+from gantry_blob.packs.copy import upload_name_of
 from gantry_blob.packs.sweeper import JOURNAL, TRASH, Sweeper, SweeperTimes
 from gantry_blob.stores.directory import DirectoryStore
-from gantry_blob.storing.request import StoreRules, Upload
+from gantry_blob.storing.request import StoreRequest, StoreRules
 from gantry_index.edge import MOST_DESCRIBED, MOST_DUE
 from gantry_runtime.events import streams
 from gantry_runtime.rpc import channels
@@ -83,17 +83,17 @@ class World:
     async def store_pack(self, number: int = 3) -> tuple[str, list[blob_pb2.StoredInstance]]:
         """Write a pack that index knows, all live."""
         messages = [message async for message in upload_messages([instances.encoded(instances.ct(8, 8)) for _ in range(number)])]
-        upload = Upload(self.store, messages[0].start, StoreRules())
+        upload = StoreRequest(self.store, messages[0].start, StoreRules())
         upload.apply(messages[1:])
         [(key, _)] = upload.commit()
         found = list(pack.read_trailer(self.store, key).instances)
-        self.index.states |= {name_of(one): (Condition.CONDITION_LIVE, key) for one in found}
+        self.index.states |= {upload_name_of(one): (Condition.CONDITION_LIVE, key) for one in found}
         return key, found
 
     def delete(self, *deleted: blob_pb2.StoredInstance) -> None:
         for one in deleted:
-            self.index.states[name_of(one)] = Condition.CONDITION_DEAD, one.location.object
-            self.index.due.append(name_of(one))
+            self.index.states[upload_name_of(one)] = Condition.CONDITION_DEAD, one.location.object
+            self.index.due.append(upload_name_of(one))
 
     async def follow(self) -> None:
         """Apply the stream as index does."""
@@ -118,8 +118,8 @@ class World:
                     self.index.due.remove(name)
             return
         for one in events_pb2.InstancesStored.FromString(message.data).instances:
-            if name_of(one) != self.index.poisoned:
-                self.index.states[name_of(one)] = self.index.states[name_of(one)][0], one.location.object
+            if upload_name_of(one) != self.index.poisoned:
+                self.index.states[upload_name_of(one)] = self.index.states[upload_name_of(one)][0], one.location.object
 
     def keys(self, prefix: str) -> list[str]:
         return [entry.key for entry in self.store.list(prefix)]
@@ -180,7 +180,7 @@ async def test_a_pack_goes_to_the_trash_and_from_there_after_its_time(world: Wor
 async def test_what_is_restored_before_index_has_given_it_up_stays(world: World) -> None:
     key, found = await world.store_pack()
     world.delete(*found)
-    world.index.restored = {name_of(one) for one in found}
+    world.index.restored = {upload_name_of(one) for one in found}
     await world.finish()
     assert set(world.kinds) == {"swept"}
     assert world.keys("") == [key]
@@ -192,9 +192,9 @@ async def test_a_pack_stays_for_its_readers_after_what_is_left_of_it_was_copied(
     await world.finish()
     copy, first = sorted(world.keys("packs/"), key=lambda one: not one.endswith(COPY_SUFFIX))
     assert first == key
-    assert [name_of(one) for one in pack.read_trailer(world.store, copy).instances] == [name_of(one) for one in found[1:]]
+    assert [upload_name_of(one) for one in pack.read_trailer(world.store, copy).instances] == [upload_name_of(one) for one in found[1:]]
     assert pack.read_trailer(world.store, copy).replaces == key
-    assert {world.index.states[name_of(one)][1] for one in found[1:]} == {copy}
+    assert {world.index.states[upload_name_of(one)][1] for one in found[1:]} == {copy}
     assert world.keys(TRASH) == []
     world.clock[0] = TIMES.settle_s + 1
     await world.finish()
@@ -225,7 +225,7 @@ async def failing(*arguments: object) -> None:
 async def test_a_pack_is_kept_while_index_does_not_know_where_the_rest_of_it_lies(world: World) -> None:
     key, found = await world.store_pack()
     world.delete(found[0])
-    world.index.poisoned = name_of(found[2])
+    world.index.poisoned = upload_name_of(found[2])
     world.clock[0] = TIMES.settle_s + 1
     await world.finish()
     assert key in world.keys("packs/")

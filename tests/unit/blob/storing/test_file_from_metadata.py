@@ -12,7 +12,7 @@ import pytest
 
 from gantry.blob.v1 import blob_pb2
 from gantry_blob.storing.file_from_metadata import Assembly
-from gantry_blob.storing.payload_parts import PayloadParts
+from gantry_blob.storing.metadata_and_bulkdata import MetadataAndBulkdata
 from gantry_blob.storing.spool import Spool
 from gantry_standard import reasons
 from gantry_standard.dicom.limits import Limits, ScanFailure
@@ -39,26 +39,26 @@ def _pydicom_may_warn() -> Iterator[None]:
 
 
 @pytest.fixture
-def parts() -> Iterator[PayloadParts]:
+def parts() -> Iterator[MetadataAndBulkdata]:
     spool = Spool(None, 0)
-    yield PayloadParts(spool, f"{BASE}/studies", Limits())
+    yield MetadataAndBulkdata(spool, f"{BASE}/studies", Limits())
     spool.close()
 
 
-def add(parts: PayloadParts, content_type: str, content: bytes, location: str = "") -> None:
+def add(parts: MetadataAndBulkdata, content_type: str, content: bytes, location: str = "") -> None:
     """Send one part."""
     parts.begin(blob_pb2.PartStart(part_number=len(parts.bulk) + 1, content_type=content_type, content_location=location))
     parts.feed(content)
     parts.end()
 
 
-def assembled(parts: PayloadParts) -> bytes:
+def assembled(parts: MetadataAndBulkdata) -> bytes:
     """Return the file of the only data set."""
     (pending,) = parts.data_sets
-    return b"".join(Assembly(pending.load(), pending.transfer_syntax_uid, parts, 64).pieces())
+    return b"".join(Assembly(pending.load(), pending.transfer_syntax_uid, parts, 64).chunks())
 
 
-def taken_apart(parts: PayloadParts, found: Scan) -> None:
+def taken_apart(parts: MetadataAndBulkdata, found: Scan) -> None:
     """Send what our own metadata and bulkdata answers hold."""
     scanned, syntax = found.scanned, TRANSFER_SYNTAXES[found.scanned.wire_transfer_syntax_uid]
     json = scanned.dicom_json.replace(b"\x00", BASE.encode())
@@ -83,7 +83,7 @@ def _storable(path: Path) -> Scan:
 
 
 @each_sample_file()
-def test_a_sample_taken_apart_and_put_together_is_the_same_data_set(parts: PayloadParts, path: Path) -> None:
+def test_a_sample_taken_apart_and_put_together_is_the_same_data_set(parts: MetadataAndBulkdata, path: Path) -> None:
     before = _storable(path)
     taken_apart(parts, before)
     if path.name in _CONTRADICTORY:

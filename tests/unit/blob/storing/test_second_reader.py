@@ -147,7 +147,7 @@ def test_a_reader_that_cannot_read_its_file_is_no_answer(tmp_path: Path) -> None
 async def test_the_original_is_kept_verified_and_nothing_else_stays(tmp_path: Path, nats_server: NatsServer) -> None:
     row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
     sent = [row.make(new_uids()), instances.encoded(instances.ct(4, 4)), row.make(new_uids())]
-    rules = StoreRules(spool_directory=tmp_path / INCOMING, fallback_parts=1)
+    rules = StoreRules(spool_directory=tmp_path / INCOMING, second_reader_parts=1)
     async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules) as blob:
         results = await blob.store_parts(sent, chunk_bytes=100)
         assert [(result.failure_reason, list(result.warning_reasons)) for result in results] == [(0, [0xB007]), (0, []), (0xC000, [])]
@@ -169,7 +169,7 @@ async def test_when_the_time_of_a_request_is_used_up_the_rest_fails_with_the_rea
 ) -> None:
     row = broken.READ_OTHERWISE["Implicit VR elements in Big Endian"]
     sent = [row.make(new_uids()), instances.encoded(instances.ct(4, 4)), row.make(new_uids())]
-    rules = StoreRules(spool_directory=tmp_path / INCOMING, fallback_budget_s=0.01)
+    rules = StoreRules(spool_directory=tmp_path / INCOMING, second_reader_budget_s=0.01)
     async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, rules) as blob:
         results = await blob.store_parts(sent, chunk_bytes=100)
         assert [result.failure_reason for result in results] == [0xC000, 0, 0xC000]

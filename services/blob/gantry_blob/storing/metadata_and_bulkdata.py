@@ -1,7 +1,7 @@
-"""Metadata and bulkdata parts of one store request, until its end says that all of them are there.
+"""Collects the metadata and bulkdata parts of one store request until its end.
 
-Metadata is parsed when its part ends and waits as one JSON text per data set; bulkdata waits as it came. Both lie in the request's
-spool, so that memory depends on the largest metadata part only. Parts may come in any order.
+Metadata is parsed when its part ends, and stored as one JSON text per data set. Bulkdata is stored unchanged. Both are in the spool of the
+request, so that memory use depends only on the largest metadata part. Parts may arrive in any order.
 
 Source: PS3.18 §8.6.1.2 and §10.5.1.4.
 """
@@ -27,7 +27,7 @@ METADATA = frozenset((DICOM_JSON, DICOM_XML, "application/json"))
 
 @dataclass(frozen=True, slots=True)
 class PartType:
-    """Content-Type of a part: media type in lower case, transfer-syntax parameter or ""."""
+    """Content-Type of a part: the media type in lower case, and the transfer-syntax parameter or ""."""
 
     media_type: str
     transfer_syntax_uid: str = ""
@@ -35,7 +35,7 @@ class PartType:
 
 @lru_cache(256)
 def part_type(content_type: str) -> PartType:
-    """Read the Content-Type of a part; a missing one is application/dicom, an unreadable one application/octet-stream."""
+    """Parse the Content-Type of a part. Without one it is application/dicom; if it is invalid, application/octet-stream."""
     if not content_type:
         return PartType(DICOM)
     try:
@@ -50,9 +50,12 @@ class BulkPart:
     """One part of bulkdata.
 
     Attributes:
-        pixel: set where the bytes are native frames that a picture was transformed into.
-        number_of_frames: of `pixel`.
-        failure: why the bytes cannot be used, with no UIDs in it.
+        number: of the part within the request, from 0.
+        type: its Content-Type.
+        content: its bytes.
+        pixel: describes the native frames in `content` that an image (PNG, GIF) was decoded to; None for other parts.
+        number_of_frames: number of frames that `pixel` describes.
+        failure: why the bytes cannot be used, without UIDs; None if they can.
     """
 
     number: int
@@ -67,7 +70,7 @@ class BulkPart:
 class PendingDataSet:
     """A data set that was sent as metadata: its DICOM JSON object, and the transfer-syntax parameter of its part.
 
-    Where it cannot be stored, `failure` says why, and the object has its UIDs only.
+    If it cannot be stored, `failure` says why, and the object has only the UIDs.
     """
 
     json: SpooledBytes
@@ -75,17 +78,18 @@ class PendingDataSet:
     failure: ScanFailure | None = None
 
     def load(self) -> dict[str, Any]:
-        """Return the object; keys at its root are in upper case."""
+        """Return the DICOM JSON object. Its keys at the root are converted to upper case."""
         (data_set,) = parse_data_sets(self.json.read(0, self.json.length))
         return {key.upper(): element for key, element in data_set.items()}
 
 
-class PayloadParts:
-    """The parts of one request. Methods block.
+class MetadataAndBulkdata:
+    """The metadata and bulkdata parts of one store request. Methods block.
 
     Args:
-        request_uri: what relative URIs are resolved against.
-        limits: of one metadata part, its length included.
+        spool: stores the parts.
+        request_uri: base URI of relative URIs.
+        limits: of one metadata part; `value_bytes` limits its length.
     """
 
     def __init__(self, spool: Spool, request_uri: str, limits: Limits) -> None:
@@ -102,15 +106,15 @@ class PayloadParts:
         self._size = 0
 
     def begin(self, start: blob_pb2.PartStart) -> None:
-        """A part begins that is not a PS3.10 file."""
+        """Begin a part that is not a PS3.10 file."""
         self._start, self._begin = start, self._spool.length
         self._metadata, self._size = bytearray(), 0
 
     def feed(self, chunk: bytes | memoryview) -> None:
-        """Take the next bytes of the part.
+        """Add the next bytes of the part.
 
         Raises:
-            errors.OutOfResources: too little room is left.
+            errors.OutOfResources: too little disk space is left.
         """
         self._size += len(chunk)
         if part_type(self._start.content_type).media_type not in METADATA:
@@ -119,10 +123,10 @@ class PayloadParts:
             self._metadata += chunk
 
     def end(self) -> None:
-        """Conclude the part.
+        """End the part.
 
         Raises:
-            ScanFailure: it holds metadata that cannot be read.
+            ScanFailure: the part is metadata that cannot be parsed.
         """
         content_type = part_type(self._start.content_type)
         if content_type.media_type in METADATA:
@@ -160,13 +164,13 @@ class PayloadParts:
                 self._by_uri.setdefault(uri, []).append(part)
 
     def find(self, uri: str) -> list[BulkPart]:
-        """Return the parts whose Content-Location is a BulkDataURI, in their order; [] where there is none."""
+        """Return the parts whose Content-Location is this BulkDataURI, in their order; [] if there are none."""
         parts = self._by_uri.get(self._resolved(uri)) or self._by_uri.get(uri) or []
         self._used.update(part.number for part in parts)
         return parts
 
     def find_frames(self, uri: str) -> list[BulkPart]:
-        """Return the parts of an element, or those of its frames 1, 2, 3 … at `uri`/frames/n; [] where there are none."""
+        """Return the parts of an element, or those of its frames 1, 2, 3 … at `uri`/frames/n; [] if there are none."""
         return self.find(uri) or list(self._numbered(uri.rstrip("/") + "/frames/"))
 
     def _numbered(self, prefix: str) -> Iterator[BulkPart]:
@@ -176,7 +180,7 @@ class PayloadParts:
             number += 1
 
     def unused(self) -> list[BulkPart]:
-        """Return the parts that no data set has asked for."""
+        """Return the parts that no data set refers to."""
         return [part for part in self.bulk if part.number not in self._used]
 
     def _resolved(self, uri: str) -> str:
@@ -187,7 +191,7 @@ class PayloadParts:
 
 
 def _uids_of(data_set: dict[str, Any]) -> dict[str, Any]:
-    """Return the UIDs that name an instance, as far as they are strings."""
+    """Return the elements with the UIDs of an instance, if their values are strings."""
     uids = {}
     for tag in UIDS:
         element = data_set.get(tag)
