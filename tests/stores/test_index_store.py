@@ -621,6 +621,17 @@ async def test_a_row_of_which_something_else_was_decided_after_a_crash_tells_onl
     await store.close()
 
 
+async def test_a_row_that_an_earlier_process_left_is_told_by_the_next(elasticsearch_url: str) -> None:
+    prefix = f"test-{uuid.uuid4().hex}"
+    before = await ElasticsearchStore.opened(elasticsearch_url, prefix)
+    await before.apply(replace(batch(5, put("1.1", 5)), reader="3", outbox=[outbox_row(5, "1.1")]))
+    await before.close()
+    after = await ElasticsearchStore.opened(elasticsearch_url, prefix)
+    assert await told(after) == [outbox_row(5, "1.1")]
+    await drop(after._cluster.client, prefix)
+    await after.close()
+
+
 async def test_an_older_database_gets_its_outbox_when_it_is_opened(tmp_path: Path) -> None:
     unpack(DATA_DIRECTORY_1, tmp_path)
     store = SqliteStore(tmp_path / "index")

@@ -284,8 +284,8 @@ class ElasticsearchStore:
         """Return a row with those of its changes that were applied."""
         message = StudyChanged.FromString(row.data)
         uids = [one.sop_instance_uid for change in message.changes for one in change.instances]
-        docs = await self._cluster.get("instances", uids, ["study", "version"])
-        versions = {uid: doc["_source"]["version"] for uid, doc in docs.items() if doc["_source"]["study"] == row.collection}
+        docs = await self._cluster.get("instances", uids, ["collection", "version"])
+        versions = {uid: doc["_source"]["version"] for uid, doc in docs.items() if doc["_source"]["collection"] == row.collection}
         kept = StudyChanged(collection=message.collection)
         for change in message.changes:
             if applied := [one for one in change.instances if versions.get(one.sop_instance_uid, -1) >= one.version]:
