@@ -632,6 +632,23 @@ async def test_a_row_that_an_earlier_process_left_is_told_by_the_next(elasticsea
     await after.close()
 
 
+@pytest.mark.parametrize(
+    "long",
+    [
+        element("Modality", "M" * 40_000),
+        {"00110010": {"vr": "LO", "Value": ["P" * 40_000]}, "00111001": {"vr": "LO", "Value": ["x"]}},
+    ],
+    ids=["modality", "private creator"],
+)
+async def test_a_long_value_of_an_instance_keeps_neither_it_nor_others_out_of_the_index(store: IndexStore, long: dict[str, Any]) -> None:
+    change = put("1.1", 5)
+    await store.apply(batch(5, replace(change, dicom_json=orjson.dumps(orjson.loads(change.dicom_json) | long))))
+    await store.apply(batch(6, put("1.2", 6, series="1.2.3.5")))
+    (row,) = await found(store)
+    assert value(row, "NumberOfStudyRelatedInstances") == 2
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE) == ["1.1", "1.2"]
+
+
 async def test_an_older_database_gets_its_outbox_when_it_is_opened(tmp_path: Path) -> None:
     unpack(DATA_DIRECTORY_1, tmp_path)
     store = SqliteStore(tmp_path / "index")

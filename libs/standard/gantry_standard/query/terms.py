@@ -28,6 +28,8 @@ NUMBERS = frozenset(["DS", "IS", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"]
 MAXIMUM_CHARACTERS = 1024
 MAXIMUM_TERMS = 20_000
 MAXIMUM_DEPTH = 64
+MAXIMUM_CREATOR_CHARACTERS = 64
+"""Longest private creator in a path: as long as a valid one (LO). A path has up to MAXIMUM_DEPTH of them."""
 CUT = "\x1e"
 """Ends a value that was cut."""
 PER_FRAME_FUNCTIONAL_GROUPS = "52009230"
@@ -68,7 +70,7 @@ class Terms:
 
 def term_component(tag: str, private_creator: str = "") -> str:
     """Return the path component of a tag; private tags by creator, independent of their block (PS3.5 §7.8.1)."""
-    return f"{tag[:4]}xx{tag[6:]}:{private_creator}" if private_creator else tag
+    return f"{tag[:4]}xx{tag[6:]}:{private_creator[:MAXIMUM_CREATOR_CHARACTERS]}" if private_creator else tag
 
 
 def combined(date_tag: str) -> str:

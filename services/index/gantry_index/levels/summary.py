@@ -216,7 +216,7 @@ def gathered_of(attributes: Attributes) -> Attributes:
 
 def computed_terms(attributes: Attributes) -> list[Term]:
     """Return the terms of what was counted."""
-    return [Term(tag, str(value)) for tag in sorted(SUMMARISED) for value in attributes.get(tag, {}).get("Value", ())]
+    return [Term(tag, terms.cut(str(value))) for tag in sorted(SUMMARISED) for value in attributes.get(tag, {}).get("Value", ())]
 
 
 def level_terms(attributes: Attributes) -> list[Term]:
