@@ -71,5 +71,6 @@ bench: $(VENV)/bench.ok  ## make bench PEER=orthanc SCENARIO=S4 for a comparison
 clean:
 	rm -rf $(VENV) build
 
-docs: $(VENV)/dev.ok  ## settings tables of docs/operations.md
+docs: $(VENV)/dev.ok  ## tables of docs/operations.md and docs/conformance.md
 	@$(BIN)/python -m tests.support.operations
+	@$(BIN)/python -m tests.support.conformance

@@ -20,7 +20,7 @@ from gantry_standard.bitstreams.video import VIDEO_MEDIA_TYPES
 from gantry_standard.dicom import sop_classes, transfer_syntaxes
 from gantry_standard.http import media_types
 from gantry_standard.query import query_attributes
-from tests.support.requirements import Row
+from tests.support.requirements import CONFORMANCE, Row
 
 EXPLICIT = transfer_syntaxes.EXPLICIT_VR_LITTLE_ENDIAN
 NEVER_LEAVE = (
@@ -256,13 +256,23 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
         rows: tests/requirements.md.
         found: rows that the last run showed, with their tests.
     """
+    tests = table(("transaction", "status", "rows shown", "tests"), _tests(found))
+    return "\n\n".join([*_of_code(), REQUIREMENTS_TITLE, _requirements(rows, found), "## Tests of each transaction", tests]) + "\n"
+
+
+REQUIREMENTS_TITLE = "## Requirements"
+
+
+def _of_code() -> list[str]:
+    """Return the parts of the page that depend on the code alone."""
     parts = [
         "# Conformance statement",
         "Written by `make requirements` from the tables of the code and the last run of the tests. Section numbers are those of PS3.18.",
     ]
     for title, make, note in SECTIONS:
         parts += [f"## {title}", note, make()]
-    parts += [
+    return [
+        *parts,
         "## Metadata, character sets and content codings",
         REPRESENTATIONS,
         "## Store payloads",
@@ -272,12 +282,12 @@ def statement(rows: dict[str, Row], found: dict[str, list[str]]) -> str:
         NOTIFICATIONS,
         "## Security",
         security(),
-        "## Requirements",
-        _requirements(rows, found),
-        "## Tests of each transaction",
     ]
-    parts.append(table(("transaction", "status", "rows shown", "tests"), _tests(found)))
-    return "\n\n".join(parts) + "\n"
+
+
+def with_tables_of_code(page: str) -> str:
+    """Return a page with the parts that depend on the code as they are now, and those about tests as they are in it."""
+    return "\n\n".join(_of_code()) + "\n\n" + page[page.index(f"\n{REQUIREMENTS_TITLE}\n") + 1 :]
 
 
 REPRESENTATIONS = (
@@ -359,3 +369,7 @@ def _tests(found: dict[str, list[str]]) -> list[tuple[str, ...]]:
 def _kind(transaction: str) -> str:
     order = ("Workitem", "Search", "Store", "Retrieve", "Delete")
     return next((word for word in order if word in transaction), "Workitem")
+
+
+if __name__ == "__main__":
+    CONFORMANCE.write_text(with_tables_of_code(CONFORMANCE.read_text()))

@@ -75,3 +75,9 @@ def test_the_statement_names_every_row_that_is_not_shown() -> None:
     assert "S-002" in text.split("## Requirements")[1]
     assert "S-001" not in text.split("## Requirements")[1].split("## Tests")[0]
     assert "tests/blackbox/test_store.py" in text
+
+
+def test_the_tables_of_the_code_are_written_without_a_run_of_the_tests() -> None:
+    page = PAGE.read_text()
+    outdated = page.replace("# Conformance statement\n", "# Conformance statement\n\nA sentence that no table has.\n", 1)
+    assert conformance.with_tables_of_code(outdated) == page
