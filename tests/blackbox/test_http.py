@@ -151,7 +151,7 @@ def test_head_of_what_is_not_there_has_the_status_of_get_and_no_body(dicomweb: D
             {"X-Forwarded-Host": "pacs.example.org:99", "X-Forwarded-Port": "443", "X-Forwarded-Proto": "https"},
             "https://pacs.example.org:99",
         ),
-        ({"Host": "other.example.org:99"}, "http://other.example.org:99"),
+        ({"Host": "viewer.localhost:99"}, "http://viewer.localhost:99"),
     ],
     ids=["Forwarded", "Forwarded, quoted", "X-Forwarded", "X-Forwarded-Prefix", "X-Forwarded-Port", "X-Forwarded-Host with port", "Host"],
 )
@@ -176,6 +176,29 @@ def test_urls_are_those_that_the_client_behind_the_proxy_sees(dicomweb: DicomWeb
     uid = instances.new_uid()
     channel = dicomweb.request("POST", "/workitems/1.2.840.10008.5.1.4.34.5/subscribers/PROXY" + uid[-6:], JSON, headers)
     assert channel.headers["content-location"].startswith(base.replace("http", "ws", 1))
+
+
+def test_a_page_whose_name_leads_to_this_machine_reads_nothing(dicomweb: DicomWeb) -> None:
+    for host in ("evil.example.org", "evil.example.org:8080", "localhost.evil.example.org", "10.0.0.1"):
+        for method, path in (("GET", "/studies"), ("POST", "/studies"), ("GET", "/nothing"), ("OPTIONS", "/studies")):
+            headers = {"Host": host, "X-Forwarded-Host": "localhost"}
+            assert dicomweb.request(method, path, JSON, headers).status_code == 403
+
+
+def test_a_prefix_cannot_name_another_server(dicomweb: DicomWeb) -> None:
+    assert dicomweb.stow(instances.encoded(instances.ct())).status_code == 200
+    for prefix in ("//evil.example.org", "../..", "/x/../../y"):
+        (row,) = dicomweb.get("/studies?limit=1", JSON, {"X-Forwarded-Host": "pacs", "X-Forwarded-Prefix": prefix}).json()
+        assert value(row, "00081190").startswith("http://pacs/dicom-web/studies/")
+
+
+def test_a_post_of_a_page_of_another_origin_changes_nothing(dicomweb: DicomWeb) -> None:
+    data_set = instances.ct()
+    headers = {"Content-Type": "application/dicom", "Origin": "https://evil.example.org"}
+    assert dicomweb.request("POST", "/studies", JSON, headers, content=instances.encoded(data_set)).status_code == 403
+    assert dicomweb.get(instances.resource(data_set) + "/metadata").status_code == 404
+    headers["Origin"] = "http://localhost:3000"
+    assert dicomweb.request("POST", "/studies", JSON, headers, content=instances.encoded(data_set)).status_code == 200
 
 
 def test_the_answer_of_a_store_has_the_urls_of_the_proxy(dicomweb: DicomWeb) -> None:

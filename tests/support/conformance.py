@@ -320,13 +320,16 @@ NOTIFICATIONS = (
     "`GANTRY_FALLBACK_AE_TITLES`: WARM START, or COLD START if no data of an earlier run exists."
 )
 SECURITY = (
-    "The server has no access control. It listens on the loopback address unless told otherwise, and only browser pages of "
-    "local origins may read its answers. Run it behind a proxy that authenticates and speaks TLS. Logs, metrics and error "
+    "The server has no access control. It listens on the loopback address unless told otherwise, and answers there for its own "
+    "host names only. Only browser pages of local origins may read its answers and send changes. Forwarding headers count from "
+    "trusted proxies only. Run it behind a proxy that authenticates and speaks TLS. Logs, metrics and error "
     "messages contain no patient attributes. The scan of an upload uses bounded memory. A second reader runs in a process with "
     "its own limits. A preamble that could be executed is sent as zeros. Limits of a request:"
 )
 SECURITY_SETTINGS = (
     "GANTRY_HOST",
+    "GANTRY_ALLOWED_HOSTS",
+    "GANTRY_TRUSTED_PROXIES",
     "GANTRY_CORS_ORIGINS",
     "GANTRY_STORE_MAX_BYTES",
     "GANTRY_STORE_MAX_PARTS",

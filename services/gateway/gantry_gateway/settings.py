@@ -1,10 +1,13 @@
 """Settings of the gateway."""
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gantry_runtime.process import ProcessSettings
 from gantry_runtime.settings import setting
+
+LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,18 @@ class GatewaySettings(ProcessSettings):
     base_path: str = setting("/dicom-web", "Path of the DICOMweb root.")
     wado_path: str = setting("/wado", "Path of the URI service.")
     public_url: str = setting("", "Scheme and authority of URLs in responses; empty: from the request (Forwarded, X-Forwarded-*, Host).")
-    cors_origins: tuple[str, ...] = setting((), "Allowed CORS origins, separated by commas; empty: local origins only; * for any.")
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        "Addresses or networks (10.0.0.0/8) of proxies whose Forwarded and X-Forwarded-* count, separated by commas; empty: loopback.",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Hosts that requests may name besides localhost, GANTRY_HOST and that of GANTRY_PUBLIC_URL, separated by commas; * for any; "
+        "empty: no others if the gateway listens on loopback, else any.",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (), "Origins of pages that may read responses and send changes, separated by commas; empty: local origins only; * for any."
+    )
     strict_accept: bool = setting(False, "Answer 406 to a request without Accept, as PS3.18 §8.7.5 says; else a missing Accept means */*.")
     blob_directory: Path | None = setting(
         None, "Directory of the objects, if this gateway shares it with blob: files are mapped instead of streamed."
@@ -56,3 +70,22 @@ class GatewaySettings(ProcessSettings):
     rendition_cache_bytes: int = setting(
         32 << 20, "Bytes of the cache of transcoded frames and instances; one entry may take an eighth of it; 0: no cache."
     )
+
+    def __post_init__(self) -> None:
+        """Check the networks of proxies.
+
+        Raises:
+            ValueError: one is none.
+        """
+        self.proxy_networks()
+
+    def proxy_networks(self) -> "list[ipaddress.IPv4Network | ipaddress.IPv6Network]":
+        """Return the networks of trusted proxies; loopback where none is named.
+
+        Raises:
+            ValueError: one is none.
+        """
+        try:
+            return [ipaddress.ip_network(text) for text in self.trusted_proxies or LOOPBACK]
+        except ValueError as error:
+            raise ValueError(f"GANTRY_TRUSTED_PROXIES: {error}") from None

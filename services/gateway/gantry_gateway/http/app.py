@@ -26,6 +26,7 @@ from gantry_gateway.http.request import ClientGone, Gateway, Request
 from gantry_gateway.http.responses import Immediate
 from gantry_gateway.http.routes import EVERY_RESOURCE, HEALTH_TRANSACTION, WEBSOCKET, Mount, Route, compile_path
 from gantry_gateway.http.server import write_whole
+from gantry_gateway.http.trust import Trust
 from gantry_runtime import logs, telemetry
 from gantry_runtime.call_context import CURRENT, CallContext
 from gantry_runtime.callers import ANONYMOUS
@@ -117,6 +118,7 @@ class Application:
         self.gateway = gateway
         self.router = router
         self.base_path = gateway.settings.base_path.rstrip("/")
+        self._trust = Trust(gateway.settings)
         self._seconds: dict[tuple[str, int], Histogram] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,7 +143,8 @@ class Application:
         common = cors.headers(scope, self.gateway.settings)
         common.append((b"x-request-id", request_id.encode("ascii")))
         answer = _Answer(send, method == "HEAD", common)
-        request = Request(scope, receive, self.gateway, {}, urls.base_url(scope, self.base_path, self.gateway.settings.public_url))
+        base_url = urls.base_url(scope, self.base_path, self.gateway.settings.public_url, self._trust.believes)
+        request = Request(scope, receive, self.gateway, {}, base_url)
         transaction = "other"
         try:
             transaction, response = await self._respond(request, method)
@@ -177,6 +180,7 @@ class Application:
         """Return the transaction that a request asks for, and its answer."""
         transaction, allow = "other", ""
         try:
+            self._trust.check(request.scope, method, request.base_url)
             if method == "OPTIONS" and cors.is_preflight(request.scope):
                 return "preflight", cors.preflight(request.scope, self.gateway.settings)
             path = decode_path(request.scope["raw_path"])

@@ -16,6 +16,8 @@ EXPOSED = (
     b"Accept-Ranges, Allow, Content-Disposition, Content-Encoding, Content-Length, Content-Location, Content-Range, Date, ETag, Location, "
     b"Retry-After, Warning, X-Request-ID"
 )
+LONGEST_ORIGIN = 300
+"""Characters of an origin: scheme, host and port. An allowed one is repeated in the answer."""
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -30,6 +32,8 @@ def is_preflight(scope: Scope) -> bool:
 
 def allows(origin: str, settings: GatewaySettings) -> bool:
     """Say whether pages of this origin may read our answers."""
+    if len(origin) > LONGEST_ORIGIN:
+        return False
     if not settings.cors_origins:
         try:
             return urlsplit(origin).hostname in LOCAL_HOSTS

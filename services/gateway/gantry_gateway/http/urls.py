@@ -4,6 +4,7 @@ Source: PS3.18 §8.2; RFC 7239 for Forwarded.
 """
 
 import re
+from collections.abc import Callable
 
 from starlette.types import Scope
 
@@ -16,15 +17,20 @@ HTTP_SCHEME = {"ws": "http", "wss": "https"}
 """The scheme of resources for a request that is a WebSocket handshake."""
 _PORT = re.compile("[1-9][0-9]{0,4}")
 _WITH_PORT = re.compile(r":[0-9]+$")
-_AUTHORITY = re.compile(r"[A-Za-z0-9.\-_~%:\[\]]+")
+AUTHORITY = re.compile(r"(?:[A-Za-z0-9._~%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~-]{1,255}){1,16}/?")
+"""Segments of a path; none of them is empty, `.` or `..`."""
 
 
-def base_url(scope: Scope, base_path: str, public_url: str) -> str:
+def base_url(scope: Scope, base_path: str, public_url: str, believes: Callable[[Scope], bool]) -> str:
     """Return the URL of the DICOMweb root for this request, without a slash at the end.
 
     Forwarded (first element) wins over X-Forwarded-Proto, -Host, -Port, -Prefix, these over Host. X-Forwarded-Port counts where the host
     that the client asked for came without a port.
-    What is no plain authority or scheme is ignored.
+    What is no plain authority, scheme or path is ignored.
+
+    Args:
+        believes: says whether forwarding headers count; it is asked where there are any.
     """
     if public_url:
         return public_url.rstrip("/") + base_path
@@ -46,6 +52,8 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
                 x_prefix = value
         elif raw_name == b"forwarded":
             forwarded = raw_value.decode("latin-1").split(",")[0]
+    if (x_proto or x_host or x_port or x_prefix or forwarded) and not believes(scope):
+        x_proto = x_host = x_port = x_prefix = forwarded = ""
     if forwarded:
         given = {name.lower(): value.strip('"') for name, value in _FORWARDED.findall(forwarded)}
         x_proto, x_host, x_port = given.get("proto", x_proto), given.get("host", x_host), "" if "host" in given else x_port
@@ -55,13 +63,13 @@ def base_url(scope: Scope, base_path: str, public_url: str) -> str:
         host = f"{host}:{server_port}"
     if x_proto.lower() in ("http", "https"):
         proto = x_proto.lower()
-    if x_host and _AUTHORITY.fullmatch(x_host):
+    if x_host and AUTHORITY.fullmatch(x_host):
         host = x_host
     if _PORT.fullmatch(x_port) and not _WITH_PORT.search(host) and int(x_port) != DEFAULT_PORT[proto]:
         host = f"{host}:{x_port}"
-    if x_prefix.startswith("/") and re.fullmatch(r"[A-Za-z0-9/._~\-]+", x_prefix):
+    if x_prefix and _PREFIX.fullmatch(x_prefix):
         prefix = x_prefix.rstrip("/")
-    if not _AUTHORITY.fullmatch(host):
+    if not AUTHORITY.fullmatch(host):
         host = f"{server_host}:{server_port}" if server_port is not None else server_host
     return f"{proto}://{host}{prefix}{base_path}"
 

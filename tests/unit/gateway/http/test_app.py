@@ -123,7 +123,7 @@ async def test_head_stops_reading_at_once(gateway: Running) -> None:
 
 async def test_error_after_the_status_line_breaks_the_connection(gateway: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(b"GET /dicom-web/test/breaks HTTP/1.1\r\nHost: h\r\n\r\n")
+    writer.write(b"GET /dicom-web/test/breaks HTTP/1.1\r\nHost: localhost\r\n\r\n")
     got = await asyncio.wait_for(reader.read(), 5)
     writer.close()
     assert got.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -132,7 +132,7 @@ async def test_error_after_the_status_line_breaks_the_connection(gateway: Runnin
 
 async def test_client_that_leaves_in_mid_answer_is_no_error(gateway: Running, caplog: pytest.LogCaptureFixture) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(b"GET /dicom-web/test/large HTTP/1.1\r\nHost: h\r\n\r\n")
+    writer.write(b"GET /dicom-web/test/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readexactly(1000)
     with caplog.at_level(logging.WARNING):
         writer.transport.abort()
@@ -143,14 +143,14 @@ async def test_client_that_leaves_in_mid_answer_is_no_error(gateway: Running, ca
 @pytest.mark.parametrize("version", ["0.9", "3.0", "x"])
 async def test_garbage_is_400(gateway: Running, version: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(f"BLURB /dicom-web/studies HTTP/{version}\r\nHost: h\r\n\r\n".encode())
+    writer.write(f"BLURB /dicom-web/studies HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
     assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
 
 
 async def test_endless_head_is_431(gateway: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(b"GET /dicom-web/studies HTTP/1.1\r\nHost: h\r\nX-Long: ")
+    writer.write(b"GET /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
 
     async def send() -> None:
         for _ in range(100):
@@ -167,7 +167,7 @@ async def test_endless_head_is_431(gateway: Running) -> None:
 async def test_long_list_of_uids_passes_and_a_longer_target_is_414(gateway: Running) -> None:
     async def first_line(query: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(f"GET /dicom-web/nothing?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET /dicom-web/nothing?{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         got = await asyncio.wait_for(reader.readline(), 5)
         writer.close()
         return got
@@ -209,7 +209,7 @@ async def test_request_is_one_line_without_its_query(gateway: Running, caplog: p
 )
 async def test_path_is_decoded_by_segment(gateway: Running, path: str, status: int, body: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(f"GET /dicom-web{path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET /dicom-web{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     got = await asyncio.wait_for(reader.read(), 5)
     writer.close()
     assert got.startswith(f"HTTP/1.1 {status} ".encode())

@@ -58,7 +58,7 @@ async def answers() -> AsyncIterator[tuple[Answers, int]]:
 async def exchange(port: int, *requests: str) -> bytes:
     """Send requests at once on one connection, close our side, and return all that comes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write("".join(f"{request}\r\nHost: h\r\n\r\n" for request in requests).encode())
+    writer.write("".join(f"{request}\r\nHost: localhost\r\n\r\n" for request in requests).encode())
     writer.write_eof()
     try:
         return await asyncio.wait_for(reader.read(), 10)
@@ -119,8 +119,8 @@ async def test_answers_to_pipelined_requests_come_in_order(answers: tuple[Answer
     app, port = answers
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     requests = [b"GET /two", b"HEAD /two", b"GET /none", b"GET /unmeasured"] * 3
-    writer.write(b"".join(request + b" HTTP/1.1\r\nHost: h\r\n\r\n" for request in requests))
-    writer.write(b"GET /two HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    writer.write(b"".join(request + b" HTTP/1.1\r\nHost: localhost\r\n\r\n" for request in requests))
+    writer.write(b"GET /two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     got = await asyncio.wait_for(reader.read(), 10)
     writer.close()
     assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"200", b"204", b"200"] * 3 + [b"200"]
@@ -131,7 +131,7 @@ async def test_answers_to_pipelined_requests_come_in_order(answers: tuple[Answer
 async def test_who_asks_on_without_reading_gets_no_more_answers_until_it_reads(answers: tuple[Answers, int], until_idle: "Idle") -> None:
     app, port = answers
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
-    writer.write(b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n" * 20)
+    writer.write(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
     await until_idle(lambda: len(app.written))
     assert len(app.written) <= 2
     for _ in range(20):

@@ -6,10 +6,10 @@ from gantry_gateway.http import urls
 from gantry_standard import errors
 
 
-def base(*headers: tuple[str, str], public_url: str = "", scheme: str = "http") -> str:
+def base(*headers: tuple[str, str], public_url: str = "", scheme: str = "http", is_proxy: bool = True) -> str:
     """Return the base URL of a request with these headers."""
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
-    return urls.base_url({"scheme": scheme, "headers": raw, "server": ("10.0.0.1", 8080)}, "/dicom-web", public_url)
+    return urls.base_url({"scheme": scheme, "headers": raw, "server": ("10.0.0.1", 8080)}, "/dicom-web", public_url, lambda _: is_proxy)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,45 @@ def base(*headers: tuple[str, str], public_url: str = "", scheme: str = "http") 
         pytest.param([("Host", "a"), ("X-Forwarded-Host", "b/evil?x=")], "http://a/dicom-web", id="no authority"),
         pytest.param([("Host", 'a"><script>')], "http://10.0.0.1:8080/dicom-web", id="host that is none"),
         pytest.param([("Host", "a"), ("X-Forwarded-Prefix", '/a"b')], "http://a/dicom-web", id="prefix that is none"),
+        pytest.param([("Host", "a"), ("X-Forwarded-Prefix", "/x/y..z/.w/")], "http://a/x/y..z/.w/dicom-web", id="prefix with dots"),
+        pytest.param([("Host", "a:b:c")], "http://10.0.0.1:8080/dicom-web", id="host with two ports"),
+        pytest.param([("Host", "a" * 256)], "http://10.0.0.1:8080/dicom-web", id="long host"),
+        pytest.param([("Host", "a"), ("X-Forwarded-Host", "b" * 60_000)], "http://a/dicom-web", id="long forwarded host"),
     ],
 )
 def test_base_url_is_as_the_client_sees_it(headers: list[tuple[str, str]], expected: str) -> None:
     assert base(*headers) == expected
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "//evil",
+        "//evil/",
+        "/x//evil",
+        "../..",
+        "/../..",
+        "/x/../y",
+        "/x/..",
+        "/x/./y",
+        "/.",
+        "x",
+        "/",
+        "/%2e%2e",
+        "/" + "x" * 256,
+        "/x" * 17,
+    ],
+)
+def test_a_prefix_that_leads_elsewhere_is_ignored(prefix: str) -> None:
+    assert base(("Host", "a"), ("X-Forwarded-Prefix", prefix)) == "http://a/dicom-web"
+
+
+def test_forwarding_headers_of_others_than_proxies_are_ignored() -> None:
+    assert base(("Host", "a"), ("Forwarded", "proto=https;host=b"), is_proxy=False) == "http://a/dicom-web"
+    forged = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "b"), ("X-Forwarded-Port", "1"), ("X-Forwarded-Prefix", "/x")]
+    for name, value in forged:
+        assert base(("Host", "a"), (name, value), is_proxy=False) == "http://a/dicom-web"
+    assert base(("Host", "10.0.0.1"), *forged, is_proxy=False) == "http://10.0.0.1:8080/dicom-web"
 
 
 def test_public_url_wins() -> None:

@@ -105,7 +105,7 @@ async def test_an_archive_is_read_as_a_stream(world: World) -> None:
 async def test_a_client_that_goes_away_before_its_answer_ends_the_handler(world: World) -> None:
     world.index.before_answer = asyncio.Event()
     _, writer = await asyncio.open_connection("127.0.0.1", world.port)
-    writer.write(f"GET /dicom-web/studies/{STUDY} HTTP/1.1\r\nHost: h\r\nAccept: */*\r\n\r\n".encode())
+    writer.write(f"GET /dicom-web/studies/{STUDY} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n".encode())
     await until(lambda: bool(world.index.asked))
     tasks = {task for task in asyncio.all_tasks() if "run_asgi" in repr(task)}
     assert len(tasks) == 1

@@ -197,7 +197,7 @@ async def test_100_continue_is_said_only_where_the_body_is_wanted(gateway: Runni
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         body = payload(ONE)
         writer.write(
-            f"POST /dicom-web/studies HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Type: {content_type}\r\n"
+            f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
         )
         line = await asyncio.wait_for(reader.readline(), 5)
@@ -379,7 +379,9 @@ async def test_nats_that_never_answered_is_503(gateway: Running) -> None:
 
 async def test_client_that_goes_away_stores_nothing(gateway: Running) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    writer.write(f"POST /dicom-web/studies HTTP/1.1\r\nHost: h\r\nContent-Type: {RELATED}\r\nContent-Length: 9999999\r\n\r\n".encode())
+    writer.write(
+        f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {RELATED}\r\nContent-Length: 9999999\r\n\r\n".encode()
+    )
     writer.write(payload(ONE)[:-10] + bytes(2 << 20))
     await until(lambda: gateway.blob.parts and gateway.blob.parts[0].data)
     writer.close()
@@ -390,7 +392,8 @@ async def test_client_that_goes_away_stores_nothing(gateway: Running) -> None:
 async def test_client_that_stops_sending_is_given_up(gateway: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(
-        f"POST /dicom-web/studies HTTP/1.1\r\nHost: h\r\nContent-Type: {RELATED}\r\nContent-Length: 9999\r\n\r\n--B\r\n\r\n".encode()
+        f"POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: {RELATED}\r\n".encode()
+        + b"Content-Length: 9999\r\n\r\n--B\r\n\r\n"
     )
     assert await asyncio.wait_for(reader.readline(), 5) == b"HTTP/1.1 400 Bad Request\r\n"
     writer.close()

@@ -273,7 +273,7 @@ async def test_a_peer_that_does_not_pong_is_cut(running: tuple[Worklist, Http], 
     _, http = running
     reader, writer = await asyncio.open_connection("127.0.0.1", int(http.base.split(":")[2].split("/")[0]))
     writer.write(
-        b"GET /dicom-web/subscribers/FROZEN HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /dicom-web/subscribers/FROZEN HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     assert b" 101 " in await reader.readline()
