@@ -1,6 +1,6 @@
-"""Run the gateway: open what it needs, serve HTTP.
+"""The process gantry-gateway: opens connections to the other services and serves HTTP.
 
-It starts whatever else is running: requests that need a part which does not answer get 503 until it does.
+It starts also if other services are down. Requests that need a service that does not answer get 503 until it does.
 """
 
 import asyncio
@@ -32,11 +32,17 @@ from gantry_runtime.store_messages import SERIALISED
 
 LOOK_S = 0.05
 READY_S = 5.0
-"""Seconds that a gateway of a shared port waits for the other services before it takes connections all the same."""
+"""Most seconds that a gateway of a shared port waits for the other services before it listens."""
 
 
 async def open_gateway(process: Process, settings: GatewaySettings, access: Access = EVERYBODY) -> None:
-    """Open everything on the process's stack: what is opened first is closed last, so requests end before what they use."""
+    """Open connections and the HTTP server on the stack of the process.
+
+    They are closed in reverse order, so requests end before the connections that they use.
+
+    Args:
+        access: determines the caller of each request.
+    """
     stack = process.stack
     router = Router(mounts(settings))
     client, connected = await stack.enter_async_context(streams.connecting(settings.nats_url, "gantry-gateway"))
@@ -68,7 +74,7 @@ async def open_gateway(process: Process, settings: GatewaySettings, access: Acce
 
 
 async def _ready(gateway: Gateway) -> None:
-    """Wait a while for what this gateway needs: until it listens, the others on its port answer."""
+    """Wait at most `READY_S` for the other services. Meanwhile the other gateways of the port serve the requests."""
     for _ in range(int(READY_S / LOOK_S)):
         if not await health.what_is_missing(gateway):
             return
@@ -77,7 +83,7 @@ async def _ready(gateway: Gateway) -> None:
 
 @asynccontextmanager
 async def _following_nats(process: Process, gateway: Gateway, connected: "asyncio.Task[None]") -> AsyncIterator[None]:
-    """Open what needs NATS as soon as it answers, and close it with the context."""
+    """Open inbox, record cache and notifications as soon as NATS answers; close them with the context."""
 
     async def follow() -> None:
         await connected
@@ -88,7 +94,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
 
     task = asyncio.create_task(follow(), name="follow NATS")
     try:
-        # Ended here and not by the process, which ends its tasks first of all: running requests need this one to the end.
+        # The task is ended here, not by the process, which ends its tasks first: running requests still need it
         with process.guarded(task):
             yield
     finally:
@@ -96,7 +102,7 @@ async def _following_nats(process: Process, gateway: Gateway, connected: "asynci
 
 
 def main() -> None:
-    """Run until told to stop."""
+    """Run until a signal stops the process."""
     sys.exit(run("gateway", GatewaySettings, open_gateway))
 
 

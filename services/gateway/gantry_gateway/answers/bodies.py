@@ -1,4 +1,4 @@
-"""The bodies of answers: one stored representation, a range of it, or multipart; whole with Content-Length, or streamed."""
+"""Response bodies: one stored representation, a range of it, or multipart; with Content-Length, or streamed without it."""
 
 import asyncio
 import time
@@ -16,29 +16,29 @@ from gantry_runtime.blob_reader import BlobReader
 from gantry_standard.http import multipart_writer
 
 MAX_HELD_PARTS = 4096
-"""Parts of an answer whose heads are held while it is sent; of more they are made twice, once to be measured."""
+"""Most parts of a response whose headers are held in memory. With more parts they are computed twice: for the length, and to be sent."""
 
 GATHER_BYTES = 4 << 20
-"""Bytes of a rendition that are gathered before the status line, so that small answers have a Content-Length."""
+"""Most bytes of a rendition that are gathered before the status line, so that small responses have a Content-Length."""
 
 GATHER_S = 0.5
-"""Seconds after which the status line is sent although little is there: proxies give up on silent servers."""
+"""Seconds after which the status line is sent even if few bytes are gathered, as proxies time out."""
 
 RANGED_S = 10.0
-"""The same where a range is asked for, which needs to know the whole length."""
+"""The same for a range request, which needs the length of the whole representation."""
 
 PAUSE_PARTS = 256
-"""Parts that are measured before others get their turn."""
+"""Number of parts that are measured before other tasks may run."""
 
 
 JOINED_BYTES = 64 << 10
-"""Answers up to this size are joined into one piece."""
+"""Responses of at most this size are joined into one chunk."""
 
 
 async def gathered(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
-    """Return a response of pieces: with Content-Length when they end within `GATHER_BYTES` and `GATHER_S`, else streamed.
+    """Return a response of chunks: with Content-Length if they end within `GATHER_BYTES` and `GATHER_S`, else streamed.
 
-    Raises whatever making the first of them raises.
+    Raises the error of the first chunks, if they fail.
     """
     first, ended = await _gather(pieces, GATHER_BYTES, GATHER_S)
     if not ended:
@@ -48,19 +48,19 @@ async def gathered(status: int, fields: Headers, pieces: AsyncGenerator[Piece, N
 
 
 async def _gather(pieces: AsyncGenerator[Piece, None], most_bytes: int, most_s: float) -> tuple[list[Piece], bool]:
-    """Return the first pieces, and whether they are all. The first is waited for as long as it takes."""
-    found: list[Piece] = []
+    """Return the first chunks, and whether they are all. The time limit does not interrupt a chunk that is being awaited."""
+    chunks: list[Piece] = []
     size, end = 0, time.monotonic() + most_s
     try:
         async for piece in pieces:
-            found.append(piece)
+            chunks.append(piece)
             size += len(piece)
             if size > most_bytes or time.monotonic() > end:
-                return found, False
+                return chunks, False
     except BaseException:
         await pieces.aclose()
         raise
-    return found, True
+    return chunks, True
 
 
 def not_modified(etag: str, content_location: str = "") -> Immediate:
@@ -70,10 +70,10 @@ def not_modified(etag: str, content_location: str = "") -> Immediate:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A representation of one resource.
+    """A stored representation of one resource.
 
     Attributes:
-        content_type: with its transfer-syntax parameter, as it shall be sent.
+        content_type: as sent, with the transfer-syntax parameter.
         content_location: URL of the resource.
     """
 
@@ -96,7 +96,7 @@ def single_part_headers(part_content_type: str, content_location: str, etag: str
 
 
 def _span(request: Request, etag: str, size: int) -> Span | None:
-    """Return the bytes that a GET asks for, None for all. Raises RangeNotSatisfiable."""
+    """Return the requested range of a GET, None for the whole representation. Raises RangeNotSatisfiable."""
     ranged = request.headers.get("range", "")
     if not ranged or request.method != "GET":
         return None
@@ -110,12 +110,12 @@ def _not_satisfiable(request: Request, etag: str, size: int) -> Immediate:
 
 
 async def single_part(request: Request, reader: BlobReader, part: Part, etag: str, ask_again: AskAgain) -> Response:
-    """Return one stored representation, or the range of it that the request asks for."""
+    """Return one stored representation, or the requested range of it."""
     content, status, content_range = part.content, 200, ""
     if request.method == "HEAD":
         return Immediate(200, single_part_headers(part.content_type, part.content_location, etag, content.length), [])
     if content.bits and "range" in request.headers:
-        # The bytes of a frame that begins within a byte do not lie anywhere as they are sent.
+        # The bytes of a frame that does not begin at a byte boundary are shifted, so they are not a range of the object
         return await generated(request, part.content_type, part.content_location, etag, _pieces_only(reader, content, ask_again))
     try:
         span = _span(request, etag, content.length)
@@ -133,9 +133,9 @@ async def single_part(request: Request, reader: BlobReader, part: Part, etag: st
 
 
 async def generated(request: Request, content_type: str, content_location: str, etag: str, pieces: AsyncGenerator[Piece, None]) -> Response:
-    """Return one representation that is made while it is sent; a range of it where it is whole within `GATHER_BYTES`.
+    """Return one representation that is computed while it is sent; the requested range if the whole has at most `GATHER_BYTES`.
 
-    Raises whatever making the first piece raises.
+    Raises the error of the first chunks, if they fail.
     """
     ranged = "range" in request.headers
     first, ended = await _gather(pieces, GATHER_BYTES, RANGED_S if ranged else GATHER_S)
@@ -155,7 +155,7 @@ async def generated(request: Request, content_type: str, content_location: str, 
 
 
 def cut_pieces(pieces: Iterable[Piece], first: int, length: int) -> Iterator[memoryview]:
-    """Yield `length` bytes from byte `first` of pieces that follow each other."""
+    """Yield `length` bytes from byte `first` on of consecutive chunks."""
     for piece in pieces:
         taken = memoryview(piece)[first : first + length]
         first, length = max(first - len(piece), 0), length - len(taken)
@@ -177,7 +177,7 @@ async def _pieces_only(reader: BlobReader, content: Content, ask_again: AskAgain
 
 
 async def begun(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None]) -> Response:
-    """Return a streamed response after its first piece has come."""
+    """Return a streamed response once its first chunk is available, so that an error before it still determines the status."""
     try:
         first = await anext(pieces, b"")
     except BaseException:
@@ -187,7 +187,7 @@ async def begun(status: int, fields: Headers, pieces: AsyncGenerator[Piece, None
 
 
 def multipart_headers(media_type: str, boundary: str, etag: str, length: int | None = None, warning: str = "") -> Headers:
-    """Return the header fields of a multipart answer."""
+    """Return the header fields of a multipart response."""
     return headers(
         content_type=multipart_writer.content_type(media_type, boundary),
         content_length="" if length is None else str(length),
@@ -211,7 +211,9 @@ async def multipart(
     """Return stored representations, one part each, with Content-Length.
 
     Args:
-        parts: of more than `MAX_HELD_PARTS` they are iterated twice.
+        media_type: of the root part.
+        parts: iterated twice if there are more than `MAX_HELD_PARTS`.
+        ask_again: called with the index of a part.
     """
     boundary = multipart_writer.new_boundary()
     closing = multipart_writer.closing(boundary, empty=number_of_parts == 0)
@@ -229,7 +231,7 @@ async def multipart(
             bodies.append(head)
             bodies.extend(pieces_of_part)
         bodies.append(closing)
-        # One small write costs less than several.
+        # For a small response one write is cheaper than several
         return Immediate(status, fields, [b"".join(bodies)] if length <= JOINED_BYTES else bodies)
     return await begun(status, fields, _multipart_pieces(reader, headed, closing, ask_again))
 
@@ -244,7 +246,7 @@ async def _many(
 
 
 async def _measured(headed: Iterable[tuple[bytes, Content]]) -> int:
-    """Return the bytes of all parts with their heads, without holding the loop."""
+    """Return the number of bytes of all parts with their headers, without blocking the event loop."""
     length = 0
     for index, (head, content) in enumerate(headed):
         length += len(head) + content.length
@@ -262,7 +264,7 @@ def _with_heads(parts: Iterable[Part], boundary: str) -> Iterable[tuple[bytes, C
 async def _multipart_pieces(
     reader: BlobReader, headed: Iterable[tuple[bytes, Content]], closing: bytes, ask_again: AskAgain
 ) -> AsyncGenerator[Piece, None]:
-    """Yield heads and bytes in order; the first head comes after the first bytes were read."""
+    """Yield headers and bytes of the parts in order. The first header is yielded after the first bytes were read."""
     heads: deque[bytes] = deque()
 
     def contents() -> Iterable[Content]:

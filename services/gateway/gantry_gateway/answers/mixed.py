@@ -1,7 +1,8 @@
-"""Answers of several items of which the renderer makes some, while they are sent.
+"""Responses with several items, some of which the renderer makes while they are sent.
 
-Until the status line is out, an item that turns out impossible is tried in its next transfer syntax and then left out: 206. After it,
-it breaks the answer off; it is remembered, so that the next request leaves it out at once.
+If an item cannot be made before the status line is sent, its other transfer syntaxes are tried. If none can be made, the item is left
+out and the status is 206. If an item fails after the status line, the connection is closed. The failure is remembered, so the next
+request leaves the item out.
 
 Source: PS3.18 §10.4.3.1.
 """
@@ -21,12 +22,12 @@ from gantry_standard.http.negotiation import Plan
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A part begins.
+    """The beginning of a part.
 
     Attributes:
-        content_type: as it shall be sent.
+        content_type: as sent.
         content_location: URL of the resource.
-        length: of the part in bytes; None where it is not known.
+        length: of the part in bytes; None if it is not known.
     """
 
     content_type: str
@@ -39,12 +40,12 @@ Events = AsyncGenerator[Begin | Piece, None]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An item of an answer: an instance, or a bulkdata element.
+    """An item of a response: an instance, or a bulkdata element.
 
     Attributes:
         sop_instance_uid, version: of the instance.
-        plans: what may be tried, best first.
-        make: returns the parts of the item in one of its plans; raises one of IMPOSSIBLE before the first where it cannot be had so.
+        plans: the plans to try, best first.
+        make: returns the parts of the item for a plan. It raises one of IMPOSSIBLE before the first part if the plan cannot be fulfilled.
     """
 
     sop_instance_uid: str
@@ -54,7 +55,15 @@ class Draft:
 
 
 class Assembly:
-    """Turns drafts into the pieces of a payload."""
+    """Computes the chunks of a payload from drafts.
+
+    Attributes:
+        committed: whether the status line was sent.
+        sent: number of parts.
+        left_out: number of items that could not be made.
+        media_type: of the first part; "" before it.
+        reason: why the last item could not be made.
+    """
 
     def __init__(self, renditions: Renditions, drafts: AsyncIterator[Draft]) -> None:
         self._renditions = renditions
@@ -65,7 +74,7 @@ class Assembly:
         self.media_type = self.reason = ""
 
     async def parts(self, boundary: str) -> AsyncGenerator[Piece, None]:
-        """Yield a multipart payload."""
+        """Yield the chunks of a multipart payload."""
         async for draft in self._drafts:
             async with aclosing(self._attempts(draft)) as events:
                 async for event in events:
@@ -96,18 +105,18 @@ class Assembly:
 
 
 async def send(request: Request, assembly: Assembly, media_type: str, status: int, etag: str) -> Response:
-    """Send the parts of an assembly.
+    """Return the response with the parts of an assembly.
 
     Args:
-        media_type: of the root part, as far as is known before anything is made.
-        status: 206 where something is left out already.
+        media_type: expected media type of the root part.
+        status: 206 if items were already left out.
 
     Raises:
-        errors.NotAcceptable: nothing of it could be had.
+        errors.NotAcceptable: no item could be made.
     """
     boundary = multipart_writer.new_boundary()
     if request.method == "HEAD":
-        # Whether everything can be made shows only when it is made.
+        # Whether all items can be made is known only after they are made
         return Immediate(status, bodies.multipart_headers(media_type, boundary, etag), [])
     response = await bodies.gathered(status, [], assembly.parts(boundary))
     assembly.committed = True

@@ -1,7 +1,7 @@
-"""Answers in XML: multipart/related with one Native DICOM Model document per part.
+"""Responses in XML: multipart/related with one Native DICOM Model document per part.
 
-Documents are written from the DICOM JSON that is kept, in threads and in blocks, so that neither the event loop nor memory notices
-how large they are.
+Documents are written from the stored DICOM JSON, in threads and in blocks, so that a large document neither blocks the event loop nor
+is held in memory as a whole.
 
 Source: PS3.18 §8.7.3.3, §8.6.1.2; PS3.19 §A.1.
 """
@@ -18,50 +18,50 @@ from gantry_standard.http.media_types import DICOM_XML
 from gantry_standard.http.negotiation import Choice
 
 AT_ONCE_BYTES = 256 << 10
-"""DICOM JSON that is written as one piece, with the Content-Length of its part; longer objects are written in pieces, without."""
+"""Most bytes of DICOM JSON that are written at once, with the Content-Length of the part; longer objects are streamed without it."""
 
 BLOCK_BYTES = 128 << 10
-"""Bytes that one call in a thread makes."""
+"""Least bytes that one thread call writes, unless fewer remain."""
 
 Locate = Callable[[bytes], str]
-"""From an encoded DICOM JSON object to the URL of the resource that its part represents; "" for none."""
+"""Returns the URL of the resource of an encoded DICOM JSON object; "" for none."""
 
 
 def no_location(_: bytes) -> str:
-    """Say that the parts represent no resource."""
+    """Return "": the parts represent no resource."""
     return ""
 
 
 async def pieces(boundary: str, batches: AsyncGenerator[list[bytes], None], locate: Locate) -> AsyncGenerator[bytes, None]:
-    """Yield a whole multipart/related payload.
+    """Yield the chunks of a multipart/related payload.
 
     Args:
-        batches: encoded DICOM JSON objects, one per part; the base URL stands in them.
+        batches: encoded DICOM JSON objects, one per part, with the base URL inserted.
     """
     is_first = True
     async with aclosing(batches):
         async for batch in batches:
-            made = _parts(boundary, batch, locate, is_first)
-            while block := await asyncio.to_thread(_block, made):
+            part_chunks = _parts(boundary, batch, locate, is_first)
+            while block := await asyncio.to_thread(_block, part_chunks):
                 is_first = False
                 yield block
     yield multipart_writer.closing(boundary, empty=is_first)
 
 
 async def payload(boundary: str, objects: list[bytes]) -> bytes:
-    """Return a whole multipart/related payload of objects that represent no resource."""
-    made = _parts(boundary, objects, no_location, is_first=True)
+    """Return a multipart/related payload of DICOM JSON objects that represent no resource."""
+    part_chunks = _parts(boundary, objects, no_location, is_first=True)
     blocks = []
-    while block := await asyncio.to_thread(_block, made):
+    while block := await asyncio.to_thread(_block, part_chunks):
         blocks.append(block)
     return b"".join(blocks) + multipart_writer.closing(boundary, empty=not objects)
 
 
 def one_object(choice: Choice, model: native_xml.Object, location: str = "") -> tuple[bytes, str]:
-    """Return a small DICOM JSON object in a representation of it, and the Content-Type of the payload.
+    """Encode a small DICOM JSON object in the chosen representation; return payload and Content-Type.
 
     Args:
-        location: URL of the resource that it represents, if any.
+        location: URL of the resource that it represents, "" if none.
     """
     if choice.media_type != DICOM_XML:
         return orjson.dumps(model), choice.media_type
@@ -73,10 +73,10 @@ def one_object(choice: Choice, model: native_xml.Object, location: str = "") -> 
     return head + document + multipart_writer.closing(boundary), multipart_writer.content_type(DICOM_XML, boundary)
 
 
-def _block(made: Iterator[bytes]) -> bytes:
-    """Return at least `BLOCK_BYTES` of what is made, less at its end, then b""."""
+def _block(part_chunks: Iterator[bytes]) -> bytes:
+    """Return the next chunks joined: at least `BLOCK_BYTES`, fewer at the end, then b""."""
     waiting, size = [], 0
-    for piece in made:
+    for piece in part_chunks:
         waiting.append(piece)
         size += len(piece)
         if size >= BLOCK_BYTES:

@@ -1,8 +1,8 @@
-"""ZIP archives whose entries are stored and streamed: their sizes are known before they begin, their check sums when they end.
+"""The records of ZIP archives with uncompressed entries. The size of an entry is known before its bytes, the checksum after them.
 
-    local header, bytes, data descriptor; … ; central directory; its end
+    local header, bytes, data descriptor; … ; central directory; end of central directory
 
-Entries and archives beyond 4 GiB or 65,535 entries take the ZIP64 forms. Nothing here reads or writes: the parts are returned as bytes.
+Entries and archives above 4 GiB, and archives with more than 65,534 entries, use ZIP64. The functions return bytes and do no I/O.
 
 Source: PKWARE APPNOTE 6.3.10 §4.3 and §4.4.
 """
@@ -16,24 +16,24 @@ _VERSION, _VERSION_ZIP64 = 20, 45
 _FLAGS = 1 << 3 | 1 << 11
 """A data descriptor follows the bytes; names are UTF-8."""
 _MIDNIGHT_1980 = (0, 1 << 5 | 1)
-"""Time and date of every entry: the same archive is the same bytes at any time."""
+"""Time and date of every entry, so that the bytes of an archive do not depend on the time."""
 _ZIP64_FIELD = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive. Names are ASCII, folders separated by "/"."""
+    """One file of an archive. Its name is ASCII, with folders separated by "/"."""
 
     name: str
     size_bytes: int
 
     @property
     def is_long(self) -> bool:
-        """Whether its sizes do not fit into 32 bits."""
+        """Whether the size does not fit into 32 bits."""
         return self.size_bytes >= _LIMIT
 
     def local_header(self) -> bytes:
-        """Return what comes before the bytes. Check sum and sizes are zero: the descriptor has them (§4.4.4)."""
+        """Return the record before the bytes. Checksum and sizes are zero; they are in the data descriptor (§4.4.4)."""
         name = self.name.encode("ascii")
         extra = struct.pack("<HHQQ", _ZIP64_FIELD, 16, 0, 0) if self.is_long else b""
         sizes = (_LIMIT, _LIMIT) if self.is_long else (0, 0)
@@ -42,7 +42,7 @@ class Entry:
         return struct.pack("<IHHHHHIIIHH", *fields) + name + extra
 
     def descriptor(self, crc32: int) -> bytes:
-        """Return what comes after the bytes."""
+        """Return the data descriptor, which follows the bytes."""
         return struct.pack("<IIQQ" if self.is_long else "<IIII", 0x08074B50, crc32, self.size_bytes, self.size_bytes)
 
     def central_header(self, crc32: int, offset: int) -> bytes:
@@ -61,12 +61,18 @@ class Entry:
 
     @property
     def length(self) -> int:
-        """Bytes that it takes before the central directory."""
+        """Bytes of local header, file and data descriptor."""
         return len(self.local_header()) + self.size_bytes + len(self.descriptor(0))
 
 
 def end(entries: int, directory_bytes: int, directory_offset: int) -> bytes:
-    """Return what comes after the central directory."""
+    """Return the records after the central directory.
+
+    Args:
+        entries: number of files.
+        directory_bytes: size of the central directory.
+        directory_offset: of the central directory in the archive.
+    """
     plain = struct.pack(
         "<IHHHHIIH",
         0x06054B50,
@@ -86,13 +92,13 @@ def end(entries: int, directory_bytes: int, directory_offset: int) -> bytes:
 
 
 class Measure:
-    """Counts the bytes of an archive before any of it is there."""
+    """Computes the size of an archive in advance."""
 
     def __init__(self) -> None:
         self._entries = self._offset = self._directory = 0
 
     def add(self, entry: Entry) -> None:
-        """Count an entry, in the order of the archive."""
+        """Add the size of an entry. Entries are added in the order of the archive."""
         self._entries += 1
         self._directory += len(entry.central_header(0, self._offset))
         self._offset += entry.length

@@ -1,6 +1,6 @@
-"""The instances of one answer: what it takes to send them, in little memory however many there are.
+"""The records of the instances of one response, in little memory, as a study may have a hundred thousand instances.
 
-Source: PS3.18 §10.4.3.3; a study may have a hundred thousand instances.
+Source: PS3.18 §10.4.3.3.
 """
 
 from gantry.blob.v1.blob_pb2 import Layout, Location, StoredInstance
@@ -9,13 +9,14 @@ from gantry_gateway.content.records import Records
 from gantry_standard import errors
 
 WHOLE_BYTES = 32 << 20
-"""Bytes of whole records that one answer keeps; what does not fit is asked of index again when its turn comes."""
+"""Most bytes of whole records of one response. Other records are requested from index again when their instance is sent."""
 
 
 class KeptRecords:
-    """Records in the order they were added, encoded.
+    """Encoded records in the order in which they were added.
 
-    Of each, at least what sending it as stored takes: some 250 bytes. Whole ones, frame table included, as long as there is room.
+    Each record has at least the fields that are needed to send the instance as stored, about 250 bytes. Whole records, with their frame
+    tables, are stored until they have `most_bytes`.
     """
 
     def __init__(self, records: Records, study_instance_uid: str, most_bytes: int = WHOLE_BYTES) -> None:
@@ -32,11 +33,15 @@ class KeptRecords:
 
     @property
     def are_whole(self) -> bool:
-        """Whether no record has to be asked for again."""
+        """Whether all records are stored as a whole."""
         return all(self._is_whole)
 
     def add(self, record: InstanceRecord, whole: bool) -> None:
-        """Keep a record, if there is room the whole of it where that is wanted."""
+        """Append a record.
+
+        Args:
+            whole: store the whole record, if it fits.
+        """
         if whole and record.ByteSize() <= self._room:
             encoded = record.SerializeToString()
             self._room -= len(encoded)
@@ -47,11 +52,11 @@ class KeptRecords:
             self._is_whole.append(0)
 
     def stored(self, index: int) -> StoredInstance:
-        """Return what is kept of an instance: UIDs, object and wire form, or all of it."""
+        """Return the stored fields of an instance: UIDs, object and served form, or all fields if the record is whole."""
         return self._kept(index).stored
 
     def whole(self, index: int) -> InstanceRecord:
-        """Return the whole record of an instance where `are_whole`."""
+        """Return the whole record of an instance. Only if `are_whole`."""
         return self._kept(index)
 
     def version(self, index: int) -> int:
@@ -59,21 +64,21 @@ class KeptRecords:
         return self._kept(index).version
 
     async def record(self, index: int) -> InstanceRecord:
-        """Return the whole record.
+        """Return the whole record, from index if it is not stored.
 
         Raises:
-            errors.NotFound, errors.Gone: it is no more.
-            errors.Unavailable: it was replaced meanwhile, or index does not answer.
+            errors.NotFound, errors.Gone: the instance was deleted.
+            errors.Unavailable: the instance was replaced meanwhile, or index does not answer.
         """
         return self._kept(index) if self._is_whole[index] else await self.again(index)
 
     async def again(self, index: int) -> InstanceRecord:
-        """Return the whole record as index knows it now, of the same content. Errors as `record`."""
+        """Return the present record from index, which must have the same content. Errors as `record`."""
         kept = self._kept(index).stored
-        found = await self._records.ask(self._study, kept.series_instance_uid, kept.sop_instance_uid)
-        if found.stored.dataset_digest != kept.dataset_digest:
+        record = await self._records.ask(self._study, kept.series_instance_uid, kept.sop_instance_uid)
+        if record.stored.dataset_digest != kept.dataset_digest:
             raise errors.Unavailable(f"instance {kept.sop_instance_uid} was replaced while it was sent")
-        return found
+        return record
 
     def _kept(self, index: int) -> InstanceRecord:
         if self._latest[0] != index:

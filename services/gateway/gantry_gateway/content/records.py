@@ -1,7 +1,7 @@
-"""Instance records that retrieve needs, cached under a lease that index renews.
+"""Instance records for retrieve, cached while index sends heartbeats.
 
-A cached record is used until two seconds after the last heartbeat of index; a change of an instance drops it. Without NATS or
-without heartbeats every request asks index. What concerns a series or a study is asked each time.
+A cached record is valid until two seconds after the last heartbeat of index. A change of the instance removes it. Without NATS or
+heartbeats each request asks index. Records of a whole series or study are requested from index each time.
 
 Source: PS3.18 §10.4.3.1 for 404 and 410.
 """
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 LEASE_S = 2.0
 INDEX_S = 15.0
 SCOPE_S = 60.0
-"""Seconds that the records of a study may take; one of 100,000 instances takes some."""
+"""Timeout in seconds for the records of a study; those of 100,000 instances take several seconds."""
 
 MAX_BYTES = 256 << 20
-"""Most bytes of cached records: one of a slide with 100,000 tiles has a megabyte."""
+"""Most bytes of cached records; the record of a slide with 100,000 tiles has a megabyte."""
 
 MARK_BYTES = 8
 COUNTERS = 64
-"""Counters in the file, and so the most gateways on one port."""
+"""Number of counters in the file, which is the maximum of gateways on one port."""
 
 
 class Mark:
-    """Counters of changes that the gateways of one port share: each sees at once when another one has changed something.
+    """Counters of changes, one per gateway of a port, by which the gateways notice each other's changes at once.
 
-    Each gateway writes its own counter only, so two that change something at the same moment cannot overwrite each other's mark.
+    Each gateway writes only its own counter, so simultaneous changes cannot overwrite each other.
 
     Args:
-        shared: the counters, `MARK_BYTES` each; without others this gateway is alone.
-        number: of this gateway's counter.
+        shared: the counters, `MARK_BYTES` each; None if no other gateway uses the port.
+        number: index of this gateway's counter.
     """
 
     def __init__(self, shared: mmap.mmap | bytearray | None = None, number: int = 0) -> None:
@@ -54,7 +54,7 @@ class Mark:
         self._seen = self._shared[:]
 
     def has_moved(self) -> bool:
-        """Say whether another gateway has moved its slot since the last time it was asked."""
+        """Return whether another gateway has changed its counter since the last call."""
         now = self._shared[:]
         if now == self._seen:
             return False
@@ -62,7 +62,7 @@ class Mark:
         return True
 
     def move(self) -> None:
-        """Tell the other gateways. What they have told meanwhile is still seen by the next `has_moved`."""
+        """Increment the counter of this gateway. The next `has_moved` still notices changes of the other counters."""
         changes = int.from_bytes(self._shared[self._own], "little") + 1
         own = changes.to_bytes(MARK_BYTES, "little")
         self._shared[self._own] = own
@@ -71,28 +71,28 @@ class Mark:
 
 @contextmanager
 def sharing(path: Path | None) -> Iterator[Mark]:
-    """Share a mark with the gateways that name the same file, while the context is open.
+    """Share the counters in a file with the other gateways of a port, while the context is open.
 
-    A counter of the file belongs to who holds the lock on `PATH.NUMBER`. It is free again when that process has ended, however it ended.
+    A counter belongs to the process that holds the lock on `PATH.NUMBER`. The operating system releases the lock when the process ends.
 
     Args:
-        path: of the file, made where it is not there; None: this gateway is alone.
+        path: of the file, which is created if it does not exist; None if no other gateway uses the port.
 
     Raises:
-        RuntimeError: `COUNTERS` share it already.
+        RuntimeError: `COUNTERS` gateways already share the file.
     """
     if path is None:
         yield Mark()
         return
-    with path.open("ab") as made:
-        made.truncate(COUNTERS * MARK_BYTES)
+    with path.open("ab") as new_file:
+        new_file.truncate(COUNTERS * MARK_BYTES)
     with _locked_number(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS * MARK_BYTES) as shared:
         yield Mark(shared, number)
 
 
 @contextmanager
 def _locked_number(path: Path) -> Iterator[int]:
-    """Hold the lock on a number that no other process has."""
+    """Lock the first free number while the context is open."""
     for number in range(COUNTERS):
         with path.with_name(f"{path.name}.{number}").open("ab") as file:
             try:
@@ -101,11 +101,11 @@ def _locked_number(path: Path) -> Iterator[int]:
                 continue
             yield number
             return
-    raise RuntimeError(f"{COUNTERS} gateways share {path} already")
+    raise RuntimeError(f"{COUNTERS} gateways already share {path}")
 
 
 class _Kept(NamedTuple):
-    """A record that is kept, with the UIDs that it is kept under."""
+    """A cached record, with the UIDs of its key."""
 
     study: str
     instance: str
@@ -114,10 +114,12 @@ class _Kept(NamedTuple):
 
 
 class Records:
-    """Asks index for records and keeps those of single instances.
+    """Requests records from index and caches those of single instances.
 
     Args:
-        mark: what the gateways of one port share; what one of them changed none of them answers from what it kept.
+        most_entries: maximum number of cached records.
+        now: a monotonic clock, in seconds.
+        mark: shared with the gateways of the port. When one of them changes something, the others clear their caches.
     """
 
     def __init__(
@@ -129,28 +131,29 @@ class Records:
         self._valid_until = float("-inf")
         self._cached = ByteBoundedCache[_Kept](MAX_BYTES, lambda kept: kept.size_bytes, most_entries, self._dropped)
         self._instances_of: dict[str, set[str]] = {}
-        """SOP Instance UIDs by study, of what is kept: a study is dropped without a look at the others."""
-        # What is being asked for, by study; an entry that is no longer there when the answer comes has changed meanwhile.
+        """Study Instance UID → SOP Instance UIDs of its cached records, so that a study can be removed without a scan of the cache."""
+        # Study Instance UID → SOP Instance UID → token of the latest running request. A change removes the entry; then the response
+        # to that request is not cached.
         self._asking: dict[str, dict[str, object]] = {}
 
     async def get(self, study: str, series: str, instance: str) -> InstanceRecord:
         """Return the record of an instance.
 
         Raises:
-            errors.NotFound: there is none of these UIDs together.
-            errors.Gone: it was deleted.
+            errors.NotFound: there is no instance with these UIDs, or the caller may not see it.
+            errors.Gone: the instance was deleted.
             errors.Unavailable: index does not answer.
         """
         if self._mark.has_moved():
             self.clear()
-        # What the caller may not see is asked of index, which answers as if it were not there.
+        # If the caller may not see the study, index is asked, which answers as if the instance did not exist
         kept = self._cached.get((study, instance)) if call_context.caller().may_see(study) else None
         if kept is not None and self._now() < self._valid_until and kept.record.stored.series_instance_uid == series:
             return kept.record
         return await self.ask(study, series, instance)
 
     async def ask(self, study: str, series: str, instance: str) -> InstanceRecord:
-        """Return the record of an instance as index knows it now. Errors as `get`."""
+        """Return the present record of an instance from index, and cache it. Errors as `get`."""
         token = object()
         self._asking.setdefault(study, {})[instance] = token
         try:
@@ -169,7 +172,7 @@ class Records:
                     del self._asking[study]
 
     async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[InstanceRecord, None]:
-        """Yield the records of a study, series or instance, in the order of index. Errors as `get`, before the first record."""
+        """Yield the records of a study, series or instance from index, in its order. Raises as `get`, before the first record."""
         scope = Scope(collection=study, series_instance_uid=series, sop_instance_uid=instance)
         call = self._index.GetInstances(GetInstancesRequest(scope=scope), timeout=INDEX_S if instance else SCOPE_S)
         try:
@@ -186,7 +189,7 @@ class Records:
             self._forget_instance(study, instance)
 
     def _dropped(self, kept: _Kept) -> None:
-        """Take a record that was dropped to make room off its study."""
+        """Handle a record that the cache has evicted."""
         self._forget_instance(kept.study, kept.instance)
 
     def _forget_instance(self, study: str, instance: str) -> None:
@@ -197,14 +200,14 @@ class Records:
                 del self._instances_of[study]
 
     def heartbeat(self) -> None:
-        """Index is alive. After a lapse nothing that was kept counts: a change may have been missed."""
+        """Handle a heartbeat of index. After missed heartbeats the cache is cleared, as a change may have been missed too."""
         now = self._now()
         if now >= self._valid_until:
             self.clear()
         self._valid_until = now + LEASE_S
 
     def forget(self, study: str, instances: Iterable[str] = ()) -> None:
-        """Drop the records of instances, or of a whole study."""
+        """Remove the records of instances from the cache, or of a whole study if `instances` is empty."""
         named = list(instances)
         if named:
             asked = self._asking.get(study, {})
@@ -218,12 +221,12 @@ class Records:
             self._cached.pop((study, instance))
 
     def changed(self, study: str) -> None:
-        """Drop the records of a study, here and in the gateways of this port: this one has changed it."""
+        """Remove the records of a study that this gateway has changed, and notify the other gateways of the port."""
         self.forget(study)
         self._mark.move()
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Remove all records from the cache."""
         self._cached.clear()
         self._instances_of.clear()
         self._asking.clear()
@@ -231,7 +234,7 @@ class Records:
 
 @asynccontextmanager
 async def listening(records: Records, client: streams.Client) -> AsyncIterator[None]:
-    """Follow the heartbeats and changes of index while the context is open."""
+    """Apply the heartbeats and changes that index publishes to the cache, while the context is open."""
     connections = streams.reconnections(client)
 
     def lease(_: bytes) -> None:

@@ -1,7 +1,7 @@
-"""What the renderer makes for retrieve: frames and instances in other transfer syntaxes, rendered images.
+"""Renditions: frames and instances in other transfer syntaxes, and rendered images, which the renderer makes for retrieve.
 
-The renderer gets the record of an instance, for an image together with its metadata, so that it asks nobody but blob. What it transcoded is
-kept, within `GANTRY_RENDITION_CACHE_BYTES`, under the version of the instance: a version never changes.
+The renderer gets the record of an instance and, for rendering, its metadata, so it needs no other service than blob. Transcoded frames
+and instances are cached, up to `GANTRY_RENDITION_CACHE_BYTES`. The key has the version of the instance, so an entry is never outdated.
 """
 
 import asyncio
@@ -35,31 +35,32 @@ if TYPE_CHECKING:
     from gantry.renderer.v1.renderer_pb2_grpc import RendererServiceAsyncStub
 
 RENDER_S = 60.0
-"""Seconds that one rendering, or one message of a stream, may take."""
+"""Timeout in seconds of one rendering, or of one message of a stream."""
 
 STREAM_S = 3600.0
-"""Seconds that a whole stream may take, the client's pace included."""
+"""Timeout in seconds of a whole stream; a slow client prolongs it."""
 
 STATUS_S = 5.0
 CAPABILITIES_AGE_S = 30.0
 MAX_METADATA_BYTES = 32 << 20
 MAX_REFUSALS = 10_000
 REFUSAL_S = 600.0
-"""Seconds that the renderer is not asked again for what it could not make."""
+"""Seconds during which the renderer is not asked again for a rendition that it could not make."""
 
 
 IMPOSSIBLE = (errors.NotAcceptable, errors.Unsupported, errors.CorruptInstance)
-"""Errors of the renderer that mean: this instance cannot be had so. Anything else is a failure."""
+"""Errors of the renderer that mean that the rendition cannot be made. Other errors are failures."""
 
 
 Made = tuple[bytes, ...]
 
 
 async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
-    """Yield the messages of a server stream; the call ends with the iteration.
+    """Yield the messages of a server stream; the call is cancelled when the iteration ends.
 
     Raises:
-        errors.Unavailable: no message within `RENDER_S`. Other errors as the service raised them.
+        errors.Unavailable: no message arrived within `RENDER_S`.
+        errors.GantryError: the error of the service.
     """
     try:
         with rpc_errors.translated(service):
@@ -78,7 +79,7 @@ async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
 
 @dataclass(frozen=True, slots=True)
 class FramePiece:
-    """Bytes of a transcoded frame; `last` with the last ones of each."""
+    """Bytes of a transcoded frame; `last` is set in the last chunk of the frame."""
 
     frame_number: int
     data: bytes
@@ -93,10 +94,10 @@ class FilePiece:
 
 
 class Renditions:
-    """Calls the renderer; keeps what it made, and for a short while what it can do and what it was told about instances.
+    """Calls the renderer. Caches transcoded frames and files, the capabilities of the renderer, and metadata of instances.
 
     Args:
-        room_bytes: of transcoded frames and files that are kept.
+        room_bytes: most bytes of cached frames and files; an entry may have an eighth of it.
     """
 
     def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub", room_bytes: int) -> None:
@@ -111,21 +112,24 @@ class Renditions:
         self._refusals = CountBoundedCache[tuple[str, int, str], float](MAX_REFUSALS)
 
     async def can_send(self, record: InstanceRecord, transfer_syntax_uid: str) -> bool:
-        """Say whether an instance may be had in another transfer syntax, as far as is known without trying. Errors as `can_transcode`."""
+        """Return whether an instance can probably be sent in another transfer syntax. Errors as `can_transcode`.
+
+        It cannot if the renderer lacks the decoder or encoder, or has recently refused this instance.
+        """
         asked = self._refusals.get((record.stored.sop_instance_uid, record.version, transfer_syntax_uid))
         if asked is not None and time.monotonic() - asked < REFUSAL_S:
             return False
         return await self.can_transcode(record.stored.layout.wire_transfer_syntax_uid, transfer_syntax_uid)
 
     def remember_refusal(self, sop_instance_uid: str, version: int, transfer_syntax_uid: str) -> None:
-        """Keep for a while that an instance cannot be had in a transfer syntax."""
+        """Remember, for `REFUSAL_S` seconds, that an instance cannot be sent in a transfer syntax."""
         self._refusals.put((sop_instance_uid, version, transfer_syntax_uid), time.monotonic())
 
     async def can_transcode(self, stored: str, wanted: str) -> bool:
-        """Say whether the renderer decodes one transfer syntax and encodes the other.
+        """Return whether the renderer decodes the transfer syntax `stored` and encodes the transfer syntax `wanted`.
 
         Raises:
-            errors.Unavailable: it does not answer.
+            errors.Unavailable: the renderer does not answer.
         """
         if time.monotonic() - self._asked > CAPABILITIES_AGE_S:
             with rpc_errors.translated("renderer"):
@@ -135,10 +139,10 @@ class Renditions:
         return stored in self._decodes | {EXPLICIT_VR_LITTLE_ENDIAN} and wanted in self._encodes | {EXPLICIT_VR_LITTLE_ENDIAN}
 
     async def source(self, record: InstanceRecord) -> Source:
-        """Return what the renderer needs to know about an instance to render it.
+        """Return the source of a rendering: the record of an instance and its metadata.
 
         Raises:
-            errors.NotFound: it is no more.
+            errors.NotFound: the instance was deleted.
             errors.Unavailable: index does not answer, or the instance was replaced meanwhile.
         """
         stored = record.stored
@@ -173,13 +177,13 @@ class Renditions:
     async def frames(
         self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
     ) -> AsyncGenerator[FramePiece, None]:
-        """Yield frames in another transfer syntax: one or more pieces each, `last` set on the last.
+        """Yield frames in another transfer syntax, each as one or more chunks; `last` is set in the last chunk of a frame.
 
         Raises:
-            errors of `IMPOSSIBLE`: they cannot be had so.
+            errors of `IMPOSSIBLE`: the frames cannot be transcoded.
         """
         keys = {number: _key(record, transfer_syntax_uid, number) for number in frame_numbers}
-        made = {number: found for number, key in keys.items() if (found := self._made.get(key)) is not None}
+        made = {number: cached for number, key in keys.items() if (cached := self._made.get(key)) is not None}
         missing = [number for number in frame_numbers if number not in made]
         async with aclosing(self._made_frames(record, missing, transfer_syntax_uid)) as messages:
             for number in frame_numbers:
@@ -204,12 +208,12 @@ class Renditions:
             return
         source = Source(stored=record.stored, version=record.version)
         request = TranscodeFramesRequest(source=source, frame_numbers=frame_numbers, transfer_syntax_uid=transfer_syntax_uid)
-        async with aclosing(messages(self._renderer.TranscodeFrames(request, timeout=STREAM_S), "renderer")) as found:
-            async for message in found:
+        async with aclosing(messages(self._renderer.TranscodeFrames(request, timeout=STREAM_S), "renderer")) as messages_of_frames:
+            async for message in messages_of_frames:
                 yield message
 
     async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[FilePiece, None]:
-        """Yield a PS3.10 file in another transfer syntax, in pieces. Errors as `frames`."""
+        """Yield the chunks of a PS3.10 file in another transfer syntax. Errors as `frames`."""
         key = _key(record, transfer_syntax_uid, 0)
         if (made := self._made.get(key)) is not None:
             for data in made:
@@ -218,8 +222,8 @@ class Renditions:
         source = Source(stored=record.stored, version=record.version)
         request = TranscodeInstanceRequest(source=source, transfer_syntax_uid=transfer_syntax_uid)
         keeping = _Keeping(self._most_made_bytes)
-        async with aclosing(messages(self._renderer.TranscodeInstance(request, timeout=STREAM_S), "renderer")) as found:
-            async for message in found:
+        async with aclosing(messages(self._renderer.TranscodeInstance(request, timeout=STREAM_S), "renderer")) as messages_of_instance:
+            async for message in messages_of_instance:
                 keeping.add(message.data)
                 yield FilePiece(message.data)
         if (pieces := keeping.pieces) is not None:
@@ -232,12 +236,12 @@ class Renditions:
 
 
 def _key(record: InstanceRecord, transfer_syntax_uid: str, frame_number: int) -> tuple[str, int, str, int]:
-    """Return the key of a frame, or with frame number 0 of the whole file."""
+    """Return the cache key of a frame, or, with frame number 0, of the whole file."""
     return record.stored.sop_instance_uid, record.version, transfer_syntax_uid, frame_number
 
 
 class _Keeping:
-    """Holds on to pieces while they pass, as long as they may be kept."""
+    """Collects the chunks of a rendition for the cache, unless they exceed the maximum of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
@@ -252,5 +256,5 @@ class _Keeping:
 
     @property
     def pieces(self) -> Made | None:
-        """What passed; None where it was too much, or nothing."""
+        """The collected chunks; None if there were too many bytes, or none."""
         return tuple(self._pieces) if self._left >= 0 and self._pieces else None

@@ -1,4 +1,4 @@
-"""What the retrieve transactions share: the target of a path, negotiation, records and metadata of a target, limits."""
+"""Functions that the retrieve transactions share: target of a path, negotiation, records and metadata of a target, limits."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -19,20 +19,20 @@ from gantry_standard.http.media_types import DICOM, Resource
 from gantry_standard.http.negotiation import Choice, Plan, negotiate, select
 
 METADATA_S = 20 * INDEX_S
-"""Seconds that index may take for the metadata of a study, the client's pace included."""
+"""Timeout in seconds for the metadata of a study; a slow client prolongs it."""
 
 LONGEST_VALUE_BYTES = 0xFFFFFFFE
-"""Longest value of an element; pixel data of more bytes exists only compressed (§8.7.3.4)."""
+"""Longest value of an element in bytes; longer pixel data can only be sent compressed (§8.7.3.4)."""
 
 
 def of(request: Request) -> Retrieval:
-    """Return what the handlers of this gateway retrieve from."""
+    """Return the sources of content of this gateway."""
     return request.gateway.retrieval
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The study, series or instance of a path; "" for what the path does not name."""
+    """The study, series or instance of a path; a UID that the path does not have is ""."""
 
     study: str
     series: str
@@ -51,7 +51,7 @@ def target(request: Request) -> Target:
     """Return the target of a request.
 
     Raises:
-        errors.BadRequest: a UID is none.
+        errors.BadRequest: a UID is not valid.
     """
     return _target(*[request.params.get(name, "") for name in ("study", "series", "instance")])
 
@@ -63,19 +63,19 @@ def _target(study: str, series: str, instance: str) -> Target:
 
 
 async def record_of(request: Request) -> InstanceRecord:
-    """Return the record of the instance that the path names. Errors as `Records.get`."""
-    found = target(request)
-    return await of(request).records.get(found.study, found.series, found.instance)
+    """Return the record of the instance of the path. Errors as `Records.get`."""
+    scope = target(request)
+    return await of(request).records.get(scope.study, scope.series, scope.instance)
 
 
 def choices(request: Request, resource: Resource) -> tuple[Choice, ...]:
-    """Return what the client accepts of a resource. Errors as `negotiate`."""
+    """Return the acceptable representations of a resource, best first. Errors as `negotiate`."""
     query_accept = request.parameter("accept") if request.scope["query_string"] else None
     return negotiate(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
 
 
 def selected(request: Request, resource: Resource) -> Choice:
-    """Return the representation that the client wants of metadata, search results or a store response. Errors as `negotiate`."""
+    """Return the best acceptable representation of metadata, search results or a store response. Errors as `select`."""
     query_accept = request.parameter("accept") if request.scope["query_string"] else None
     return select(resource, request.accept, query_accept, request.gateway.settings.strict_accept)
 
@@ -86,16 +86,16 @@ async def records_of(request: Request, target: Target) -> AsyncGenerator[Instanc
     if target.instance:
         yield await tools.records.get(target.study, target.series, target.instance)
         return
-    async with aclosing(tools.records.scope(target.study, target.series)) as found:
-        async for record in found:
+    async with aclosing(tools.records.scope(target.study, target.series)) as records:
+        async for record in records:
             yield record
 
 
 async def metadata_of(request: Request, target: Target, known_state: bytes = b"") -> AsyncGenerator[GetMetadataResponse, None]:
-    """Yield what index answers about the metadata of a study, a series or an instance. Errors as `Records.get`.
+    """Yield the metadata messages of index for a study, a series or an instance. Errors as `Records.get`.
 
     Args:
-        known_state: of the answer that is here already; where it is still so, one message says that.
+        known_state: state tag of a cached response. If it is still valid, index sends one message with `unchanged`.
     """
     scope = Scope(collection=target.study, series_instance_uid=target.series, sop_instance_uid=target.instance)
     call = request.gateway.index.GetMetadata(GetMetadataRequest(scope=scope, known_state=known_state), timeout=METADATA_S)
@@ -115,25 +115,25 @@ async def fragments_of(request: Request, target: Target) -> AsyncGenerator[list[
 
 
 def native_bytes(stored: StoredInstance) -> int:
-    """Return the bytes of uncompressed pixel data, all frames; 0 without pixel data."""
+    """Return the number of bytes of all frames, uncompressed; 0 without pixel data."""
     pixel = stored.layout.pixel
     bits = pixel.rows * pixel.columns * (pixel.samples_per_pixel or 1) * pixel.bits_allocated
     return (bits * stored.layout.frames.number_of_frames + 7) >> 3
 
 
 def plans_of(stored: StoredInstance, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
-    """Return what choices mean for the files or the pixel data of an instance, best first (§8.7.3.4)."""
+    """Return the plans for the file or the pixel data of an instance that fit the choices, best first (§8.7.3.4)."""
     stored_as = stored.layout.wire_transfer_syntax_uid
     if stored_as == EXPLICIT_VR_LITTLE_ENDIAN:
         return negotiation.plans(choices, stored_as)
     if native_bytes(stored) <= LONGEST_VALUE_BYTES:
         return negotiation.plans(choices, stored_as, transfer_syntax(stored_as).is_lossy)
-    found = negotiation.plans(choices, stored_as, may_stay=True)
-    return tuple(plan for plan in found if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LITTLE_ENDIAN))
+    plans = negotiation.plans(choices, stored_as, may_stay=True)
+    return tuple(plan for plan in plans if (plan.media_type, plan.transfer_syntax_uid) != (DICOM, EXPLICIT_VR_LITTLE_ENDIAN))
 
 
 class Limit:
-    """Counts the bytes of an answer against `GANTRY_RETRIEVE_MAX_BYTES`."""
+    """Limits the bytes of a response to `GANTRY_RETRIEVE_MAX_BYTES`."""
 
     def __init__(self, request: Request) -> None:
         self._most = request.gateway.settings.retrieve_max_bytes
@@ -141,15 +141,15 @@ class Limit:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a limit."""
         return self._most > 0
 
     def add(self, size_bytes: int) -> None:
-        """Count bytes as they are stored.
+        """Count stored bytes.
 
         Raises:
-            errors.PayloadTooLarge: the answer has too many.
+            errors.PayloadTooLarge: the response has more than the limit.
         """
         self._bytes += size_bytes
         if self._most and self._bytes > self._most:
-            raise errors.PayloadTooLarge(f"the answer would hold more than {self._most} stored bytes; ask for less, such as one series")
+            raise errors.PayloadTooLarge(f"the response would have more than {self._most} stored bytes; request less, such as one series")

@@ -1,6 +1,6 @@
-"""What retrieve answers from: instance records, metadata answers, stored bytes and renditions.
+"""Where retrieve gets its content from: instance records, metadata responses, stored bytes and renditions.
 
-Nothing here knows of HTTP, so the `Gateway` of `http/request.py` can name the type.
+This module does not import the HTTP modules, so that the `Gateway` of `http/request.py` can use its types.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KeptMetadata:
-    """An answer with metadata that was sent before.
+    """A cached metadata response.
 
     Attributes:
-        state: of what it was made from, as index names it.
+        state: the state tag of the metadata, from index.
+        body: as sent, in the content coding.
     """
 
     state: bytes
@@ -32,13 +33,13 @@ class KeptMetadata:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it takes."""
+        """Approximate memory of the entry in bytes."""
         return len(self.body) + 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """What the retrieve handlers use."""
+    """The sources of content that the retrieve handlers use."""
 
     records: Records
     metadata: ByteBoundedCache[KeptMetadata]
@@ -53,10 +54,10 @@ def make_retrieval(
     reader: BlobReader,
     mark: Mark | None = None,
 ) -> Retrieval:
-    """Make what retrieve needs. Nothing is connected: without `records.listening` every request asks index.
+    """Create what the retrieve handlers use. Without `records.listening` no record is cached, and each request asks index.
 
     Args:
-        mark: what the gateways of one port share; None: this gateway is alone.
+        mark: shared with the gateways of the port; None if no other gateway uses the port.
     """
     return Retrieval(
         Records(index, settings.record_cache_entries, mark=mark),

@@ -1,6 +1,6 @@
-"""Bytes that leave as they are stored: where they lie, and reading them through the port BlobReader.
+"""Stored bytes that are sent unchanged: their location, and reading them through the port BlobReader.
 
-Nothing is joined: what is read in pieces is sent in pieces.
+Chunks are sent as they are read; they are not joined.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -15,10 +15,10 @@ from gantry_runtime.frame_locations import locate_frame
 from gantry_standard import errors
 
 AT_ONCE_BYTES = 8 << 20
-"""Most bytes that are asked of `BlobReader.ready` for one answer."""
+"""Most bytes that are requested from `BlobReader.ready` for one response."""
 
 BATCH = 256
-"""Contents that one read of an object may serve."""
+"""Most contents in one read of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Content:
 
     Attributes:
         ranges: (offset, length) in bytes, in order.
-        length: of what is sent.
-        shift: bits at the beginning of the first range that belong to the frame before; only of 1-bit frames.
-        bits: of what is sent, where `shift` or the last byte is not whole; 0 for whole bytes.
+        length: bytes that are sent.
+        shift: number of bits at the beginning of the first range that belong to the preceding frame; only for 1-bit frames.
+        bits: number of bits that are sent, if the content does not begin or end at a byte boundary; 0 for whole bytes.
     """
 
     object_key: str
@@ -39,7 +39,7 @@ class Content:
     bits: int = 0
 
     def cut(self, first: int, length: int) -> "Content":
-        """Return `length` bytes from byte `first` on. Only of whole bytes."""
+        """Return the content of `length` bytes from byte `first` on. The content must consist of whole bytes."""
         ranges: list[tuple[int, int]] = []
         skip, left = first, length
         for offset, size in self.ranges:
@@ -59,21 +59,21 @@ def content_at(location: Location) -> Content:
 
 
 def wire_content(stored: StoredInstance) -> Content:
-    """Return the PS3.10 file of an instance as it leaves as stored."""
+    """Return the served form of an instance: the PS3.10 file that clients receive as stored."""
     ranges = tuple((piece.offset, piece.length) for piece in stored.layout.wire)
     return Content(stored.location.object, ranges, sum(length for _, length in ranges))
 
 
 def frame_content(stored: StoredInstance, frame_number: int) -> Content:
-    """Return the bytes of one frame as stored; of a fragmented frame the fragments one after another.
+    """Return the bytes of one frame as stored; the fragments of a frame are concatenated.
 
     Args:
         frame_number: from 1, within the instance.
 
     Raises:
-        errors.NotAcceptable: frames are not separate in the stored form, as in a video.
+        errors.NotAcceptable: the frames are not separate in the stored form, as in a video.
 
-    Source: PS3.18 §8.7.3.3.1 note 2 for frames of 1-bit pixels: the first bit sent is bit 0 of the first byte.
+    Source: PS3.18 §8.7.3.3.1 note 2 for frames of 1-bit pixels: the first pixel is bit 0 of the first byte.
     """
     ranges, bit_offset, bits = locate_frame(stored, frame_number)
     if bit_offset or bits & 7:
@@ -83,7 +83,7 @@ def frame_content(stored: StoredInstance, frame_number: int) -> Content:
 
 
 class Shifter:
-    """Moves the bits of a 1-bit frame so that its first one is bit 0 of the first byte (least significant first)."""
+    """Shifts the bits of a 1-bit frame so that its first pixel is bit 0 (the least significant bit) of the first byte."""
 
     def __init__(self, shift: int, bits: int) -> None:
         self._shift = shift
@@ -92,14 +92,14 @@ class Shifter:
         self._kept = b""
 
     def push(self, piece: Piece) -> bytes:
-        """Return the bytes that are whole after this piece."""
+        """Take a chunk; return the bytes that are complete."""
         data = self._kept + bytes(piece)
         whole = max(len(data) - 1, 0) if self._shift else len(data)
         self._kept = data[whole:] if self._shift else b""
         return self._finish(self._moved(data)[:whole])
 
     def end(self) -> bytes:
-        """Return what is left after the last piece."""
+        """Return the remaining byte after the last chunk, b"" if there is none."""
         return self._finish(self._moved(self._kept)[: self._left]) if self._left and self._kept else b""
 
     def _moved(self, data: bytes) -> bytes:
@@ -114,7 +114,7 @@ class Shifter:
 
 
 def ready(reader: BlobReader, contents: list[Content]) -> list[list[Piece]] | None:
-    """Return the pieces of each content when none of them has to be waited for, else None."""
+    """Return the chunks of each content if all can be read without waiting, else None."""
     if sum(content.length for content in contents) > AT_ONCE_BYTES:
         return None
     if len(contents) == 1:
@@ -126,10 +126,10 @@ def ready(reader: BlobReader, contents: list[Content]) -> list[list[Piece]] | No
     views = reader.ready(object_key, _ranges(contents))
     if views is None:
         return None
-    found: list[list[memoryview]] = [[] for _ in contents]
+    ready_views: list[list[memoryview]] = [[] for _ in contents]
     for index, piece in _dealt(contents, iter(views)):
-        found[index].append(piece)
-    return [_shifted(content, pieces) for content, pieces in zip(contents, found, strict=True)]
+        ready_views[index].append(piece)
+    return [_shifted(content, pieces) for content, pieces in zip(contents, ready_views, strict=True)]
 
 
 def _shifted(content: Content, views: list[memoryview]) -> list[Piece]:
@@ -140,14 +140,14 @@ def _shifted(content: Content, views: list[memoryview]) -> list[Piece]:
 
 
 def _dealt(contents: list[Content], views: Iterator[memoryview]) -> Iterator[tuple[int, memoryview]]:
-    """Deal pieces out to the contents that they belong to; a piece may hold bytes of several."""
+    """Split chunks of a read, each of which may have bytes of several contents; yield (index of the content, its bytes)."""
     dealer = _Dealer(contents)
     for view in views:
         yield from dealer.deal(view)
 
 
 class _Dealer:
-    """Knows which content the next byte of a read belongs to."""
+    """Assigns the bytes of a read to the contents in order."""
 
     def __init__(self, contents: list[Content]) -> None:
         self._sizes = [sum(length for _, length in content.ranges) for content in contents]
@@ -169,7 +169,7 @@ class _Dealer:
 
 @asynccontextmanager
 async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[Piece]]:
-    """End a read with the context, where it can be ended."""
+    """Close the iterator of a read when the context ends, if the iterator can be closed."""
     try:
         yield pieces
     finally:
@@ -182,7 +182,7 @@ def _ranges(contents: Iterable[Content]) -> list[tuple[int, int]]:
 
 
 async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Read contents of one object with one call."""
+    """Read contents of one object with one call; yield (index of the content, chunk)."""
     ranges = _ranges(contents)
     if not ranges:
         return
@@ -199,23 +199,25 @@ async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGener
                     shifter = shifters[index]
                     yield index, taken if shifter is None else shifter.push(taken)
     except errors.BadRequest as error:
-        # A range that the object does not have is our fault, not the client's.
+        # A range outside of the object is an error of the server, not of the client
         raise errors.GantryError(f"the index and the objects disagree: {error.message}") from error
     if (last := shifters[current]) is not None:
         yield current, last.end()
 
 
 AskAgain = Callable[[int], Awaitable[Content]]
-"""Returns where the content of this index lies now; raises errors.NotFound or errors.Gone when it is no more."""
+"""Asks index for the present content with this index; raises errors.NotFound or errors.Gone if the instance was deleted."""
 
 
 async def read(reader: BlobReader, contents: Iterable[Content], ask_again: AskAgain) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Yield (index of the content, piece), in order. Contents without bytes yield nothing.
+    """Yield (index of the content, chunk), in order. Contents without bytes yield nothing.
 
-    Where an object is gone (its instances were moved together into a new one), `ask_again` tells once where they lie now.
+    If an object does not exist any more, because its instances were copied to a new one, `ask_again` is called once for each of its
+    contents.
 
     Raises:
-        errors.Unavailable: what lies somewhere else now is not there either, or has another length.
+        errors.Unavailable: the object of the new location does not exist either, the instance was replaced, or the object was removed
+            while it was read.
     """
     source, begin = iter(contents), 0
     while batch := list(islice(source, BATCH)):
@@ -228,10 +230,10 @@ async def read(reader: BlobReader, contents: Iterable[Content], ask_again: AskAg
                         yield begin + first + index, piece
             except errors.NotFound as error:
                 if begun:
-                    raise errors.Unavailable("the bytes of an instance went away while they were read") from error
+                    raise errors.Unavailable("the object of an instance was removed while it was read") from error
                 async with aclosing(_read_moved(reader, group, begin + first, ask_again)) as moved:
-                    async for found in moved:
-                        yield found
+                    async for chunk in moved:
+                        yield chunk
         begin += len(batch)
 
 
@@ -245,7 +247,7 @@ async def _read_moved(
                 async for _, piece in pieces:
                     yield index, piece
         except errors.NotFound as error:
-            raise errors.Unavailable("the bytes of an instance are not where the index says") from error
+            raise errors.Unavailable("the object of an instance does not exist at the location in the index") from error
 
 
 async def _moved(content: Content, index: int, ask_again: AskAgain) -> Content:
@@ -256,7 +258,7 @@ async def _moved(content: Content, index: int, ask_again: AskAgain) -> Content:
 
 
 def _groups(batch: list[Content]) -> Iterator[tuple[int, list[Content]]]:
-    """Yield (index of the first, contents) for neighbours of the same object."""
+    """Yield (index of the first, contents) for each run of contents in the same object."""
     begin = 0
     for end in range(1, len(batch) + 1):
         if end == len(batch) or batch[end].object_key != batch[begin].object_key:

@@ -1,6 +1,6 @@
-"""Who makes a request of this gateway: the port `Access`, and the only adapter of today.
+"""The caller of a request: the port `Access`, and its only adapter.
 
-What a caller may see is enforced by the services, where the data is (docs/decisions/0125-callers.md).
+The services that have the data enforce what a caller may see (docs/decisions/0125-callers.md).
 """
 
 from typing import Protocol
@@ -11,12 +11,12 @@ from gantry_runtime.callers import ANONYMOUS, Caller
 
 
 class Access(Protocol):
-    """Knows who makes a request."""
+    """Determines the caller of a request."""
 
     async def caller_of(self, scope: Scope) -> Caller:
         """Return the caller of an HTTP request or of a WebSocket handshake.
 
-        Called once for each, before its handler; what it learns holds as long as the request or the connection.
+        It is called once for each, before the handler. The result is used for the whole request or connection.
 
         Raises:
             errors.GantryError: the request is refused with this error.
@@ -25,10 +25,10 @@ class Access(Protocol):
 
 
 class Everybody:
-    """Access: everybody is the anonymous caller, who may do everything."""
+    """Implements Access: every request has the anonymous caller, who may do everything."""
 
     async def caller_of(self, scope: Scope) -> Caller:
-        """See Access."""
+        """Return the anonymous caller."""
         return ANONYMOUS
 
 

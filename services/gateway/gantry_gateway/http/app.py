@@ -1,8 +1,8 @@
-"""The ASGI application: finds the row of a path in the table of mounts, calls its handler, answers errors.
+"""The ASGI application: finds the row of a path in the table of mounts, calls its handler, and answers errors.
 
-HEAD runs the GET handler and drops the body. OPTIONS with Access-Control-Request-Method is a preflight (`cors.py`).
-A WebSocket handshake goes the same way as a request, to a row whose method is `WEBSOCKET`: the handler returns what serves the
-connection, and an error refuses the handshake with the answer that a request would get.
+HEAD calls the GET handler and sends no body. OPTIONS with Access-Control-Request-Method is a preflight (`cors.py`).
+A WebSocket handshake is handled like a request, by a row with the method `WEBSOCKET`. Its handler returns an ASGI application that
+serves the connection. An error refuses the handshake with the same response that a request would get.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ Methods = dict[str, tuple[Route, Handler | None]]
 
 CANCEL_AGAIN_S = 0.5
 WATCH_AFTER_S = 0.05
-"""Seconds that an answer may take before it is watched whether its client is still there."""
+"""Seconds after the beginning of a request from which on a disconnection of its client is noticed."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 # W3C Trace Context §3.2: version, trace id, parent id, flags.
@@ -49,21 +49,22 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f\ufffd]")
 
 
 def load(handler: str) -> Handler | None:
-    """Return the function that a row names as module:function, None for ""."""
+    """Import the handler module:function of a row; return None for ""."""
     if not handler:
         return None
     module, _, function = handler.partition(":")
-    found: Handler = getattr(importlib.import_module(f"gantry_gateway.{module}"), function)
-    return found
+    loaded: Handler = getattr(importlib.import_module(f"gantry_gateway.{module}"), function)
+    return loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What a path names.
+    """The resource of a path.
 
     Attributes:
-        methods: rows and handlers by method, `WEBSOCKET` among them.
-        params: values of the path's variable segments.
+        mount: the part of the gateway that it belongs to.
+        methods: method → row and handler; `WEBSOCKET` is a method too.
+        params: the variable segments of the path, by name.
     """
 
     mount: Mount
@@ -72,13 +73,13 @@ class Resource:
 
 
 class Router:
-    """Finds the resource that a path names.
+    """Finds the resource of a path.
 
     Args:
-        mounts: the first matching path of a mount wins; of several mounts that have a path, the one with the longest path of its own.
+        mounts: if several mounts match, the one with the longest path is used; within it, the first matching row.
 
     Raises:
-        ImportError, AttributeError: the handler of a row is not there.
+        ImportError, AttributeError: the handler of a row does not exist.
     """
 
     def __init__(self, mounts: Sequence[Mount]) -> None:
@@ -97,7 +98,7 @@ class Router:
 
 
 def _patterns(routes: Sequence[Route]) -> list[tuple[re.Pattern[str], Methods]]:
-    """Return the patterns of paths with their rows, in the order of the table."""
+    """Return the pattern and the rows of each path, in the order of the table."""
     by_path: dict[str, Methods] = {}
     for route in routes:
         by_path.setdefault(route.path, {})[route.method] = (route, load(route.handler))
@@ -106,7 +107,7 @@ def _patterns(routes: Sequence[Route]) -> list[tuple[re.Pattern[str], Methods]]:
 
 
 def allowed(methods: Methods) -> str:
-    """Return the Allow header of a resource: what it has and this server offers; OPTIONS always answers preflights."""
+    """Return the Allow header of a resource: the methods with a handler, HEAD, and OPTIONS, which answers preflights."""
     names = {name for name, (_, handler) in methods.items() if handler and name != WEBSOCKET}
     return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set()) | ({"OPTIONS"} & methods.keys())))
 
@@ -135,7 +136,7 @@ class Application:
         """Serve one request or WebSocket.
 
         Args:
-            method: of the rows that answer it.
+            method: HTTP method, or `WEBSOCKET`.
         """
         begin = time.perf_counter()
         request_id, traceparent = _identity(scope)
@@ -158,14 +159,18 @@ class Application:
             if not answer.started:
                 await _failure(error, request, transaction)(scope, receive, answer.send)
                 return
-            # The status line is out: only a broken connection tells the client, and the server breaks it for what is not complete.
-            log.error("answer broke off", extra={"transaction": transaction, "error": type(error).__name__}, exc_info=_unexpected(error))
+            # The status line was sent, so only a closed connection can signal the error. The server closes it after an incomplete response
+            log.error(
+                "response failed after the status line",
+                extra={"transaction": transaction, "error": type(error).__name__},
+                exc_info=_unexpected(error),
+            )
         finally:
             if not answer.is_open:
                 self._tell(request, transaction, answer.status, begin)
 
     def _tell(self, request: Request, transaction: str, status: int, begin: float) -> None:
-        """Count a request, and write its line to the log. Of a WebSocket this is done when the handshake is answered."""
+        """Record the metric and the log line of a request; for a WebSocket, when the handshake is answered."""
         seconds = time.perf_counter() - begin
         key = (transaction, status)
         histogram = self._seconds.get(key)
@@ -177,7 +182,7 @@ class Application:
             logs.request(log, level, request.method, transaction, status, seconds)
 
     async def _respond(self, request: Request, method: str) -> tuple[str, ASGIApp]:
-        """Return the transaction that a request asks for, and its answer."""
+        """Call the handler of a request; return the name of the transaction and the response, also for an error."""
         transaction, allow = "other", ""
         try:
             self._trust.check(request.scope, method, request.base_url)
@@ -190,7 +195,7 @@ class Application:
             request.params = resource.params
             row = resource.methods.get("GET" if method == "HEAD" else method)
             if row is None and method == WEBSOCKET:
-                raise errors.NotFound(f"{path} is no WebSocket; notification connections are at {self.base_path}/subscribers/AETITLE")
+                raise errors.NotFound(f"{path} is not a WebSocket; notification connections are at {self.base_path}/subscribers/AETITLE")
             if row is None:
                 allow = allowed(resource.methods)
                 raise errors.MethodNotAllowed(f"{method} is not a method of {path}; it has {allow}")
@@ -210,7 +215,7 @@ class Application:
 
 
 def _failure(error: Exception, request: Request, transaction: str, allow: str = "") -> Response:
-    """Return the answer to a request that failed, and log what a person should look at."""
+    """Return the response to a request that failed; log unexpected errors."""
     if not isinstance(error, errors.GantryError):
         log.error("request failed", extra={"transaction": transaction}, exc_info=error)
         return problems.status_report(500, "the server failed; its log has the reason", request.accept)
@@ -220,10 +225,10 @@ def _failure(error: Exception, request: Request, transaction: str, allow: str = 
 
 
 async def _while_client_waits(receive: Receive, method: str, answering: Awaitable[ASGIApp]) -> ASGIApp:
-    """Await an answer that takes no payload; end it where the client goes away before it is there.
+    """Await the response to a request. For GET and HEAD, cancel the handler if the client disconnects.
 
     Raises:
-        ClientGone: it went away.
+        ClientGone: the client disconnected.
     """
     if method not in ("GET", "HEAD"):
         return await answering
@@ -242,9 +247,9 @@ async def _while_client_waits(receive: Receive, method: str, answering: Awaitabl
 
 
 class _Watch:
-    """Cancels the current task when the client of a request goes away.
+    """Cancels the current task when the client of a request disconnects.
 
-    It begins to look after `WATCH_AFTER_S`: most answers are there by then.
+    It begins after `WATCH_AFTER_S`, as most responses are sent by then.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -258,7 +263,7 @@ class _Watch:
         _watches.add(self)
 
     def look(self) -> None:
-        """Begin to look."""
+        """Begin to watch."""
         self._watching = self.task.get_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -266,27 +271,27 @@ class _Watch:
             pass
         self.is_gone = True
         while True:
-            # Again where it was lost: `asyncio.timeout` and `wait_for` of Python 3.11 may lose one that meets the answer waited for.
+            # Repeated, as `asyncio.timeout` and `wait_for` of Python 3.11 can lose a cancellation that arrives together with the result
             self.cancellations += 1
             self.task.cancel()
             await asyncio.sleep(CANCEL_AGAIN_S)
 
     def end(self) -> None:
-        """Look no longer."""
+        """Stop watching."""
         self.is_ended = True
         if self._watching is not None:
             self._watching.cancel()
 
 
 class _Watches:
-    """Those that shall begin to look: one timer for all of them, since a timer of its own costs a request more than the watch."""
+    """The watches that have not begun. They share one timer, as a timer per request would cost more CPU time than the watch."""
 
     def __init__(self) -> None:
         self._waiting: deque[_Watch] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, watch: _Watch) -> None:
-        """Let it begin when it is due."""
+        """Begin a watch when it is due."""
         self._waiting.append(watch)
         if self._timer is None or self._timer.cancelled():
             self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin)
@@ -309,9 +314,9 @@ def decode_path(raw_path: bytes) -> str:
     """Percent-decode a path, segment by segment.
 
     Raises:
-        errors.NotFound: a segment holds an encoded slash (but for those of bulkdata, whose names have slashes): no resource of ours
-            has such a name, and proxies read it differently.
-        errors.BadRequest: it holds a control character, or is not UTF-8.
+        errors.NotFound: a segment has an encoded slash, and the path is not a BulkDataURI. No resource has such a name, and proxies
+            interpret it differently.
+        errors.BadRequest: the path has a control character, or is not UTF-8.
     """
     path = raw_path.decode("latin-1")
     if "%" in path:
@@ -320,12 +325,12 @@ def decode_path(raw_path: bytes) -> str:
             raise errors.NotFound("there is no resource with an encoded slash in a segment")
         path = "/".join(segments)
         if _UNSAFE.search(path):
-            raise errors.BadRequest("the path holds a control character, or is not UTF-8 after percent-decoding")
+            raise errors.BadRequest("the path has a control character, or is not UTF-8 after percent-decoding")
     return path
 
 
 def _identity(scope: Scope) -> tuple[str, str]:
-    """Return the request id and the trace context: those of the client where they can be read, else a new id and none."""
+    """Return request id and trace context of the client, if they are valid; else a new request id and ""."""
     request_id = traceparent = ""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
@@ -336,12 +341,12 @@ def _identity(scope: Scope) -> tuple[str, str]:
 
 
 def _unexpected(error: Exception) -> Exception | None:
-    """Return the error where its traceback is worth a look."""
+    """Return the error if its traceback is to be logged, else None."""
     return None if isinstance(error, errors.GantryError) else error
 
 
 class _HeadAnswered(Exception):
-    """Ends a GET handler's answer when its headers were all that was asked for."""
+    """Ends the response of a GET handler to HEAD after the headers."""
 
 
 _STARTS = ("http.response.start", "websocket.http.response.start")
@@ -352,7 +357,7 @@ def _nothing() -> None:
 
 
 class _Answer:
-    """Adds the headers that every answer has, and leaves the body out for HEAD."""
+    """Sends a response with the headers of every response, and without a body for HEAD."""
 
     def __init__(self, send: Send, head_only: bool, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
@@ -361,12 +366,12 @@ class _Answer:
         self.started = False
         self.status = 0
         self.is_open = False
-        """Whether this is a WebSocket that was accepted."""
+        """Whether a WebSocket was accepted."""
         self.accepted: Callable[[], None] = _nothing
         """Called when a WebSocket is accepted."""
 
     def send_whole(self, response: ASGIApp) -> bool:
-        """Send an answer at once; say whether it is there and could be."""
+        """Send a response whose body is in memory with one write; return False if that is not possible."""
         if isinstance(response, Immediate):
             status, fields, bodies = response.status, response.headers, response.bodies
         elif type(response) is Response and response.background is None:
@@ -379,7 +384,7 @@ class _Answer:
         return True
 
     async def send(self, message: Message) -> None:
-        """Pass one ASGI message on."""
+        """Send one ASGI message."""
         kind = message["type"]
         if kind in _STARTS:
             self.started, self.status = True, message["status"]

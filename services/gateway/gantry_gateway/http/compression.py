@@ -1,6 +1,6 @@
-"""Content codings of JSON and XML answers, where the client takes them and they save something.
+"""Content codings of JSON and XML responses, for clients that accept them and bodies that are large enough.
 
-Pixels are never coded: viewers mistake their size. To add a coding: a row in CODINGS.
+Pixel data is never coded, as viewers would misread its size. To add a coding, add a row to CODINGS.
 
 Source: RFC 9110 §8.4, §12.5.3; RFC 8878 for zstd.
 """
@@ -22,10 +22,10 @@ from gantry_standard import errors
 from gantry_standard.http.media_types import DICOM_JSON
 
 LEAST_BYTES = 1024
-"""Shorter bodies are sent as they are."""
+"""Bodies with fewer bytes are not coded."""
 
 THREAD_BYTES = 128 << 10
-"""From here on compression takes a millisecond or more, so it leaves the event loop."""
+"""Bodies with more bytes are compressed in a thread, as compression takes a millisecond or more."""
 
 GZIP_LEVEL = 1
 
@@ -38,10 +38,10 @@ class Packer(Protocol):
     """Compresses one body."""
 
     def compress(self, data: bytes, /) -> bytes:
-        """Take bytes, and return what is ready of the compressed body."""
+        """Take bytes of the body; return compressed bytes as far as they are available."""
 
     def flush(self) -> bytes:
-        """Return the rest."""
+        """Return the remaining compressed bytes."""
 
 
 def _zstd() -> Packer:
@@ -52,7 +52,7 @@ def _gzip() -> Packer:
     return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
 
 
-# Coding -> what compresses a body; what stands first is taken where the client likes several equally well.
+# Coding → creates the compressor of a body. If the client gives several codings the same weight, the first of them is used.
 CODINGS: dict[str, Callable[[], Packer]] = {"zstd": _zstd, "gzip": _gzip}
 
 _ALIASES = {"x-gzip": "gzip"}
@@ -61,68 +61,68 @@ _ENTRY = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(?:;\s*q\s*=\s*(0(?:\.\
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How the body of one answer is coded.
+    """The content coding of one response.
 
     Attributes:
-        name: a row of CODINGS; "" for none.
-        least_bytes: shorter bodies stay as they are.
+        name: key of CODINGS; "" for none.
+        least_bytes: bodies with fewer bytes are not coded.
     """
 
     name: str
     least_bytes: int
 
     def applies_to(self, length: int) -> bool:
-        """Say whether a body of this many bytes is coded."""
+        """Return whether a body of this many bytes is coded."""
         return bool(self.name) and length >= self.least_bytes
 
     def pack(self, body: bytes) -> bytes:
-        """Return a body in this coding."""
+        """Compress a body."""
         packer = CODINGS[self.name]()
         return packer.compress(body) + packer.flush()
 
 
 @lru_cache(256)
 def negotiate(accept_encoding: str) -> Coding:
-    """Return the coding that a client likes best. Entries that are none are ignored.
+    """Return the coding with the highest weight of the client. Invalid entries are ignored.
 
     Args:
-        accept_encoding: the Accept-Encoding header; "" where it is missing.
+        accept_encoding: the Accept-Encoding header; "" if it is missing.
 
     Raises:
-        errors.NotAcceptable: it refuses the body as it is, and takes no coding that there is.
+        errors.NotAcceptable: the header excludes `identity` and all codings in CODINGS.
 
     Source: RFC 9110 §12.5.3.
     """
     weights: dict[str, float] = {}
     for entry in accept_encoding.split(","):
-        if found := _ENTRY.fullmatch(entry):
-            name = found[1].lower()
-            weights.setdefault(_ALIASES.get(name, name), float(found[2] or 1))
+        if match := _ENTRY.fullmatch(entry):
+            name = match[1].lower()
+            weights.setdefault(_ALIASES.get(name, name), float(match[2] or 1))
     others = weights.get("*", 0.0)
     best = max(CODINGS, key=lambda name: weights.get(name, others))
-    # As it is: always acceptable unless refused, and liked least where nothing is said.
+    # `identity` is acceptable unless it is excluded; without an entry it has the lowest weight
     plain = weights.get("identity", 0.0 if others or "*" not in weights else -1.0)
     is_refused = weights.get("identity") == 0 or plain < 0
     weight = weights.get(best, others)
     if weight > 0 and (weight >= plain or is_refused):
         return Coding(best, 0 if is_refused else LEAST_BYTES)
     if is_refused:
-        raise errors.NotAcceptable(f"nothing of Accept-Encoding can be produced; there are {', '.join(CODINGS)} and identity")
+        raise errors.NotAcceptable(f"no coding of Accept-Encoding can be produced; available are {', '.join(CODINGS)} and identity")
     return Coding("", 0)
 
 
 def of(request: Request) -> Coding:
-    """Return the coding of the answer to a request. Errors as `negotiate`."""
+    """Return the coding of the response to a request. Errors as `negotiate`."""
     return negotiate(request.headers.get("accept-encoding", ""))
 
 
 async def packed(coding: Coding, body: bytes) -> bytes:
-    """Return a body in a coding that applies to it."""
+    """Compress a body; `coding` must have a name."""
     return await asyncio.to_thread(coding.pack, body) if len(body) > THREAD_BYTES else coding.pack(body)
 
 
 async def packed_pieces(coding: Coding, pieces: AsyncGenerator[bytes | memoryview, None]) -> AsyncGenerator[bytes | memoryview, None]:
-    """Code pieces as they come, in blocks that are compressed off the loop."""
+    """Yield the compressed body of chunks. Blocks of `THREAD_BYTES` are compressed in threads."""
     packer = CODINGS[coding.name]()
     waiting: list[bytes | memoryview] = []
     size = 0
@@ -137,15 +137,18 @@ async def packed_pieces(coding: Coding, pieces: AsyncGenerator[bytes | memoryvie
 
 
 async def json_response(request: Request, body: bytes, headers: list[tuple[str, str]]) -> Response:
-    """Answer with application/dicom+json. Arguments as `response`."""
+    """Return a response with application/dicom+json. Arguments as `response`."""
     return await response(request, body, DICOM_JSON, headers)
 
 
 async def response(request: Request, body: bytes, content_type: str, headers: list[tuple[str, str]]) -> Response:
-    """Answer with a body of JSON or XML, coded where the client takes it.
+    """Return a response with a body of JSON or XML, in the coding that the client prefers.
 
     Args:
-        headers: further fields; one name may repeat.
+        headers: further header fields; names may repeat.
+
+    Raises:
+        errors.NotAcceptable: as `negotiate`.
     """
     coding = of(request)
     is_coded = coding.applies_to(len(body))

@@ -1,6 +1,6 @@
 """Conditional and Range requests: entity tags, If-None-Match, Range, If-Range.
 
-One range of one single-part payload is served; a request for several gets the whole (RFC 7233 §3.1 allows it).
+One range of a single-part payload is served. A request for several ranges gets the whole payload (allowed by RFC 7233 §3.1).
 
 Source: RFC 7232, RFC 7233; PS3.18 §8.6.1.1.
 """
@@ -16,7 +16,7 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `first` to `last` of a payload, both included."""
+    """Bytes `first` to `last` of a payload, both included; the first byte is byte 0."""
 
     first: int
     last: int
@@ -32,10 +32,10 @@ class RangeNotSatisfiable(Exception):
 
 
 def entity_tag(*facts: object, weak: bool = False) -> str:
-    """Return an entity tag made of what the representation depends on.
+    """Return an entity tag that is computed from the facts on which the representation depends.
 
     Args:
-        weak: the bytes may differ, as those of a multipart payload with another boundary.
+        weak: the bytes of equal representations may differ, as the boundaries of multipart payloads do.
     """
     text = "-".join(map(str, facts))
     if not _PLAIN.fullmatch(text):
@@ -44,7 +44,7 @@ def entity_tag(*facts: object, weak: bool = False) -> str:
 
 
 def not_modified(if_none_match: str, etag: str) -> bool:
-    """Say whether the client has the representation already (weak comparison)."""
+    """Return whether the client already has the representation (weak comparison)."""
     if not if_none_match:
         return False
     if if_none_match.strip() == "*":
@@ -53,14 +53,14 @@ def not_modified(if_none_match: str, etag: str) -> bool:
 
 
 def requested_span(range_header: str, if_range: str, etag: str, size: int) -> Span | None:
-    """Return the bytes that a Range header asks for, or None for the whole payload.
+    """Return the range of a Range header, or None for the whole payload.
 
     Args:
-        if_range: an entity tag; the range counts only while the representation is still this one (strong comparison). A date never matches.
+        if_range: the If-Range header. The range is ignored unless it equals `etag` (strong comparison); a date never does.
         size: of the payload in bytes.
 
     Raises:
-        RangeNotSatisfiable: nothing of the range is within the payload.
+        RangeNotSatisfiable: no byte of the range is in the payload.
     """
     if if_range and (if_range.strip() != etag or etag.startswith("W/")):
         return None

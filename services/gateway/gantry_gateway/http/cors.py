@@ -1,6 +1,6 @@
-"""Cross-origin requests: which browser pages may read our answers.
+"""Cross-origin requests (CORS): which browser pages may read responses of this server.
 
-By default pages of local origins only; `GANTRY_CORS_ORIGINS` names others. Never `*` together with credentials.
+By default only pages of local origins may; `GANTRY_CORS_ORIGINS` sets others. Access-Control-Allow-Origin is never `*`.
 """
 
 from urllib.parse import urlsplit
@@ -26,12 +26,12 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def is_preflight(scope: Scope) -> bool:
-    """Say whether this is a CORS preflight and no Retrieve Capabilities."""
+    """Return whether an OPTIONS request is a CORS preflight, and not Retrieve Capabilities."""
     return scope["method"] == "OPTIONS" and bool(_header(scope, b"access-control-request-method"))
 
 
 def allows(origin: str, settings: GatewaySettings) -> bool:
-    """Say whether pages of this origin may read our answers."""
+    """Return whether pages of this origin may read responses."""
     if len(origin) > LONGEST_ORIGIN:
         return False
     if not settings.cors_origins:
@@ -43,7 +43,7 @@ def allows(origin: str, settings: GatewaySettings) -> bool:
 
 
 def headers(scope: Scope, settings: GatewaySettings) -> list[tuple[bytes, bytes]]:
-    """Return the headers that every answer carries."""
+    """Return the header fields of every response."""
     out = [(b"cross-origin-resource-policy", b"cross-origin"), (b"x-content-type-options", b"nosniff"), (b"vary", b"Origin")]
     origin = _header(scope, b"origin")
     if origin and allows(origin.decode("latin-1"), settings):
@@ -52,7 +52,7 @@ def headers(scope: Scope, settings: GatewaySettings) -> list[tuple[bytes, bytes]
 
 
 def preflight(scope: Scope, settings: GatewaySettings) -> Response:
-    """Answer a preflight; without CORS headers where the origin is not allowed."""
+    """Answer a preflight: 204, without CORS headers if the origin is not allowed."""
     if not allows(_header(scope, b"origin").decode("latin-1"), settings):
         return Response(status_code=204)
     return Response(

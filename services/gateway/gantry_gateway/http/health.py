@@ -1,6 +1,6 @@
 """Health over HTTP: /healthz/live, /healthz/ready, /healthz/suite.
 
-Ready is this gateway with what most requests need: NATS, blob and index. The suite is all five services and their stores.
+A gateway is ready if NATS, blob and index are, which most requests need. The suite is all five services and their stores.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def live(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Answer GET /healthz/ready: 200, or 503 with a sentence that says what is missing."""
+    """Answer GET /healthz/ready: 200, or 503 with the reason why the gateway is not ready."""
     missing = await what_is_missing(request.gateway)
     return Response(f"{missing or 'ready'}\n", 503 if missing else 200, media_type="text/plain", headers={"Cache-Control": "no-store"})
 
@@ -41,7 +41,7 @@ async def suite(request: Request) -> Response:
 
 
 async def what_is_missing(gateway: Gateway) -> str:
-    """Return a sentence about what keeps this gateway from its work; "" when nothing does."""
+    """Return the reason why this gateway is not ready; "" if it is ready."""
     states = [_state_of_nats(gateway), *await asyncio.gather(_ask(_blob(gateway), "blob"), _ask(_index(gateway), "index"))]
     return "; ".join(
         f"{name} is not ready: {state['explanation']}"
@@ -51,7 +51,7 @@ async def what_is_missing(gateway: Gateway) -> str:
 
 
 async def state_of_suite(gateway: Gateway) -> dict[str, Any]:
-    """Ask all services at once."""
+    """Request the state of all services concurrently; return the JSON object of /healthz/suite."""
     renderer = gateway.renderer.GetStatus(renderer_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
     workflow = gateway.workflow.GetStatus(workflow_pb2.GetStatusRequest(), timeout=TIMEOUT_S)
     states = await asyncio.gather(
@@ -71,7 +71,7 @@ def _index(gateway: Gateway) -> Awaitable[Message]:
 
 
 async def _ask(call: Awaitable[Message], service: str) -> dict[str, Any]:
-    """Return the fields of a GetStatusResponse; not ready where it does not come."""
+    """Return the fields of a GetStatusResponse; "ready" is false if the call fails."""
     try:
         with translated(service):
             status = await call

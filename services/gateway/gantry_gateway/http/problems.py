@@ -1,4 +1,4 @@
-"""Errors over HTTP: one row per error, and the Status Report that goes with it.
+"""Errors over HTTP: the status of each error, and the Status Report in the response.
 
 Source: PS3.18 §8.5, §8.6.3.
 """
@@ -39,15 +39,15 @@ def bounded(message: str) -> str:
 
 
 def status_of(error: errors.GantryError) -> int:
-    """Return the HTTP status of an error of ours; 500 for one without a row."""
+    """Return the HTTP status of an error; 500 if STATUS has no row for it."""
     return next((STATUS[cls] for cls in type(error).__mro__ if cls in STATUS), 500)
 
 
 def status_report(status: int, message: str, accept: str, headers: dict[str, str] | None = None) -> Response:
-    """Answer with a readable body, in an acceptable type where there is one, else text/html.
+    """Return a response with a readable body: JSON or plain text if the client accepts it, else HTML.
 
     Args:
-        accept: the Accept header as sent; it never hides an error body.
+        accept: the Accept header of the request. An error body is sent even if no type is acceptable.
 
     Source: PS3.18 §8.6.3.
     """
@@ -62,10 +62,11 @@ def status_report(status: int, message: str, accept: str, headers: dict[str, str
 
 
 def warning(service: str, text: str, code: str = "299") -> str:
-    """Return the value of a Warning header field; what a header cannot hold is replaced.
+    """Return the value of a Warning header field. Characters other than printable ASCII are replaced by "?".
 
     Args:
         service: the base URL.
+        text: of the warning.
         code: 299, or a DICOM status such as A700.
 
     Source: PS3.18 §8.4.3.
@@ -75,11 +76,12 @@ def warning(service: str, text: str, code: str = "299") -> str:
 
 
 def problem(error: errors.GantryError, accept: str, service: str, allow: str = "") -> Response:
-    """Answer an error of ours.
+    """Return the response to an error.
 
     Args:
+        accept: the Accept header of the request.
         service: the base URL, for a Warning header.
-        allow: methods of the resource, for 405.
+        allow: the Allow header; "" for none.
     """
     headers: dict[str, str] = {}
     if error.warning:

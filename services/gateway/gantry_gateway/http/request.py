@@ -1,6 +1,6 @@
-"""A request as the handlers see it, and what they may use.
+"""The request that handlers get, and the `Gateway` with the connections and settings that they use.
 
-The query is kept as PS3.18 §8.3.1 reads it: names are case sensitive, `+` is a plus sign, order is kept.
+The query is read as PS3.18 §8.3.1 requires: names are case-sensitive, `+` is a plus sign, the order of parameters is preserved.
 """
 
 import asyncio
@@ -27,28 +27,28 @@ T = TypeVar("T")
 
 
 class Notifications(Protocol):
-    """Event reports over WebSockets, as the handlers of the Worklist service use them."""
+    """Event reports over WebSockets: the methods that the handlers of the Worklist service use."""
 
     async def begin(self, ae_title: str) -> None:
-        """Let the reports of an AE title count from now on, where they do not already.
+        """Create the cursor of an AE title at the end of REPORTS, unless it has one.
 
         Raises:
             errors.Unavailable: NATS does not answer.
         """
 
     def connection(self, ae_title: str, handshake: Scope) -> ASGIApp:
-        """Return what serves one notification connection from its handshake to its end.
+        """Return an ASGI application that serves one notification connection from its handshake to its end.
 
         Raises:
-            errors.Overloaded: this gateway has as many connections as it may.
+            errors.Overloaded: this gateway has `GANTRY_WEBSOCKET_MAX_CONNECTIONS` connections.
         """
 
 
 @dataclass
 class Gateway:
-    """What lives as long as the gateway does; main.py fills it.
+    """Connections, settings and sources that exist as long as the gateway; `main.py` creates it.
 
-    The last two need NATS. They are None until NATS has answered for the first time: use them through `answered`.
+    `inbox` and `notifications` need NATS. They are None until NATS has answered for the first time: use them through `answered`.
     """
 
     settings: GatewaySettings
@@ -60,7 +60,7 @@ class Gateway:
     retrieval: Retrieval
     access: Access = EVERYBODY
     inbox: "Inbox | None" = None
-    """Where index tells the outcomes of a store."""
+    """Receives the outcomes of store requests from index."""
     notifications: Notifications | None = None
 
 
@@ -76,11 +76,11 @@ def answered(part: T | None) -> T:
 
 
 class ClientGone(Exception):
-    """The client went away before the whole request was here."""
+    """The client disconnected before the whole request was received, or before the response was sent."""
 
 
 class Request:
-    """One HTTP request, or the handshake of a WebSocket, which is a GET."""
+    """One HTTP request, or the handshake of a WebSocket, whose method is GET."""
 
     __slots__ = ("_headers", "_query", "base_url", "gateway", "method", "params", "path", "receive", "scope")
 
@@ -92,13 +92,13 @@ class Request:
         self.method: str = scope.get("method", "GET")
         self.path: str = scope["path"]
         self.base_url = base_url
-        """URL of the DICOMweb root as this client knows it, without a slash at the end."""
+        """URL of the DICOMweb root for this client, without a slash at the end."""
         self._headers: dict[str, str] | None = None
         self._query: list[tuple[str, str]] | None = None
 
     @property
     def headers(self) -> dict[str, str]:
-        """Header fields, names in lower case; repeated ones joined by ", "."""
+        """Header fields by lower-case name; the values of repeated fields are joined by ", "."""
         if self._headers is None:
             joined: dict[str, str] = {}
             for raw_name, raw_value in self.scope["headers"]:
@@ -109,34 +109,37 @@ class Request:
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """Parameters in order, percent-decoded as UTF-8; a bare name has the value ""."""
+        """Parameters in order, percent-decoded as UTF-8; a name without "=" has the value ""."""
         if self._query is None:
             self._query = parse_query(self.scope["query_string"])
         return self._query
 
     @property
     def accept(self) -> str:
-        """The Accept header; "" where it is missing."""
+        """The Accept header; "" if it is missing."""
         return self.headers.get("accept", "")
 
     def parameter(self, name: str) -> str | None:
-        """Return the value of a parameter that may stand once.
+        """Return the value of a parameter that may occur at most once; None if it is missing.
 
         Raises:
-            errors.BadRequest: it stands more than once.
+            errors.BadRequest: it occurs more than once.
         """
         values = [value for key, value in self.query if key == name]
         if len(values) > 1:
-            raise errors.BadRequest(f"parameter {name} stands {len(values)} times, expected once")
+            raise errors.BadRequest(f"parameter {name} occurs {len(values)} times, expected once")
         return values[0] if values else None
 
     async def chunks(self, most_bytes: int | None = None) -> AsyncIterator[bytes]:
-        """Yield the body as it comes.
+        """Yield the body as it is received.
+
+        Args:
+            most_bytes: maximum of bytes; None for no limit.
 
         Raises:
-            ClientGone: it ended before it was whole.
-            errors.PayloadTooLarge: it has, or Content-Length says that it has, more than `most_bytes`.
-            errors.BadRequest: nothing came for `upload_idle_s`.
+            ClientGone: the client disconnected before the end of the body.
+            errors.PayloadTooLarge: the body, or Content-Length, is more than `most_bytes`.
+            errors.BadRequest: no byte was received for `GANTRY_UPLOAD_IDLE_S` seconds.
         """
         idle_s = self.gateway.settings.upload_idle_s
         said = self.headers.get("content-length", "")
@@ -149,7 +152,7 @@ class Request:
                 async with asyncio.timeout(idle_s):
                     message = await self.receive()
             except TimeoutError:
-                raise errors.BadRequest(f"no byte of the payload came for {idle_s:g} s") from None
+                raise errors.BadRequest(f"no byte of the payload was received for {idle_s:g} s") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
             if body := message.get("body", b""):
@@ -161,26 +164,22 @@ class Request:
                 return
 
     async def body(self, most_bytes: int) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            errors.PayloadTooLarge: it has more than `most_bytes`.
-        """
-        return b"".join([piece async for piece in self.chunks(most_bytes)])
+        """Return the whole body. Errors as `chunks`."""
+        return b"".join([chunk async for chunk in self.chunks(most_bytes)])
 
 
 def parse_query(query_string: bytes) -> list[tuple[str, str]]:
-    """Split a query at `&` and the first `=`, then percent-decode. `+` stays.
+    """Split a query at `&` and the first `=`, and percent-decode names and values. `+` is not decoded.
 
     Raises:
-        errors.BadRequest: a value is not UTF-8.
+        errors.BadRequest: a name or value is not UTF-8.
 
     Source: PS3.18 §8.3.1.
     """
     pairs = []
-    for piece in query_string.decode("latin-1").split("&"):
-        if piece:
-            name, _, value = piece.partition("=")
+    for parameter in query_string.decode("latin-1").split("&"):
+        if parameter:
+            name, _, value = parameter.partition("=")
             try:
                 pairs.append((unquote(name, errors="strict"), unquote(value, errors="strict")))
             except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""The ASGI responses: `Immediate` where the whole body is there, `Streamed` where it comes in pieces.
+"""ASGI responses: `Immediate` with a body in memory, `Streamed` with a body that is computed while it is sent.
 
-Starlette's responses are not used on these paths: a frame is answered in a tenth of a millisecond, and a stream ends as soon as
-the client is gone.
+Starlette's responses are not used here, because they take more CPU time (a frame is answered in 0.1 ms), and because a stream must end
+as soon as the client disconnects.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from gantry_runtime.process import end_tasks
 
 Headers = list[tuple[bytes, bytes]]
 Piece = bytes | memoryview
-"""Bytes of a body, as they are sent."""
+"""Consecutive bytes of a body, which are sent together."""
 
 
 def headers(**fields: str) -> Headers:
-    """Return header fields; `content_type` becomes content-type, empty ones are left out."""
+    """Return ASGI header fields. An argument `content_type` becomes the field content-type; fields with an empty value are left out."""
     return [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in fields.items() if value]
 
 
 class Immediate:
-    """A response whose body is there."""
+    """A response with a body in memory."""
 
     __slots__ = ("bodies", "headers", "status")
 
@@ -33,7 +33,7 @@ class Immediate:
         self.bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         bodies = () if scope["method"] == "HEAD" else self.bodies
         for body in bodies[:-1]:
@@ -42,9 +42,10 @@ class Immediate:
 
 
 class Streamed:
-    """A response whose body comes in pieces. `first` is there already, so that a failure before it still has a status of its own.
+    """A response whose body is computed while it is sent.
 
-    When the client goes away the pieces are closed, and with them what is read or computed for them.
+    `first` has the first chunks, which exist before the status line is sent, so that an error in them still determines the status. When
+    the client disconnects, the generator of chunks is closed, which ends its reads and calls.
     """
 
     __slots__ = ("first", "headers", "pieces", "status")
@@ -56,7 +57,7 @@ class Streamed:
         self.pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         async with aclosing(self.pieces):
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
             if scope["method"] == "HEAD":

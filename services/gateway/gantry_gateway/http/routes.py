@@ -1,8 +1,8 @@
-"""Which path belongs to what: the table of mounts, and for each mount one row per transaction.
+"""The paths of the gateway: the table of mounts, and for each mount one row per transaction.
 
-To add a transaction: set the handler in its row (module:function below `gantry_gateway`). A row without a handler
-answers 501. The first matching row wins, so fixed segments stand before variable ones.
-To add a part of the gateway with a path of its own, such as a console: add its rows, and a row to `mounts`.
+To add a transaction, set the handler in its row (module:function below `gantry_gateway`). A row without a handler answers 501. The first
+matching row is used, so rows with fixed segments come before rows with variable ones.
+To add a part of the gateway with its own path, such as a console, add its rows, and a row to `mounts`.
 
 Source: PS3.18 Table H-1.
 """
@@ -21,9 +21,10 @@ FILTERED = "1.2.840.10008.5.1.4.34.5.1"
 
 
 WEBSOCKET = "WEBSOCKET"
-"""Method of a row that answers WebSocket handshakes. Its handler returns what serves the connection."""
+"""Method of a row that answers WebSocket handshakes. Its handler returns an ASGI application that serves the connection."""
 
 EVERY_RESOURCE = "*"
+"""Path of a row that applies to each path of the other rows."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Route:
     """One transaction on one resource.
 
     Attributes:
-        method: of HTTP, or `WEBSOCKET` for a WebSocket handshake; HEAD is answered by the GET row.
-        path: below the mount; {name} is one segment; `EVERY_RESOURCE` stands for each path that another row has.
+        method: HTTP method, or `WEBSOCKET` for a WebSocket handshake; the GET row also answers HEAD.
+        path: below the mount; {name} is one segment, {name:path} the rest of the path.
         transaction: name of the transaction, for metrics and the conformance statement.
-        handler: module:function, or "" while it is not offered (501).
+        handler: module:function, or "" if the transaction is not offered (501).
     """
 
     method: str
@@ -77,7 +78,7 @@ ROUTES = (
     Route("GET", f"{E}/thumbnail", "RetrieveSeriesThumbnail"),
     Route("GET", f"{I}/thumbnail", "RetrieveInstanceThumbnail"),
     Route("GET", f"{I}/frames/{{frames}}/thumbnail", "RetrieveFramesThumbnail"),
-    # Delete: an extension that clients which manage data have.
+    # Delete: an extension to the standard for clients that manage data
     Route("DELETE", S, "DeleteStudy", "studies.delete:delete"),
     Route("DELETE", E, "DeleteSeries", "studies.delete:delete"),
     Route("DELETE", I, "DeleteInstance", "studies.delete:delete"),
@@ -106,7 +107,7 @@ ROUTES = (
     Route("POST", "/workitems/{workitem}/subscribers/{aetitle}", "Subscribe", "worklist.transactions:subscribe"),
     Route("DELETE", "/workitems/{workitem}/subscribers/{aetitle}", "Unsubscribe", "worklist.transactions:unsubscribe"),
     Route("POST", "/workitems/{workitem}/subscribers/{aetitle}/suspend", "SuspendGlobalSubscription", "worklist.transactions:suspend"),
-    # Notification connections (§8.10); a GET of them that is no handshake is told to upgrade.
+    # Notification connections (§8.10); a GET that is not a WebSocket handshake is answered 400 with the required headers
     Route(WEBSOCKET, "/subscribers/{aetitle}", "OpenNotificationConnection", "worklist.notifications:open_connection"),
     Route(WEBSOCKET, "/ws/subscribers/{aetitle}", "OpenNotificationConnectionBelowWs", "worklist.notifications:open_connection"),
     Route(WEBSOCKET, "/", "OpenNotificationConnectionAtBase", "worklist.notifications:open_connection"),
@@ -152,12 +153,12 @@ HEALTH = (
 
 @dataclass(frozen=True)
 class Mount:
-    """A part of the gateway and the path that it has.
+    """A part of the gateway and its path.
 
     Attributes:
         name: of the part, for error messages.
         path: without a slash at the end; "" for the root of the server.
-        routes: its rows; their paths are below `path`.
+        routes: the rows of the part, with paths below `path`.
     """
 
     name: str
@@ -166,10 +167,10 @@ class Mount:
 
 
 def mounts(settings: GatewaySettings, routes: Sequence[Route] = ROUTES) -> tuple[Mount, ...]:
-    """Return the table of mounts. Where two of them have a path, the one with the longer path answers.
+    """Return the table of mounts. If a path is below two mounts, the mount with the longer path answers.
 
     Args:
-        routes: of the DICOMweb root.
+        routes: the rows of the DICOMweb root.
     """
     return (
         Mount("DICOMweb", settings.base_path.rstrip("/"), routes),
@@ -179,14 +180,14 @@ def mounts(settings: GatewaySettings, routes: Sequence[Route] = ROUTES) -> tuple
 
 
 def compile_path(path: str) -> re.Pattern[str]:
-    """Return a pattern of the path: {name} is one segment, {name:path} the rest."""
-    pieces = re.split(r"(\{[a-z]+(?::path)?\})", path)
-    made = ""
-    for piece in pieces:
-        if piece.endswith(":path}"):
-            made += f"(?P<{piece[1:-6]}>.+)"
-        elif piece.startswith("{"):
-            made += f"(?P<{piece[1:-1]}>[^/]+)"
+    """Return the pattern of a path: {name} matches one segment, {name:path} the rest of the path."""
+    segments = re.split(r"(\{[a-z]+(?::path)?\})", path)
+    pattern = ""
+    for segment in segments:
+        if segment.endswith(":path}"):
+            pattern += f"(?P<{segment[1:-6]}>.+)"
+        elif segment.startswith("{"):
+            pattern += f"(?P<{segment[1:-1]}>[^/]+)"
         else:
-            made += re.escape(piece)
-    return re.compile(made)
+            pattern += re.escape(segment)
+    return re.compile(pattern)

@@ -1,9 +1,9 @@
-"""Studies service, Retrieve: a study or a series as one ZIP archive, an extension for people who want files.
+"""Studies service, Retrieve: a study or a series as one ZIP archive, an extension for users who want files.
 
     INDEX.txt  DICOMDIR  S0001/I0000001  S0001/I0000002  S0002/I0000001 …
 
-The files are those that leave as stored. Their names are File IDs, so that the archive is a file-set once it is unpacked. It is made
-while it is sent; directory and index are made before and kept, some 700 bytes per instance.
+The files are the instances as stored. Their names are File IDs, so the unpacked archive is a file-set. The archive is written while it is
+sent. DICOMDIR and INDEX.txt are written before and held in memory, about 700 bytes per instance.
 
 Source: PS3.10 §8, PS3.3 Annex F for DICOMDIR; PS3.18 Table 10.4.4-1 has no archive.
 """
@@ -39,27 +39,30 @@ from gantry_standard.http.media_types import ZIP
 from gantry_standard.http.negotiation import Choice
 
 MAX_FILES = 100_000
-"""Instances of one archive; more is 413: its directory is held in memory."""
+"""Most instances of one archive, as its directory is held in memory; more is 413."""
 
 MAX_SERIES = 9_999
-"""Series of one archive, as the File IDs number them."""
+"""Most series of one archive, as a File ID has four digits for the series; more is 413."""
 
 PARSED_BYTES = 8 << 20
-"""DICOM JSON above is not read: its instance has a directory record without attributes."""
+"""Most bytes of DICOM JSON that are parsed. An instance with more gets a directory record without attributes."""
 
 OFF_LOOP_BYTES = 64 << 10
+"""DICOM JSON with more bytes is parsed in a thread. The central directory is sent in chunks of about this size."""
 
 PAUSE_FILES = 256
+"""Number of files that are measured before other tasks may run."""
 
 
 @dataclass(slots=True)
 class _Archive:
-    """What an archive holds.
+    """The content of an archive.
 
     Attributes:
-        series: per instance, the number of its series from 1.
-        numbers: per instance, its number in its series from 1.
-        index: INDEX.txt, made of `lines`.
+        series: for each instance the number of its series, from 1.
+        numbers: for each instance its number in its series, from 1.
+        lines: of INDEX.txt, while it is written.
+        index: INDEX.txt.
     """
 
     kept: KeptRecords
@@ -86,11 +89,12 @@ async def send_archive(request: Request, target: Target, choices: tuple[Choice, 
     """Send a study or a series as an archive.
 
     Raises:
-        errors.NotAcceptable: in another transfer syntax than the stored ones.
-        errors.PayloadTooLarge: it has too many instances or bytes.
+        errors.NotAcceptable: the client requests a transfer syntax; an archive has the stored ones.
+        errors.PayloadTooLarge: there are too many instances, series or bytes.
+        errors.Unavailable: the study was changed meanwhile.
     """
     if not any(choice.transfer_syntax in ("", "*") for choice in choices):
-        raise errors.NotAcceptable("an archive holds the instances as they are stored; expected application/zip; transfer-syntax=*")
+        raise errors.NotAcceptable("an archive has the instances as stored; expected application/zip; transfer-syntax=*")
     archive = await _collect(request, target)
     url = target.url(request.base_url)
     if not_modified(request.headers.get("if-none-match", ""), archive.etag):
@@ -110,16 +114,14 @@ async def send_archive(request: Request, target: Target, choices: tuple[Choice, 
 
 
 async def _collect(request: Request, target: Target) -> _Archive:
-    """Ask index for instances and their metadata, and write directory and index."""
+    """Request the instances and their metadata from index, and write DICOMDIR and INDEX.txt."""
     tools = retrieval.of(request)
     facts, limit = blake2b(request.base_url.encode(), digest_size=16), Limit(request)
     kept = KeptRecords(tools.records, target.study)
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
             if len(kept) == MAX_FILES:
-                raise errors.PayloadTooLarge(
-                    f"an archive holds at most {MAX_FILES} instances; ask for one series, or for multipart/related"
-                )
+                raise errors.PayloadTooLarge(f"an archive has at most {MAX_FILES} instances; request one series, or multipart/related")
             limit.add(wire_content(record.stored).length)
             kept.add(record, whole=False)
             facts.update(f"{record.version} {record.stored.sop_instance_uid};".encode())
@@ -133,9 +135,9 @@ async def _collect(request: Request, target: Target) -> _Archive:
 
 
 async def _described(request: Request, tools: Retrieval, target: Target) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-    """Yield (SOP Instance UID, the attributes that a directory needs) of each instance, in the order of index."""
-    async with aclosing(retrieval.fragments_of(request, target)) as found:
-        async for fragments in found:
+    """Yield (SOP Instance UID, attributes for DICOMDIR) of each instance, in the order of index."""
+    async with aclosing(retrieval.fragments_of(request, target)) as metadata:
+        async for fragments in metadata:
             for fragment in fragments:
                 yield fragment.sop_instance_uid, await _attributes(tools, fragment)
 
@@ -152,7 +154,7 @@ async def _attributes(tools: Retrieval, fragment: MetadataFragment) -> dict[str,
 
 
 async def _moved(_: int) -> Content:
-    raise errors.Unavailable("the metadata of an instance was moved while its archive was made")
+    raise errors.Unavailable("the metadata of an instance was moved while its archive was written")
 
 
 def _parsed(dicom_json: bytes) -> dict[str, Any]:
@@ -160,13 +162,13 @@ def _parsed(dicom_json: bytes) -> dict[str, Any]:
 
 
 async def _describe(archive: _Archive, described: AsyncIterator[tuple[str, dict[str, Any]]]) -> None:
-    """Add every instance to the directory and the index."""
+    """Add all instances to DICOMDIR and INDEX.txt."""
     kept, series_uid = archive.kept, ""
     for index in range(len(kept)):
         stored = kept.stored(index)
         sop_instance_uid, attributes = await anext(described, ("", {}))
         if sop_instance_uid != stored.sop_instance_uid:
-            raise errors.Unavailable("the study changed while its archive was made")
+            raise errors.Unavailable("the study was changed while its archive was written")
         if index == 0:
             archive.directory.add_study(attributes)
             archive.lines.append(_heading(attributes))
@@ -176,7 +178,7 @@ async def _describe(archive: _Archive, described: AsyncIterator[tuple[str, dict[
             archive.directory.add_series(attributes)
         series = (archive.series[-1] if archive.series else 0) + is_next
         if series > MAX_SERIES:
-            raise errors.PayloadTooLarge(f"an archive holds at most {MAX_SERIES} series; ask for one series")
+            raise errors.PayloadTooLarge(f"an archive has at most {MAX_SERIES} series; request one series")
         archive.series.append(series)
         archive.numbers.append(1 if is_next else archive.numbers[-1] + 1)
         _add_instance(archive, index, attributes, is_next)
@@ -217,7 +219,7 @@ def _made(archive: _Archive) -> list[tuple[str, list[bytes]]]:
 
 
 async def _measured(archive: _Archive) -> int:
-    """Return the bytes of the whole archive, without holding the loop."""
+    """Return the number of bytes of the archive, without blocking the event loop."""
     measure = Measure()
     measure.add(Entry("INDEX.txt", len(archive.index)))
     measure.add(Entry("DICOMDIR", archive.directory.length))
@@ -229,7 +231,7 @@ async def _measured(archive: _Archive) -> int:
 
 
 async def _pieces(tools: Retrieval, archive: _Archive) -> AsyncGenerator[Piece, None]:
-    """Yield the archive."""
+    """Yield the chunks of the archive."""
     sums = array("I")
     for name, pieces in (("INDEX.txt", [archive.index]), ("DICOMDIR", list(archive.directory.pieces()))):
         body = b"".join(pieces)
@@ -259,7 +261,7 @@ def _entries(archive: _Archive) -> Iterator[Entry]:
 
 
 async def _files(tools: Retrieval, archive: _Archive, sums: "array[int]") -> AsyncGenerator[Piece, None]:
-    """Yield the files with their headers and descriptors; append the check sum of each to `sums`."""
+    """Yield the files with their headers and descriptors; append the checksum of each file to `sums`."""
 
     async def ask_again(index: int) -> Content:
         return wire_content((await archive.kept.again(index)).stored)

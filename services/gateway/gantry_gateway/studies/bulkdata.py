@@ -1,7 +1,7 @@
-"""Studies service, Retrieve: bulkdata, by the BulkDataURIs that metadata gives and all of an instance, series or study at once.
+"""Studies service, Retrieve: one bulkdata element by its BulkDataURI, or all bulkdata of an instance, series or study.
 
-A value leaves as it is, little endian. Pixel data leaves uncompressed in one part, or compressed with one part per frame (of a video,
-in one), whichever the client wants; every part names the BulkDataURI of its element.
+A value is sent as stored, little endian. Pixel data is sent uncompressed in one part, or compressed with one part per frame (one part for
+a video), as the client prefers. The Content-Location of each part is the BulkDataURI of its element.
 
 Source: PS3.18 §8.7.3.3, §10.4.1.1.5, §10.4.1.1.6, §10.4.3.3.5 and §10.4.3.3.6.
 """
@@ -37,7 +37,7 @@ from gantry_standard.http.media_types import Resource
 from gantry_standard.http.negotiation import Choice, Plan, available
 
 PIXEL_DATA_PATHS = frozenset({"7FE00010", "7FE00008", "7FE00009"})
-"""Pixel Data, Float Pixel Data and Double Float Pixel Data of the data set itself, not of icons or private sequences (§10.4.3.3.6)."""
+"""Pixel Data, Float Pixel Data and Double Float Pixel Data at the root of the data set, not in icons or private sequences (§10.4.3.3.6)."""
 
 _BULK_PATH = re.compile(r"[0-9A-Fa-f]{8}(?:/[1-9][0-9]{0,9}/[0-9A-Fa-f]{8})*")
 
@@ -63,10 +63,10 @@ async def retrieve_pixel_data(request: Request) -> Response:
 
 
 async def send_legacy(request: Request, target: Target, choices: tuple[Choice, ...]) -> Response:
-    """Send the bulkdata of a study, a series or an instance that was itself asked for as octet-stream (Table 10.4.4-1).
+    """Send the bulkdata of a study, a series or an instance that was requested as application/octet-stream (Table 10.4.4-1).
 
     Raises:
-        errors.NotAcceptable: it has no bulkdata, or none that can be had so.
+        errors.NotAcceptable: there is no bulkdata, or none that can be sent in an acceptable form.
     """
     try:
         return await _send_all(request, target, choices, only_pixels=False)
@@ -75,7 +75,7 @@ async def send_legacy(request: Request, target: Target, choices: tuple[Choice, .
 
 
 class _NoBulkdata(errors.NotFound):
-    """There is nothing of what was asked for in the study, series or instance."""
+    """The study, series or instance has no bulkdata, or no pixel data if only that was requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _Element:
 
     @property
     def encoding(self) -> str:
-        """ "native" or "encapsulated" for pixel data whose frames are known; "" for any other value."""
+        """ "native" or "encapsulated" for pixel data with a frame table; "" for any other value."""
         layout = self.stored.layout
         if self.element.path != layout.pixel.tag or not layout.HasField("frames"):
             return ""
@@ -100,42 +100,46 @@ class _Element:
 
     @property
     def resource(self) -> Resource:
-        """What negotiation is to know."""
+        """The kind of resource for negotiation."""
         return {"native": Resource.PIXEL_DATA, "encapsulated": Resource.COMPRESSED_BULKDATA}.get(self.encoding, Resource.BULKDATA)
 
     @property
     def stored_as(self) -> str:
-        """Transfer syntax in which the value lies."""
+        """Transfer syntax of the stored value."""
         return self.stored.layout.wire_transfer_syntax_uid if self.encoding == "encapsulated" else EXPLICIT_VR_LITTLE_ENDIAN
 
     def url(self, base: str) -> str:
-        """Return the BulkDataURI, as the metadata has it."""
+        """Return the BulkDataURI, as in the metadata."""
         stored = self.stored
         instance = urls.instance(base, stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
         return f"{instance}/bulkdata/{self.element.path}"
 
     def number_of_parts(self, plan: Plan) -> int:
-        """Return how many parts it has in a plan: compressed frames are apart (§8.7.3.3.2)."""
+        """Return the number of parts for a plan: compressed frames are separate parts (§8.7.3.3.2)."""
         is_value = plan.transfer_syntax_uid == EXPLICIT_VR_LITTLE_ENDIAN or not self.encoding
         return 1 if is_value else self.stored.layout.frames.number_of_frames
 
     def plans(self, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
-        """Return what choices mean, best first, without a look at what the renderer can do."""
+        """Return the plans that fit the choices, best first, whether or not the renderer supports them."""
         if self.encoding == "encapsulated":
-            found = retrieval.plans_of(self.stored, choices)
-            return found if frames_are_separate(self.stored) else tuple(plan for plan in found if not plan.as_stored)
-        found = negotiation.plans(choices, EXPLICIT_VR_LITTLE_ENDIAN)
-        return found if self.encoding else tuple(plan for plan in found if plan.as_stored)
+            possible = retrieval.plans_of(self.stored, choices)
+            return possible if frames_are_separate(self.stored) else tuple(plan for plan in possible if not plan.as_stored)
+        possible = negotiation.plans(choices, EXPLICIT_VR_LITTLE_ENDIAN)
+        return possible if self.encoding else tuple(plan for plan in possible if plan.as_stored)
 
     def content(self, plan: Plan, index: int) -> Content:
-        """Return the bytes of a part as stored."""
+        """Return the content of a part as stored.
+
+        Args:
+            index: of the part, from 0.
+        """
         if self.number_of_parts(plan) == 1 and self.encoding != "encapsulated":
             value = self.element.value
             return Content(self.stored.location.object, ((value.offset, value.length),), value.length)
         return frame_content(self.stored, index + 1)
 
     def frames(self, url: str) -> FrameSet:
-        """Return all frames, each under the URL of the element."""
+        """Return all frames, each with the URL of the element."""
         numbers = range(1, self.stored.layout.frames.number_of_frames + 1)
         return FrameSet(self.record, numbers, self.element.path, lambda _: url)
 
@@ -148,20 +152,20 @@ def _bulk_element(stored: StoredInstance, path: str) -> BulkElement:
 
 
 def _elements(record: InstanceRecord, only_pixels: bool) -> dict[int, _Element]:
-    """Return the bulkdata elements of an instance, or its pixel data, by their index among all."""
+    """Return index → element of the bulkdata of an instance, or of its pixel data only."""
     bulk = enumerate(record.stored.layout.bulk)
     return {number: _Element(record, element) for number, element in bulk if not only_pixels or element.path in PIXEL_DATA_PATHS}
 
 
 async def _possible(tools: Retrieval, element: _Element, choices: tuple[Choice, ...]) -> tuple[Plan, ...]:
-    """Return the plans that need no transcoding or one that the renderer knows."""
-    found: list[Plan] = []
+    """Return the plans without transcoding, or with one that the renderer supports."""
+    possible: list[Plan] = []
     for plan in element.plans(choices):
         if not plan.multipart and element.number_of_parts(plan) > 1:
             continue
         if plan.as_stored or await tools.renditions.can_send(element.record, plan.transfer_syntax_uid):
-            found.append(plan)
-    return tuple(found)
+            possible.append(plan)
+    return tuple(possible)
 
 
 async def _send_element(request: Request, element: _Element, choices: tuple[Choice, ...]) -> Response:
@@ -192,7 +196,7 @@ async def _send_stored_element(request: Request, tools: Retrieval, element: _Ele
 
 
 def _asking_again(tools: Retrieval, element: _Element, plan: Plan) -> AskAgain:
-    """Return what tells where a part of an element lies now."""
+    """Return a function that returns the present content of a part of an element."""
     stored = element.stored
 
     async def ask_again(index: int) -> Content:
@@ -272,12 +276,12 @@ async def _stored_events(tools: Retrieval, element: _Element, plan: Plan, url: s
 
 @dataclass(slots=True)
 class _Elements:
-    """The bulkdata elements of an answer, and how each is sent.
+    """The bulkdata elements of a response, and how each is sent.
 
     Attributes:
-        elements: per element, the index of its instance, its own among the bulkdata of the instance, and what may be tried.
-        first_parts: per element, how many parts come before its first.
-        refused: elements that cannot be had as the client wants.
+        elements: for each element, the index of its instance, its index among the bulkdata of the instance, and the plans to try.
+        first_parts: for each element, the index of its first part in the response.
+        refused: number of elements that cannot be sent in an acceptable form.
     """
 
     request: Request
@@ -290,41 +294,51 @@ class _Elements:
 
     @property
     def are_stored(self) -> bool:
-        """Whether all leave as they are stored, and nothing has to be asked for again."""
+        """Whether all elements are sent as stored, and all records are whole."""
         return self.kept.are_whole and all(plans[0].as_stored for _, _, plans in self.elements)
 
     def add(self, index: int, number: int, element: _Element, plans: tuple[Plan, ...]) -> None:
-        """Append an element."""
+        """Append an element.
+
+        Args:
+            index: of its instance.
+            number: index among the bulkdata of the instance.
+        """
         self.elements.append((index, number, plans))
         self.first_parts.append(self.number_of_parts)
         self.number_of_parts += element.number_of_parts(plans[0])
 
     def __iter__(self) -> Iterator[Part]:
-        """Yield all parts as stored."""
+        """Yield the parts of all elements as stored."""
         for index, number, plans in self.elements:
             record = self.kept.whole(index)
             element = _Element(record, record.stored.layout.bulk[number])
             yield from _StoredParts(content_type_of(plans[0]), element.url(self.request.base_url), element, plans[0])
 
     async def ask_again(self, part: int) -> Content:
-        """Return where a part lies now."""
+        """Return the present content of a part from index."""
         position = bisect_right(self.first_parts, part) - 1
         index, number, plans = self.elements[position]
         record = await self.kept.again(index)
         return _Element(record, record.stored.layout.bulk[number]).content(plans[0], part - self.first_parts[position])
 
     async def drafts(self, tools: Retrieval) -> AsyncGenerator[Draft, None]:
-        """Yield all elements to be made while they are sent."""
+        """Yield a draft of each element, to be produced while it is sent."""
         for index, number, plans in self.elements:
             record = await self.kept.record(index)
             yield _draft(self.request, tools, _Element(record, record.stored.layout.bulk[number]), plans)
 
 
 async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...] | None, only_pixels: bool) -> Response:
-    """Send the bulkdata of a study, a series or an instance; of an instance with one element as its BulkDataURI does.
+    """Send the bulkdata of a study, a series or an instance. If an instance has one element, send it like its BulkDataURI.
 
     Args:
-        choices: what is accepted; None: as negotiation for these resources finds.
+        choices: the acceptable representations; None to negotiate them.
+        only_pixels: send pixel data only.
+
+    Raises:
+        errors.NotFound: there is no such bulkdata.
+        errors.NotAcceptable: no element can be sent in an acceptable form.
     """
     if target.instance:
         elements = _elements(await retrieval.record_of(request), only_pixels)
@@ -335,38 +349,38 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
     if choices is None:
         choices = retrieval.choices(request, Resource.BULKDATA_ITEMS)
     tools = retrieval.of(request)
-    found = await _collect(request, tools, target, choices, only_pixels)
-    status = 206 if found.refused else 200
-    if not found.refused and not_modified(request.headers.get("if-none-match", ""), found.etag):
-        return bodies.not_modified(found.etag)
-    media_type = found.elements[0][2][0].media_type
-    if found.are_stored:
-        parts = (found, found.number_of_parts, found.etag, found.ask_again, status)
+    selected = await _collect(request, tools, target, choices, only_pixels)
+    status = 206 if selected.refused else 200
+    if not selected.refused and not_modified(request.headers.get("if-none-match", ""), selected.etag):
+        return bodies.not_modified(selected.etag)
+    media_type = selected.elements[0][2][0].media_type
+    if selected.are_stored:
+        parts = (selected, selected.number_of_parts, selected.etag, selected.ask_again, status)
         return await bodies.multipart(request, tools.reader, media_type, *parts)
-    return await mixed.send(request, Assembly(tools.renditions, found.drafts(tools)), media_type, status, found.etag)
+    return await mixed.send(request, Assembly(tools.renditions, selected.drafts(tools)), media_type, status, selected.etag)
 
 
 async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...], only_pixels: bool) -> _Elements:
-    """Ask index for the instances and decide how each of their elements is sent."""
+    """Request the instances from index and decide how each of their elements is sent."""
     accepted = tuple(choice for choice in choices if choice.multipart)
-    found, limit, facts = _Elements(request, KeptRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
+    selected, limit, facts = _Elements(request, KeptRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
     same: dict[tuple[Plan, ...], tuple[Plan, ...]] = {}
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
             elements = _elements(record, only_pixels)
             if elements:
-                found.kept.add(record, whole=True)
+                selected.kept.add(record, whole=True)
             for number, element in elements.items():
                 possible = await _possible(tools, element, accepted)
                 facts.update(f"{record.version} {record.stored.sop_instance_uid} {element.element.path} {possible[:1]};".encode())
                 if not possible:
-                    found.refused += 1
+                    selected.refused += 1
                     continue
                 limit.add(element.element.value.length)
-                found.add(len(found.kept) - 1, number, element, same.setdefault(possible, possible))
-    if not found.elements and not found.refused:
+                selected.add(len(selected.kept) - 1, number, element, same.setdefault(possible, possible))
+    if not selected.elements and not selected.refused:
         raise _NoBulkdata(f"there is no {'pixel data' if only_pixels else 'bulkdata'} in it")
-    if not found.elements:
+    if not selected.elements:
         raise errors.NotAcceptable(f"nothing that the client accepts can be produced; {available(Resource.BULKDATA_ITEMS)}")
-    found.etag = entity_tag(facts.hexdigest(), weak=True)
-    return found
+    selected.etag = entity_tag(facts.hexdigest(), weak=True)
+    return selected

@@ -1,6 +1,6 @@
-"""Delete a study, a series or an instance: an extension to PS3.18, as archives offer it to those who manage their data.
+"""Delete a study, a series or an instance: an extension to PS3.18 for clients that manage data.
 
-204 means: not found any more by anybody who asks index, and the decision is durable.
+204 means that the deletion is durable, and that later requests to index do not find the instances.
 """
 
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from gantry_runtime.rpc.rpc_errors import translated
 
 
 async def delete(request: Request) -> Response:
-    """Delete everything in the scope of the path."""
+    """Answer DELETE of a study, a series or an instance."""
     scope = index_pb2.Scope(
         collection=urls.uid(request.params, "study"),
         series_instance_uid=urls.uid(request.params, "series"),
@@ -23,6 +23,6 @@ async def delete(request: Request) -> Response:
         await request.gateway.index.DeleteInstances(
             index_pb2.DeleteInstancesRequest(scope=scope), timeout=request.gateway.settings.request_timeout_s
         )
-    # At once on this port; other replicas hear of it from index.
+    # The gateways of this port notice it at once; index notifies the other gateways
     retrieval.of(request).records.changed(scope.collection)
     return Response(status_code=204)

@@ -31,7 +31,7 @@ from gantry_standard.http.media_types import Resource
 from gantry_standard.http.negotiation import Choice, Plan, available
 
 FRAME_GATHER_BYTES = 16 << 20
-"""Bytes of a transcoded frame that are gathered for the Content-Length of its part."""
+"""Most bytes of a transcoded frame that are gathered for the Content-Length of its part."""
 
 _FRAME_LIST = re.compile(r"[1-9][0-9]{0,9}(?:,[1-9][0-9]{0,9})*")
 
@@ -41,10 +41,10 @@ def parse_frame_list(text: str) -> tuple[int, ...]:
     """Return the frame numbers of a path: from 1, ascending, separated by commas (§10.1.1).
 
     Raises:
-        errors.BadRequest: it is something else.
+        errors.BadRequest: the text is not such a list.
     """
     if not _FRAME_LIST.fullmatch(text):
-        raise errors.BadRequest("the frame list is not one: expected frame numbers from 1, separated by commas")
+        raise errors.BadRequest("the frame list is not valid: expected frame numbers from 1, separated by commas")
     numbers = tuple(map(int, text.split(",")))
     if any(later <= earlier for earlier, later in pairwise(numbers)):
         raise errors.BadRequest("the frame numbers are not ascending: expected each to be greater than the one before")
@@ -58,7 +58,7 @@ def check_frames(stored: StoredInstance, numbers: Sequence[int]) -> None:
         errors.NotFound: it has no pixel data, or fewer frames.
     """
     if not stored.layout.HasField("frames"):
-        raise errors.NotFound(f"instance {stored.sop_instance_uid} has no pixel data, so no frames")
+        raise errors.NotFound(f"instance {stored.sop_instance_uid} has no pixel data, so it has no frames")
     most = stored.layout.frames.number_of_frames
     if numbers[-1] > most:
         raise errors.NotFound(f"frame {numbers[-1]} of {stored.sop_instance_uid}: the instance has {most} frames")
@@ -73,7 +73,7 @@ async def retrieve_frames(request: Request) -> Response:
     record = await retrieval.record_of(request)
     check_frames(record.stored, numbers)
     if transfer_syntax(record.stored.layout.wire_transfer_syntax_uid).is_video:
-        raise errors.NotAcceptable("a video is one bit stream, so its frames cannot be had; its bulkdata is the whole of it")
+        raise errors.NotAcceptable("a video is one bit stream, so its frames cannot be retrieved; its bulkdata is the whole bit stream")
     base = retrieval.target(request).url(request.base_url)
     return await _send_frames(request, FrameSet(record, numbers, text, lambda number: f"{base}/frames/{number}"), resource, choices)
 
@@ -83,8 +83,9 @@ class FrameSet:
     """Frames of one instance.
 
     Attributes:
+        numbers: frame numbers, from 1.
         name: of the set, for entity tags.
-        url: returns the URL that the part of a frame number carries.
+        url: returns the URL of the part of a frame number.
     """
 
     record: InstanceRecord
@@ -161,7 +162,7 @@ async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncG
 
 
 async def frame_events(tools: Retrieval, frames: FrameSet, plan: Plan) -> Events:
-    """Yield one part per frame, with its length where the frame has at most `FRAME_GATHER_BYTES`."""
+    """Yield one part per frame, with its length if the frame has less than `FRAME_GATHER_BYTES`."""
     index, size, begun = 0, 0, False
     waiting: list[bytes] = []
     async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:

@@ -1,7 +1,7 @@
-"""Studies service, Retrieve: metadata, joined from fragments that were made when the instances were stored.
+"""Studies service, Retrieve: metadata, joined from the metadata fragments that were written when the instances were stored.
 
-As DICOM JSON the fragments leave as they are kept; as XML each of them is written as a document. An answer in JSON is kept, coded as it
-was sent, and sent again when index says that nothing in its scope has changed.
+As DICOM JSON the fragments are sent as stored; as XML each of them becomes a document. A JSON response is cached in its content coding.
+It is sent again while index reports that the metadata is unchanged.
 
 Source: PS3.18 §10.4.1.1.2.
 """
@@ -28,10 +28,10 @@ from gantry_standard.http import multipart_writer
 from gantry_standard.http.media_types import DICOM_JSON, DICOM_XML, Resource
 
 METADATA_AT_ONCE_BYTES = 8 << 20
-"""Bytes of metadata that are gathered for an ETag and a Content-Length; more is streamed without."""
+"""Most bytes of metadata that are gathered for an ETag and a Content-Length; more metadata is streamed without them."""
 
 XML_BATCH_BYTES = 256 << 10
-"""Bytes of DICOM JSON that are handed to a thread at a time; a longer object alone."""
+"""Bytes of DICOM JSON in one thread call; a longer object is a batch of its own."""
 
 _SOP_INSTANCE_UID, _SERIES_INSTANCE_UID = "00080018", "0020000E"
 _IDENTIFIERS = frozenset({_SOP_INSTANCE_UID, _SERIES_INSTANCE_UID})
@@ -87,7 +87,7 @@ def _whole(request: Request, url: str, kept: KeptMetadata) -> Response:
 
 
 async def _joined(base: bytes, fragments: list[MetadataFragment], coding: Coding) -> tuple[bytes, str]:
-    """Return the body of an answer, and its Content-Encoding."""
+    """Return the body of a response, and its Content-Encoding."""
     body = b"[" + b",".join([fragment.dicom_json for fragment in fragments]).replace(b"\0", base) + b"]"
     if coding.applies_to(len(body)):
         return await compression.packed(coding, body), coding.name
@@ -102,29 +102,29 @@ async def _in_pieces(fields: Headers, pieces: AsyncGenerator[Piece, None], codin
 
 
 def _instance_url(base_url: str, target: Target, dicom_json: bytes) -> str:
-    """Return the URL of an instance's metadata; what the path does not name is read from the object."""
+    """Return the URL of an instance's metadata. UIDs that the path does not have are read from the DICOM JSON object."""
     series, instance = target.series, target.instance
     if not instance:
-        found = native_xml.first_values(dicom_json, _IDENTIFIERS)
-        series, instance = found.get(_SERIES_INSTANCE_UID, series), found.get(_SOP_INSTANCE_UID, "")
+        identifiers = native_xml.first_values(dicom_json, _IDENTIFIERS)
+        series, instance = identifiers.get(_SERIES_INSTANCE_UID, series), identifiers.get(_SOP_INSTANCE_UID, "")
     return f"{urls.instance(base_url, target.study, series, instance)}/metadata"
 
 
 async def _batches(
     request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
 ) -> AsyncGenerator[list[bytes], None]:
-    """Yield whole objects, about `XML_BATCH_BYTES` at a time; those that lie in a pack are read from there."""
+    """Yield lists of DICOM JSON objects of about `XML_BATCH_BYTES`; objects that are stored in a pack are read from there."""
     waiting: list[bytes] = []
     size = 0
     async with aclosing(rest):
         while gathered:
             for fragment in gathered:
-                found = fragment.dicom_json
+                dicom_json = fragment.dicom_json
                 if fragment.HasField("location"):
                     async with aclosing(_read_fragment(request, study, fragment)) as pieces:
-                        found = b"".join([piece async for piece in pieces])
-                waiting.append(found.replace(b"\0", base))
-                size += len(found)
+                        dicom_json = b"".join([piece async for piece in pieces])
+                waiting.append(dicom_json.replace(b"\0", base))
+                size += len(dicom_json)
                 if size >= XML_BATCH_BYTES:
                     yield waiting
                     waiting, size = [], 0
@@ -143,15 +143,15 @@ async def _fragments(
 
 
 async def _gather(fragments: AsyncGenerator[list[MetadataFragment], None]) -> tuple[list[MetadataFragment], bool]:
-    """Return the fragments up to `METADATA_AT_ONCE_BYTES`, and whether they are all."""
-    found: list[MetadataFragment] = []
+    """Return the first fragments, until they have `METADATA_AT_ONCE_BYTES`, and whether they are all."""
+    gathered: list[MetadataFragment] = []
     size = 0
     async for some in fragments:
-        found += some
+        gathered += some
         size += sum(len(fragment.dicom_json) for fragment in some)
         if size > METADATA_AT_ONCE_BYTES:
-            return found, False
-    return found, True
+            return gathered, False
+    return gathered, True
 
 
 def _metadata_tag(base: bytes, media_type: str, fragments: Sequence[MetadataFragment]) -> str:
@@ -164,7 +164,7 @@ def _metadata_tag(base: bytes, media_type: str, fragments: Sequence[MetadataFrag
 async def _metadata_pieces(
     request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
 ) -> AsyncGenerator[Piece, None]:
-    """Yield the array in pieces; objects that lie in a pack are read from there."""
+    """Yield the chunks of the JSON array; objects that are stored in a pack are read from there."""
     separator = b"["
     async with aclosing(rest):
         while gathered:
@@ -182,7 +182,7 @@ async def _metadata_pieces(
 
 
 async def _read_fragment(request: Request, study: str, fragment: MetadataFragment) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of an object that lies in a pack."""
+    """Yield the bytes of a DICOM JSON object that is stored in a pack."""
     again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
     async with aclosing(read(retrieval.of(request).reader, [content_at(fragment.location)], again)) as pieces:
         async for _, piece in pieces:
@@ -190,8 +190,8 @@ async def _read_fragment(request: Request, study: str, fragment: MetadataFragmen
 
 
 async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
-    async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as found:
-        async for fragments in found:
+    async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as current:
+        async for fragments in current:
             for fragment in fragments:
                 return content_at(fragment.location)
     raise errors.NotFound(f"there is no instance {sop_instance_uid}")

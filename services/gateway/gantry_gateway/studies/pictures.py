@@ -1,7 +1,7 @@
-"""Pictures in a store that must be transformed: the renderer makes native frames of them, which go on as bulkdata.
+"""Images in a store request that must be transformed: the renderer converts them to native frames, which are stored as bulkdata.
 
-A picture is sent on to the renderer while it comes. What the renderer cannot read, or refuses as too large, fails whatever data set refers
-to it, and nothing else of the request.
+An image is sent to the renderer while it is received. If the renderer cannot read it, or it is too large, only the data sets that refer
+to it fail.
 
 Source: PS3.18 §10.5.2 (Table 10.5.2-1).
 """
@@ -28,24 +28,24 @@ StoreEvent = Event | blob_pb2.PartStart
 
 
 async def transformed(request: Request, events: AsyncIterator[Event], part_type: str) -> AsyncGenerator[StoreEvent]:
-    """Yield the parts of a payload, in place of each picture a PartStart and its native frames.
+    """Yield the parts of a payload, with each image that must be transformed replaced by a PartStart and its native frames.
 
     Args:
-        part_type: Content-Type of a part that names none.
+        part_type: Content-Type of a part without this header.
 
     Raises:
-        errors.RetryLater: the renderer does not answer or has too much to do.
+        errors.RetryLater: the renderer does not answer or is overloaded.
     """
     async for event in events:
         if isinstance(event, PartBegin) and (media_type := _media_type(event, part_type)) in TRANSFORMED:
-            async for made in _transform(request, events, media_type, event.headers.get("content-location", "")):
-                yield made
+            async for transformed_event in _transform(request, events, media_type, event.headers.get("content-location", "")):
+                yield transformed_event
         else:
             yield event
 
 
 def has_picture(events: Iterable[Event], part_type: str) -> bool:
-    """Say whether one of these events begins a picture that must be transformed."""
+    """Return whether one of these events begins an image that must be transformed."""
     return any(type(event) is PartBegin and _media_type(event, part_type) in TRANSFORMED for event in events)
 
 
@@ -58,7 +58,7 @@ async def _transform(request: Request, events: AsyncIterator[Event], media_type:
     start = blob_pb2.PartStart(content_type=OCTET_STREAM, content_location=content_location)
     call = gateway.renderer.DecodeImage(timeout=gateway.settings.store_max_s)
     try:
-        # The renderer takes the whole picture before it says anything about it, so writing meets no refusal.
+        # The renderer answers only after it has received the whole image, so the writes cannot fail because it refuses the image
         with rpc_errors.translated("renderer"):
             await call.write(renderer_pb2.DecodeImageRequest(media_type=media_type))
             async for event in events:
@@ -67,8 +67,8 @@ async def _transform(request: Request, events: AsyncIterator[Event], media_type:
                 if isinstance(event, PartData):
                     await call.write(renderer_pb2.DecodeImageRequest(data=bytes(event.data)))
             await call.done_writing()
-        async for made in _answers(call, start):
-            yield made
+        async for transformed_event in _answers(call, start):
+            yield transformed_event
     finally:
         call.cancel()
     yield PartEnd()

@@ -27,18 +27,23 @@ from gantry_standard.http.negotiation import Choice, available
 from gantry_standard.http.rendering_parameters import Rendering, Viewport, Window, parse_rendering
 
 FORM = 1
-"""Part of the entity tags: changes when the same request would be rendered differently."""
+"""Part of the entity tags. It must be changed when the renderer renders the same request differently."""
 
 AHEAD = 4
-"""Frames of one answer that are rendered at the same time."""
+"""Most frames of one response that are rendered at the same time."""
 
 PAUSES_S = (0.1, 0.2, 0.5, 1, 1, 2, 2, 5, 5)
-"""Pauses before an overloaded renderer is asked again for a frame that is not the first."""
+"""Seconds between two attempts to render a frame, if the renderer is overloaded. There is one attempt for the first frame of a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is rendered for one answer; `url` returns the URL of the source resource for a frame number."""
+    """The frames of one response and how they are rendered.
+
+    Attributes:
+        numbers: frame numbers, from 1.
+        url: returns the URL of the source resource of a frame number.
+    """
 
     record: InstanceRecord
     numbers: Sequence[int]
@@ -47,7 +52,7 @@ class _Job:
 
 
 async def retrieve_rendered_instance(request: Request) -> Response:
-    """Answer GET of a rendered instance: its frame, or one part per frame."""
+    """Answer GET of a rendered instance: the image of its only frame, or one part per frame (§10.4.1.1.3)."""
     rendering = parse_rendering(request.parameter)
     record = await retrieval.record_of(request)
     if not record.stored.layout.HasField("frames"):
@@ -60,7 +65,7 @@ async def retrieve_rendered_instance(request: Request) -> Response:
 
 
 async def retrieve_rendered_frames(request: Request) -> Response:
-    """Answer GET of rendered frames: the image, or one part per frame."""
+    """Answer GET of rendered frames: the image of one frame, or one part per frame (§10.4.1.1.3)."""
     numbers = parse_frame_list(request.params["frames"])
     rendering = parse_rendering(request.parameter)
     record = await retrieval.record_of(request)
@@ -71,7 +76,7 @@ async def retrieve_rendered_frames(request: Request) -> Response:
 
 
 async def _send(request: Request, job: _Job, resource: Resource) -> Response:
-    """Send the images in the first media type that the renderer makes."""
+    """Send the images in the first acceptable media type that the renderer can produce."""
     renditions = retrieval.of(request).renditions
     choices = retrieval.choices(request, resource)
     job.rendering.check_media_type(choices[0].media_type)
@@ -116,14 +121,14 @@ async def _rendered(renditions: Renditions, job: _Job, choice: Choice, etag: str
 
 
 async def _parts(renditions: Renditions, source: Source, job: _Job, media_type: str, boundary: str) -> AsyncGenerator[Piece, None]:
-    """Yield one part per frame; a few frames are rendered ahead of the one that is sent."""
+    """Yield one part per frame. Up to `AHEAD` frames are rendered while one is sent."""
     ahead: deque[asyncio.Task[bytes]] = deque()
     waiting = iter(job.numbers)
 
     async def image_of(number: int) -> bytes:
         request = _render_request(source, number, media_type, job.rendering)
         for pause_s in () if number == job.numbers[0] else PAUSES_S:
-            # The status line may be out already: a renderer that is busy with others is waited for, not told to the client.
+            # The status line may already be sent, so an overloaded renderer is asked again instead of answering 503
             try:
                 return (await renditions.render(request)).image
             except errors.Overloaded:

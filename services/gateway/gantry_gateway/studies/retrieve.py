@@ -1,6 +1,6 @@
-"""Studies service, Retrieve: a study, a series or an instance, in whichever of its forms the client wants most.
+"""Studies service, Retrieve: a study, a series or an instance, in the form that the client prefers.
 
-What is stored leaves as stored wherever the client accepts that; anything else is made by the renderer while it is sent.
+An instance is sent as stored if the client accepts that. Otherwise the renderer transcodes it while it is sent.
 
 Source: PS3.18 §10.4.1.1.1, Table 10.4.4-1.
 """
@@ -32,7 +32,7 @@ from gantry_standard.http.negotiation import Choice, Plan, available
 
 
 async def retrieve_instances(request: Request) -> Response:
-    """Answer GET of a study, a series or an instance: the form that is wanted most, or else the next one that can be had."""
+    """Answer GET of a study, a series or an instance, in the most preferred form that can be produced."""
     target = retrieval.target(request)
     resource = Resource.INSTANCE if target.instance else Resource.INSTANCES
     refusal: errors.NotAcceptable | None = None
@@ -48,21 +48,21 @@ Form = Callable[[Request, Target, tuple[Choice, ...]], Awaitable[Response]]
 
 
 def _forms(choices: tuple[Choice, ...]) -> Iterator[tuple[Form, tuple[Choice, ...]]]:
-    """Yield what sends each form that is accepted, and the choices of it; the form of the best choice first."""
+    """Yield the function that sends each accepted form, and the choices of that form; the form of the best choice first."""
     forms: dict[str, Form] = {DICOM: send_files, OCTET_STREAM: bulkdata.send_legacy, ZIP: archive.send_archive}
-    found = {name: tuple(choice for choice in choices if choice.media_type == name) for name in forms}
-    for name in sorted((name for name in forms if found[name]), key=lambda name: found[name][0].preference):
-        yield forms[name], found[name]
+    choices_by_form = {name: tuple(choice for choice in choices if choice.media_type == name) for name in forms}
+    for name in sorted((name for name in forms if choices_by_form[name]), key=lambda name: choices_by_form[name][0].preference):
+        yield forms[name], choices_by_form[name]
 
 
 @dataclass(slots=True)
 class _Files:
-    """The instances of an answer, and how each is sent.
+    """The instances of a response, and how each is sent.
 
     Attributes:
-        plans: per instance what may be tried, best first; all of one form, single part or multipart.
-        refused: instances that cannot be had as the client wants.
-        stored_as: transfer syntax of the last of them.
+        plans: for each instance the plans to try, best first; either all single part or all multipart.
+        refused: number of instances that cannot be sent in an acceptable form.
+        stored_as: transfer syntax of the last instance, sent or refused.
     """
 
     kept: KeptRecords
@@ -74,7 +74,7 @@ class _Files:
 
     @property
     def are_stored(self) -> bool:
-        """Whether all leave as they are stored."""
+        """Whether all instances are sent as stored."""
         return all(plans[0].as_stored for plans in self.plans)
 
     def url(self, index: int) -> str:
@@ -83,15 +83,15 @@ class _Files:
         return urls.instance(self.base_url, stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
 
     def part(self, index: int) -> Part:
-        """Return an instance as stored."""
+        """Return the part of an instance as stored."""
         return Part(content_type_of(self.plans[index][0]), self.url(index), wire_content(self.kept.stored(index)))
 
     def __iter__(self) -> Iterator[Part]:
-        """Yield all as stored."""
+        """Yield the parts of all instances as stored."""
         return map(self.part, range(len(self.plans)))
 
     async def ask_again(self, index: int) -> Content:
-        """Return where an instance lies now."""
+        """Return the present content of an instance from index."""
         return wire_content((await self.kept.again(index)).stored)
 
 
@@ -99,7 +99,7 @@ async def send_files(request: Request, target: Target, choices: tuple[Choice, ..
     """Send PS3.10 files.
 
     Raises:
-        errors.NotAcceptable: none of them can be had so.
+        errors.NotAcceptable: no instance can be sent in an acceptable transfer syntax.
     """
     tools = retrieval.of(request)
     files = await _collect(request, tools, target, choices)
@@ -117,7 +117,7 @@ async def send_files(request: Request, target: Target, choices: tuple[Choice, ..
 
 
 async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...]) -> _Files:
-    """Ask index for the instances and decide how each is sent."""
+    """Request the instances from index and decide how each is sent."""
     files = _Files(KeptRecords(tools.records, target.study), request.base_url)
     limit, facts = Limit(request), blake2b(digest_size=16)
     same: dict[tuple[Plan, ...], tuple[tuple[Plan, ...], str]] = {}
@@ -141,14 +141,14 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
 
 
 async def _possible(tools: Retrieval, choices: tuple[Choice, ...], record: InstanceRecord) -> tuple[Plan, ...]:
-    """Return the plans that need no transcoding or one that the renderer knows; all in the form of the best, single part or multipart."""
-    found: list[Plan] = []
+    """Return the plans without transcoding, or with one that the renderer supports; all single part or all multipart, as the best plan."""
+    possible: list[Plan] = []
     for plan in retrieval.plans_of(record.stored, choices):
-        if found and (found[0].as_stored or plan.multipart is not found[0].multipart):
+        if possible and (possible[0].as_stored or plan.multipart is not possible[0].multipart):
             continue
         if plan.as_stored or await tools.renditions.can_send(record, plan.transfer_syntax_uid):
-            found.append(plan)
-    return tuple(found)
+            possible.append(plan)
+    return tuple(possible)
 
 
 async def _drafts(tools: Retrieval, files: _Files) -> AsyncIterator[Draft]:
@@ -162,7 +162,7 @@ async def _drafts(tools: Retrieval, files: _Files) -> AsyncIterator[Draft]:
 
 
 async def _file(tools: Retrieval, files: _Files, index: int, plan: Plan) -> Events:
-    """Yield one instance."""
+    """Yield the part of one instance."""
     url = files.url(index)
     if plan.as_stored:
         content = wire_content(files.kept.stored(index))
@@ -181,7 +181,7 @@ async def _file(tools: Retrieval, files: _Files, index: int, plan: Plan) -> Even
 
 
 async def _send_transcoded(request: Request, tools: Retrieval, files: _Files) -> Response:
-    """Send one instance as a single part that the renderer makes, in the first of its plans that works."""
+    """Send one instance as a single part, transcoded by the renderer by the first plan that succeeds."""
     reason = ""
     for plan in files.plans[0]:
         if plan.as_stored:

@@ -1,6 +1,6 @@
 """Search for studies, series and instances.
 
-Index answers with rows that are ready to join; a byte 0x00 in them stands where the base URL goes. As XML each row is a document.
+Index returns one DICOM JSON object per result, with a byte 0x00 in place of the base URL. For XML each object becomes a document.
 
 Source: PS3.18 §10.6, §8.3.4.
 """
@@ -21,7 +21,7 @@ from gantry_standard.query import matching
 from gantry_standard.query.matching import Level
 
 NEGOTIATION = ("accept", "charset")
-"""Parameters that are not about what to find."""
+"""Query parameters that are no search keys."""
 
 
 async def search_studies(request: Request) -> Response:
@@ -61,20 +61,20 @@ async def _search(request: Request, level: Level) -> Response:
     parameters = [(name, value) for name, value in request.query if name not in NEGOTIATION]
     query, texts = matching.parse_query(level, study, series, parameters, settings.search_max_results)
     if query.limit == 0:
-        # PS3.18 §8.3.4.4: no results are wanted, so there are none. On the wire 0 would be the server's maximum.
+        # PS3.18 §8.3.4.4: a limit of 0 means no results. In a message to index 0 would mean the maximum of the server
         return _no_content(request, texts)
     with translated("index"):
-        found = await request.gateway.index.Search(query_messages.search_request(query), timeout=settings.request_timeout_s)
-    if not found.rows:
+        answer = await request.gateway.index.Search(query_messages.search_request(query), timeout=settings.request_timeout_s)
+    if not answer.rows:
         return _no_content(request, texts)
-    if found.remaining:
-        texts = [*texts, f"There are {found.remaining} additional results that can be requested"]
+    if answer.remaining:
+        texts = [*texts, f"There are {answer.remaining} additional results that can be requested"]
     base = request.base_url.encode()
     if media_type == DICOM_XML:
         boundary = multipart_writer.new_boundary()
-        body = await xml_parts.payload(boundary, [row.replace(b"\0", base) for row in found.rows])
+        body = await xml_parts.payload(boundary, [row.replace(b"\0", base) for row in answer.rows])
         return await response(request, body, multipart_writer.content_type(DICOM_XML, boundary), _warnings(request, texts))
-    body = b"[" + b",".join(found.rows).replace(b"\0", base) + b"]"
+    body = b"[" + b",".join(answer.rows).replace(b"\0", base) + b"]"
     return await json_response(request, body, _warnings(request, texts))
 
 

@@ -136,8 +136,8 @@ def accepted_payload(request: Request) -> tuple[str | None, str]:
     root = parameters.get("type", DICOM).strip().lower()
     root = ALIASES.get(root, root)
     if media_type != "multipart/related" or root not in PART_TYPES:
-        found = f'{media_type}; type="{root}"' if media_type == "multipart/related" else media_type
-        raise errors.UnsupportedMediaType(f"Content-Type {found} is not supported by this server; {SUPPORTED}")
+        content_type = f'{media_type}; type="{root}"' if media_type == "multipart/related" else media_type
+        raise errors.UnsupportedMediaType(f"Content-Type {content_type} is not supported by this server; {SUPPORTED}")
     if "boundary" not in parameters:
         raise errors.BadRequest("Content-Type multipart/related has no boundary parameter")
     return parameters["boundary"], root

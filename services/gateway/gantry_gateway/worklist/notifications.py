@@ -1,8 +1,8 @@
-"""Notification connections: WebSockets on which subscribers hear event reports.
+"""Notification connections: WebSockets on which subscribers receive event reports.
 
-One reader of the stream REPORTS per gateway fans out in memory to the connections that this gateway holds; every open connection
-of an AE title gets every report. A connection that cannot take more, or that has to catch up, reads the stream for itself until it
-is level again: nothing is queued, so a peer that stops reading costs its socket's buffer and loses nothing.
+One reader of the stream REPORTS per gateway distributes the reports to the connections of this gateway. Every open connection of an
+AE title gets every report. A connection whose send buffer is full, or that has missed reports, reads the stream on its own until it
+has caught up with the reader. Nothing is queued: a client that stops reading loses no reports and takes no memory but its send buffer.
 
 Source: PS3.18 §8.10, §11.13.
 """
@@ -35,7 +35,7 @@ from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_val
 log = logging.getLogger(__name__)
 
 NOTE_S = 5.0
-"""Seconds between two notes of what was delivered: as much may be repeated after a gateway died."""
+"""Seconds between two updates of the stored cursors. Reports of this time may be sent again after a gateway was killed."""
 RETRY_S = 0.2
 CATCH_UP_BATCH = 100
 SCP_STATUS_CHANGE = 4
@@ -45,9 +45,12 @@ class Connection:
     """One open WebSocket of an AE title.
 
     Attributes:
-        position: sequence up to which reports were looked at for it, while it is not live.
-        is_live: the fan-out writes to it.
-        caller: who opened it.
+        caller: of the handshake.
+        position: sequence on REPORTS up to which reports were handled for it, while it is not live.
+        is_live: whether the reader of the gateway sends reports to it.
+        behind: set when it is not live any more.
+        noted: sequence in the stored cursor.
+        noted_s: monotonic time when the cursor was stored.
     """
 
     def __init__(self, ae_title: str, protocol: GantryWebSocketProtocol, position: int) -> None:
@@ -62,11 +65,11 @@ class Connection:
         self.noted_s = time.monotonic()
 
     def may_hear(self, report: EventReport) -> bool:
-        """Say whether the caller may see the workitem that a report is about; what is told to everybody is about none."""
+        """Return whether the caller may see the workitem of a report. Reports for all subscribers are about no workitem."""
         return not self.caller.is_restricted or _is_for_everybody(report) or self.caller.may_see_referrer(report.study_instance_uids)
 
     def try_send(self, frame: bytes, sequence: int) -> bool:
-        """Write a report unless the peer cannot take it now."""
+        """Write a report unless the send buffer is full or the connection closed; return whether it was written."""
         if not self.protocol.try_send(frame):
             return False
         self.protocol.last_sent = sequence
@@ -75,7 +78,7 @@ class Connection:
 
 
 class Hub:
-    """Reads REPORTS once and gives each report to whom it is for."""
+    """Reads REPORTS and sends each report to the connections of its recipients."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._js = gateway.nats.jetstream()
@@ -83,11 +86,12 @@ class Hub:
         self._cursors = Cursors(self._js)
         self._connections: dict[str, set[Connection]] = {}
         self.position = -1
-        """Sequence up to which reports are fanned out; -1 before the stream was found."""
+        """Sequence up to which reports are distributed; -1 before the stream is read."""
         self.count = 0
+        """Number of connections, handshakes included."""
 
     async def run(self, fallback_ae_titles: Sequence[str]) -> None:
-        """Do what has to be done all the time. Ends only by an error: that of the first task that ends. Errors as `run_together`."""
+        """Run the tasks of the hub until one of them ends. Errors as `run_together`."""
         await run_together(
             {
                 "follow reports": self.follow(),
@@ -97,7 +101,7 @@ class Hub:
         )
 
     async def begin(self, ae_title: str) -> None:
-        """Let the reports of an AE title count from now on, where they do not already: its cursor begins.
+        """Create the cursor of an AE title at the end of REPORTS, unless it has one.
 
         Raises:
             errors.Unavailable: NATS does not answer.
@@ -106,7 +110,7 @@ class Hub:
         await self._cursors.begin(ae_title, end)
 
     async def begin_fallbacks(self, ae_titles: Sequence[str]) -> None:
-        """Let the cursors of the fallback AE titles begin, as soon as there is a stream (PS3.4 CC.2.4.3). Then wait for ever."""
+        """Create the cursors of the fallback AE titles as soon as there is a stream (PS3.4 §CC.2.4.3); then block."""
         waiting = list(ae_titles)
         while waiting:
             try:
@@ -119,12 +123,12 @@ class Hub:
 
     @asynccontextmanager
     async def connected(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
-        """Take a connection in; it is caught up by `keep_up`.
+        """Add a connection while the context is open. `keep_up` must send it the reports that it has missed.
 
         Raises:
             errors.Unavailable: NATS does not answer.
         """
-        # Counted from here on: of many handshakes at once no more may pass than the limit.
+        # Counted before the first await, so that concurrent handshakes cannot exceed the limit
         self.count += 1
         try:
             async with self._opened(ae_title, protocol) as connection:
@@ -154,13 +158,13 @@ class Hub:
                 await self._cursors.close(ae_title, connection.id, protocol.delivered)
 
     def connection(self, ae_title: str, handshake: Scope) -> ASGIApp:
-        """Return what serves one notification connection from its handshake to its end.
+        """Return an ASGI application that serves one notification connection from its handshake to its end.
 
         Raises:
-            errors.Overloaded: this gateway has as many connections as it may.
+            errors.Overloaded: this gateway has `GANTRY_WEBSOCKET_MAX_CONNECTIONS` connections.
         """
         if self.count >= self._most_connections:
-            raise errors.Overloaded("this gateway has as many notification connections as it may", retry_after_s=5)
+            raise errors.Overloaded("this gateway has the maximum number of notification connections", retry_after_s=5)
         protocol = protocol_of(handshake["state"])
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -171,7 +175,7 @@ class Hub:
         return serve
 
     async def follow(self) -> None:
-        """Read the stream from its end on and fan out, for ever."""
+        """Read the stream from its end on and distribute the reports, until cancelled."""
         while True:
             try:
                 _, end = await self._state()
@@ -188,7 +192,7 @@ class Hub:
             await asyncio.sleep(RETRY_S)
 
     async def keep_up(self, connection: Connection) -> None:
-        """Bring a connection up to the fan-out whenever it is behind, until its peer is gone."""
+        """Send the missed reports to a connection whenever it is behind, until it is closed."""
         while connection.protocol.is_open:
             await connection.behind.wait()
             connection.behind.clear()
@@ -199,12 +203,12 @@ class Hub:
                     log.debug("catching up interrupted", extra={"reason": error.message})
                     await asyncio.sleep(RETRY_S)
                 except Exception:
-                    # The peer sees an open connection: whatever it was, it must not stay silent.
+                    # The client still sees an open connection, so sending must be tried again after any error
                     log.exception("catching up interrupted")
                     await asyncio.sleep(RETRY_S)
 
     async def note(self) -> None:
-        """Note what was delivered, again and again."""
+        """Store the cursors of the connections every `NOTE_S` seconds, until cancelled."""
         while True:
             await asyncio.sleep(NOTE_S)
             for ae_title, connections in list(self._connections.items()):
@@ -214,17 +218,17 @@ class Hub:
                 try:
                     await self._cursors.note(ae_title, [(c.id, c.protocol.delivered) for c in due])
                 except errors.Unavailable as error:
-                    log.debug("cursor not noted", extra={"reason": error.message})
+                    log.debug("cursor not stored", extra={"reason": error.message})
                     break
                 except Exception:
-                    # The cursors of other AE titles must be noted all the same.
-                    log.exception("cursor not noted", extra={"ae_title": ae_title})
+                    # The cursors of other AE titles must still be stored
+                    log.exception("cursor not stored", extra={"ae_title": ae_title})
                     continue
                 for connection in due:
                     connection.noted, connection.noted_s = connection.protocol.delivered, time.monotonic()
 
     def _level(self, end: int) -> None:
-        """Begin at `end`. What lies between it and where the fan-out was, each connection reads for itself."""
+        """Continue at `end`. Each connection reads the reports between the former position and `end` on its own."""
         for connections in self._connections.values():
             for connection in connections:
                 if connection.is_live:
@@ -245,7 +249,7 @@ class Hub:
                     connection.behind.set()
 
     async def _catch_up(self, connection: Connection) -> None:
-        """Send what the stream has after the connection's position; make it live when it is level with the fan-out."""
+        """Send the reports after the connection's position; make it live when it has caught up with the reader."""
         if self._is_level(connection):
             return
         first, end = await self._state()
@@ -258,9 +262,9 @@ class Hub:
             async for batch in batches:
                 for message in batch:
                     report = EventReport.FromString(message.data)
-                    is_heard = connection.ae_title in report.ae_titles or _is_for_everybody(report)
-                    is_heard = is_heard and connection.may_hear(report)
-                    if is_heard and not await _send(connection, text_frame(report.dicom_json), message.sequence):
+                    is_recipient = connection.ae_title in report.ae_titles or _is_for_everybody(report)
+                    is_recipient = is_recipient and connection.may_hear(report)
+                    if is_recipient and not await _send(connection, text_frame(report.dicom_json), message.sequence):
                         return
                     connection.position = message.sequence
                 if not batch or self._is_level(connection):
@@ -274,7 +278,7 @@ class Hub:
         try:
             return await streams.stream_state(self._js, REPORTS)
         except errors.NotFound as error:
-            raise errors.Unavailable("there is no stream of reports yet: workflow was never started") from error
+            raise errors.Unavailable("there is no stream of reports yet: workflow has not been started") from error
 
 
 def _is_due(connection: Connection) -> bool:
@@ -287,7 +291,7 @@ def _is_for_everybody(report: EventReport) -> bool:
 
 
 async def _send(connection: Connection, frame: bytes, sequence: int) -> bool:
-    """Write a report when the peer can take it; return False when it is gone."""
+    """Wait until the send buffer has space and write a report; return False if the connection is closed."""
     while True:
         await connection.protocol.drained()
         if connection.try_send(frame, sequence):
@@ -297,9 +301,9 @@ async def _send(connection: Connection, frame: bytes, sequence: int) -> bool:
 
 
 def _dropped(position: int) -> bytes:
-    """Return the SCP Status Change that tells a subscriber of reports that the stream no longer had when it came back.
+    """Return the SCP Status Change for a subscriber whose missed reports are no longer on the stream.
 
-    COLD START of the list: the subscriber should look at the worklist again (PS3.4 CC.2.4.3).
+    It reports a COLD START of the subscription list, so the subscriber should search the worklist again (PS3.4 §CC.2.4.3).
     """
     return orjson.dumps(
         {
@@ -315,7 +319,7 @@ def _dropped(position: int) -> bytes:
 
 
 async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
-    """Send reports until the peer goes. What it says is not listened to: event reports have no answer (§8.10.5)."""
+    """Send reports until the client disconnects. Its messages are ignored: event reports have no response (§8.10.5)."""
     sending = asyncio.create_task(hub.keep_up(connection), name="keep up")
     sending.add_done_callback(partial(_cut, connection))
     try:
@@ -326,7 +330,7 @@ async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
 
 
 def _cut(connection: Connection, sending: "asyncio.Task[None]") -> None:
-    """Cut a connection whose sender failed: the peer would see an open connection on which nothing comes."""
+    """Abort a connection whose sender failed; otherwise the client would see an open connection without reports."""
     if not sending.cancelled() and sending.exception() is not None:
         log.error("notification connection failed", extra={"ae_title": connection.ae_title}, exc_info=sending.exception())
         connection.protocol.transport.abort()
@@ -334,10 +338,10 @@ def _cut(connection: Connection, sending: "asyncio.Task[None]") -> None:
 
 @asynccontextmanager
 async def running(gateway: Gateway) -> AsyncIterator["asyncio.Task[None]"]:
-    """Fan reports out while the context is open. Opened once per gateway, by main.py.
+    """Distribute reports while the context is open. `main.py` enters it once per gateway.
 
     Yields:
-        A task that ends only when one of those that fan out does.
+        A task that ends only if one of the tasks of the hub ends.
     """
     hub = gateway.notifications = Hub(gateway)
     task = asyncio.create_task(hub.run(gateway.settings.fallback_ae_titles), name="notifications")
@@ -358,22 +362,22 @@ async def open_connection(request: Request) -> ASGIApp:
 
 
 def _requester(request: Request) -> str:
-    """Return the AE title that a handshake is for.
+    """Return the AE title of a handshake.
 
     Raises:
-        errors.BadRequest: it names no AE title.
+        errors.BadRequest: it has no valid AE title.
     """
     given = request.params.get("aetitle") or request.parameter("requester") or ""
     if not is_valid_ae_title(given):
-        raise errors.BadRequest("a notification connection is for an AE title: 1 to 16 printable ASCII characters, no backslash")
+        raise errors.BadRequest("a notification connection needs an AE title: 1 to 16 printable ASCII characters, no backslash")
     return given.strip()
 
 
 def _check_origin(request: Request) -> None:
-    """Refuse pages of other origins: a browser sends cookies and reaches local servers without asking.
+    """Refuse pages of other origins. CORS does not apply to WebSockets, so a browser would let any page connect.
 
     Raises:
-        errors.Forbidden: the page is of an origin that is neither ours nor allowed.
+        errors.Forbidden: the origin of the page is neither this server nor allowed.
     """
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     if origin and urlsplit(origin).netloc != host and not cors.allows(origin, request.gateway.settings):
@@ -381,6 +385,6 @@ def _check_origin(request: Request) -> None:
 
 
 async def not_upgraded(request: Request) -> Response:
-    """Answer a GET of a notification connection that is no handshake, or one that is not complete: 400 (PS3.18 §8.10.4)."""
+    """Answer a GET of a notification connection that is not a complete WebSocket handshake: 400 (PS3.18 §8.10.4)."""
     message = "this resource is a WebSocket: send Connection: Upgrade, Upgrade: websocket, Sec-WebSocket-Key and Sec-WebSocket-Version: 13"
     return problems.status_report(400, message, request.accept, {"Upgrade": "websocket", "Connection": "Upgrade"})

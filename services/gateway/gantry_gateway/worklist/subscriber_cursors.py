@@ -1,10 +1,11 @@
-"""How far each subscriber has come: one durable record per AE title, shared by all gateways.
+"""The cursor of each subscriber: one durable entry per AE title, shared by all gateways.
 
-A subscriber may hold several connections on several gateways. Its cursor is the least of what its open connections have, and of
-those that broke within the last minute; so a client that comes back gets what was on its way when it was cut off.
+A subscriber may have several connections on several gateways. Its cursor is the lowest sequence that one of its connections has
+received, of the open ones and of those that broke within the last minute. So a client that reconnects gets the reports that were lost
+with its connection.
 
-No time is stored and no clocks of two hosts are compared. Each word about a connection carries a sequence of the bucket's stream. A gateway
-stops counting a connection when it has watched it for long enough, by its own clock, without a new sequence.
+No time is stored, and clocks of different hosts are not compared. Each update of a connection has a sequence of the bucket's stream. A
+gateway removes a connection that had no update for a certain time, which the gateway measures with its own clock.
 """
 
 import time
@@ -19,21 +20,22 @@ from gantry_standard import errors
 
 BUCKET = "subscribers"
 BROKEN_S = 60.0
-"""Seconds for which a connection that broke still counts."""
+"""Seconds for which a closed connection still counts."""
 UNSEEN_S = 120.0
-"""Seconds after which an open connection of a gateway that says nothing of it no longer counts: the gateway died."""
+"""Seconds without an update after which an open connection no longer counts, because its gateway has died."""
 QUIET_S = 40.0
-"""Seconds between two notes of a connection on which nothing happens. A gateway that did not look at a record for longer (it had no
-connection of this subscriber, or NATS was away) has watched it for this long at most: others could not say anything either."""
+"""Seconds between two updates of a connection without reports. It is also the most that one interval between two reads of an entry counts:
+if a gateway did not read an entry for longer (it had no connection of this subscriber, or NATS did not answer), other gateways may have
+been unable to update it."""
 ATTEMPTS = 50
 
 
 class Record:
-    """What is known of one AE title.
+    """The stored entry of one AE title.
 
     Attributes:
-        cursor: sequence on REPORTS up to which it has everything, as of the last change.
-        connections: id → [delivered sequence, 1 while open else 0, sequence of the bucket's stream when that was said].
+        cursor: sequence on REPORTS up to which all its reports were delivered, as of the last change.
+        connections: id → [delivered sequence, 1 if open else 0, sequence of the bucket's stream before the update].
     """
 
     def __init__(self, cursor: int, connections: dict[str, tuple[int, int, int]] | None = None) -> None:
@@ -42,28 +44,28 @@ class Record:
 
     @classmethod
     def read(cls, data: bytes) -> "Record":
-        """Return the record that `dump` wrote. Where an older version wrote it, the third number is a time; it serves as well."""
+        """Return the entry that `dump` wrote. An earlier version stored a time as the third number, which serves the same purpose."""
         stored = orjson.loads(data)
         return cls(stored["cursor"], {key: (value[0], value[1], int(value[2])) for key, value in stored["connections"].items()})
 
     def dump(self) -> bytes:
-        """Return it as it is stored."""
+        """Encode the entry as JSON."""
         return orjson.dumps({"cursor": self.cursor, "connections": self.connections})
 
     def settle(self) -> None:
-        """Move the cursor to the least of what the connections have."""
+        """Set the cursor to the lowest delivered sequence of the connections."""
         if self.connections:
             self.cursor = min(delivered for delivered, _, _ in self.connections.values())
 
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """How long a connection has been watched without a new word about it.
+    """How long a connection has had no update.
 
     Attributes:
-        said: sequence of the last word.
-        unchanged_s: seconds that it was watched since.
-        looked_s: when this gateway looked last, on its own clock.
+        said: sequence of the last update.
+        unchanged_s: seconds since, as far as this gateway has observed.
+        looked_s: monotonic time when this gateway last read the entry.
     """
 
     said: int
@@ -72,10 +74,10 @@ class _Watched:
 
 
 class Watch:
-    """What this gateway has seen of the connections in the records, by its own clock.
+    """The connections that this gateway has observed in the entries, by its own clock.
 
     Args:
-        now: a clock that never goes back, in seconds.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -83,10 +85,10 @@ class Watch:
         self._watched: dict[str, dict[str, _Watched]] = {}
 
     def drop_silent(self, ae_title: str, record: Record) -> None:
-        """Take the connections that no longer count out of a record as it was read."""
+        """Remove the connections that no longer count from an entry that was just read."""
         now_s, before = self._now(), self._watched.get(ae_title, {})
         watched = {key: _look(before.get(key), said, now_s) for key, (_, _, said) in record.connections.items()}
-        # Kept as long as the record has the connection: the change that takes it out may have to be tried again.
+        # Remembered as long as the stored entry has the connection, as the change that removes it may have to be tried again
         self._watched[ae_title] = watched
         record.connections = {
             key: connection
@@ -102,7 +104,7 @@ def _look(last: _Watched | None, said: int, now_s: float) -> _Watched:
 
 
 class Cursors:
-    """Reads and changes records. Every method raises `errors.Unavailable` when NATS does not answer."""
+    """Reads and changes entries. Every method raises `errors.Unavailable` if NATS does not answer."""
 
     def __init__(self, js: JetStreamContext, now: Callable[[], float] = time.monotonic) -> None:
         self._js = js
@@ -110,7 +112,7 @@ class Cursors:
         self._watch = Watch(now)
 
     async def begin(self, ae_title: str, end: int) -> None:
-        """Begin to count for an AE title at `end`, unless it is known already."""
+        """Create the entry of an AE title with the cursor `end`, unless it exists."""
         if self._bucket is None:
             self._bucket = await streams.open_bucket(self._js, BUCKET)
         _, revision = await self._bucket.get(_key(ae_title))
@@ -118,24 +120,27 @@ class Cursors:
             await self._change(ae_title, end, {})
 
     async def open(self, ae_title: str, connection_id: str, end: int) -> int:
-        """Note a new connection; return the sequence after which it begins."""
+        """Add a new connection; return the sequence after which its reports begin."""
         record = await self._change(ae_title, end, {connection_id: (None, 1)})
         return record.connections[connection_id][0]
 
     async def note(self, ae_title: str, delivered: Iterable[tuple[str, int]]) -> None:
-        """Note what open connections have got: pairs of connection id and sequence."""
+        """Store the delivered sequences of open connections: pairs of connection id and sequence."""
         await self._change(ae_title, 0, {connection_id: (sequence, 1) for connection_id, sequence in delivered})
 
     async def close(self, ae_title: str, connection_id: str, delivered: int) -> None:
-        """Note that a connection has ended."""
+        """Store that a connection is closed, and its delivered sequence."""
         await self._change(ae_title, delivered, {connection_id: (delivered, 0)})
 
     async def _change(self, ae_title: str, end: int, said: Mapping[str, tuple[int | None, int]]) -> Record:
-        """Write what is said of connections into a record.
+        """Update connections in the entry of an AE title.
 
         Args:
-            end: cursor of an AE title that has no record.
-            said: delivered sequence, None for the cursor, and 1 while open else 0, by connection id.
+            end: the cursor, if the AE title has no entry.
+            said: connection id → (delivered sequence, None for the cursor; 1 if open else 0).
+
+        Raises:
+            errors.Unavailable: NATS does not answer, or other changes were faster `ATTEMPTS` times.
         """
         if self._bucket is None:
             self._bucket = await streams.open_bucket(self._js, BUCKET)
@@ -145,7 +150,7 @@ class Cursors:
             self._watch.drop_silent(ae_title, record)
             record.settle()
             for connection_id, (delivered, is_open) in said.items():
-                # No two words about a connection have the same sequence: each change has a revision of its own.
+                # Two updates of a connection never have the same sequence, as each change has its own revision
                 record.connections[connection_id] = (record.cursor if delivered is None else delivered, is_open, revision)
             record.settle()
             try:
@@ -153,7 +158,7 @@ class Cursors:
                 return record
             except errors.Conflict:
                 continue
-        raise errors.Unavailable("the cursor of a subscriber is changed by too many at once")
+        raise errors.Unavailable("too many concurrent changes of the cursor of one subscriber")
 
 
 def _key(ae_title: str) -> str:

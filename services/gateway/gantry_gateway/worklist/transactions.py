@@ -1,4 +1,7 @@
-"""The Worklist service over HTTP: PS3.18 chapter 11. Workflow decides; here requests are read and answers written."""
+"""The Worklist service over HTTP: reads requests, calls workflow, which decides, and writes responses.
+
+Source: PS3.18 chapter 11.
+"""
 
 import asyncio
 from collections.abc import Iterable
@@ -28,7 +31,7 @@ from gantry_standard.workitems import FILTERED_SUBSCRIPTION, is_valid_ae_title
 NEGOTIATION = ("accept", "charset")
 """Parameters that every resource has (§8.3.3)."""
 UID_NAMES = ("workitem", "AffectedSOPInstanceUID")
-"""Names that a client may give the UID in the query of Create; the standard has the bare UID (§11.4.1)."""
+"""Names of query parameters that may have the UID of Create; by the standard the query is the UID itself (§11.4.1)."""
 TRANSACTION_NAMES = ("transaction-uid", "transaction")
 JSON_TYPES = (DICOM_JSON, "application/json")
 XML_LIMITS = Limits(elements=100_000)
@@ -39,9 +42,9 @@ async def create(request: Request) -> Response:
     uid = _uid_in_query(request, UID_NAMES)
     call = pb.CreateWorkitemRequest(workitem_uid=uid, dicom_json=await _payload(request))
     with translated("workflow"):
-        made = await request.gateway.workflow.CreateWorkitem(call, timeout=request.gateway.settings.request_timeout_s)
-    location = urls.workitem(request.base_url, made.workitem_uid)
-    return _answer(request, 201, made.warnings, [("Location", location), ("Content-Location", location)])
+        created = await request.gateway.workflow.CreateWorkitem(call, timeout=request.gateway.settings.request_timeout_s)
+    location = urls.workitem(request.base_url, created.workitem_uid)
+    return _answer(request, 201, created.warnings, [("Location", location), ("Content-Location", location)])
 
 
 async def retrieve(request: Request) -> Response:
@@ -49,14 +52,14 @@ async def retrieve(request: Request) -> Response:
     choice = retrieval.selected(request, Resource.WORKITEM)
     uid = urls.uid(request.params, "workitem")
     with translated("workflow"):
-        found = await request.gateway.workflow.RetrieveWorkitem(
+        answer = await request.gateway.workflow.RetrieveWorkitem(
             pb.RetrieveWorkitemRequest(workitem_uid=uid), timeout=request.gateway.settings.request_timeout_s
         )
     fields = [("Cache-Control", "private, no-cache")]
     if choice.media_type != DICOM_XML:
-        return await json_response(request, b"[" + found.dicom_json + b"]", fields)
+        return await json_response(request, b"[" + answer.dicom_json + b"]", fields)
     url = urls.workitem(request.base_url, uid)
-    body, content_type = await asyncio.to_thread(xml_parts.one_object, choice, orjson.loads(found.dicom_json), url)
+    body, content_type = await asyncio.to_thread(xml_parts.one_object, choice, orjson.loads(answer.dicom_json), url)
     return await response(request, body, content_type, fields)
 
 
@@ -102,16 +105,16 @@ async def search(request: Request) -> Response:
         return _answer(request, 204, texts)
     call = query_messages.search_workitems_request(query, "no-cache" in request.headers.get("cache-control", ""))
     with translated("index"):
-        found = await request.gateway.index.SearchWorkitems(call, timeout=settings.request_timeout_s)
-    if not found.rows:
+        answer = await request.gateway.index.SearchWorkitems(call, timeout=settings.request_timeout_s)
+    if not answer.rows:
         return _answer(request, 204, texts)
-    if found.remaining:
-        texts = [*texts, f"There are {found.remaining} additional results that can be requested"]
+    if answer.remaining:
+        texts = [*texts, f"There are {answer.remaining} additional results that can be requested"]
     if media_type == DICOM_XML:
         boundary = multipart_writer.new_boundary()
-        body = await xml_parts.payload(boundary, list(found.rows))
+        body = await xml_parts.payload(boundary, list(answer.rows))
         return await response(request, body, multipart_writer.content_type(DICOM_XML, boundary), _warnings(request, texts))
-    return await json_response(request, b"[" + b",".join(found.rows) + b"]", _warnings(request, texts))
+    return await json_response(request, b"[" + b",".join(answer.rows) + b"]", _warnings(request, texts))
 
 
 async def subscribe(request: Request) -> Response:
@@ -128,7 +131,7 @@ async def _subscribe(request: Request, workitem_uid: str, text: str = "") -> Res
     ae_title = _ae_title(request)
     lock = _flag(request, "deletionlock")
     call = pb.SubscribeRequest(workitem_uid=workitem_uid, ae_title=ae_title, deletion_lock=lock, filter=text)
-    # Reports count from here: what comes between the subscription and the first connection is delivered then.
+    # The cursor begins here, so that reports between the subscription and the first connection are delivered on that connection
     await answered(request.gateway.notifications).begin(ae_title)
     with translated("workflow"):
         done = await request.gateway.workflow.Subscribe(call, timeout=request.gateway.settings.request_timeout_s)
@@ -141,7 +144,7 @@ async def unsubscribe(request: Request) -> Response:
 
 
 async def unsubscribe_filtered(request: Request) -> Response:
-    """Answer DELETE /workitems/1.2.840.10008.5.1.4.34.5.1/subscribers/{aetitle}: all filters, or with one in the query that one."""
+    """Answer DELETE /workitems/1.2.840.10008.5.1.4.34.5.1/subscribers/{aetitle}: for the filter in the query, else for all filters."""
     return await _unsubscribe(request, FILTERED_SUBSCRIPTION, _filter(request, is_optional=True))
 
 
@@ -158,7 +161,7 @@ async def suspend(request: Request) -> Response:
 
 
 async def suspend_filtered(request: Request) -> Response:
-    """Answer POST /workitems/1.2.840.10008.5.1.4.34.5.1/subscribers/{aetitle}/suspend: all filters, or that of the query."""
+    """Answer POST /workitems/1.2.840.10008.5.1.4.34.5.1/subscribers/{aetitle}/suspend: for the filter in the query, else for all."""
     return await _suspend(request, FILTERED_SUBSCRIPTION, _filter(request, is_optional=True))
 
 
@@ -170,10 +173,10 @@ async def _suspend(request: Request, workitem_uid: str, text: str = "") -> Respo
 
 
 def _filter(request: Request, is_optional: bool = False) -> str:
-    """Return the normalised filter of the query; "" where it may be missing and is.
+    """Return the normalised filter of the query; "" if it is optional and missing.
 
     Raises:
-        errors.BadRequest: it is missing, or is none.
+        errors.BadRequest: the filter is missing or not valid.
     """
     given = [(name, value) for name, value in request.query if name not in (*NEGOTIATION, "deletionlock")]
     return "" if is_optional and not given else matching.parse_filter(given).text
@@ -185,20 +188,24 @@ def subscriber_url(base_url: str, ae_title: str) -> str:
 
 
 def _uid_in_query(request: Request, names: tuple[str, ...]) -> str:
-    """Return the UID that is the query itself, or the value of one of its names; "" where there is none."""
+    """Return the UID that is the query itself, or the value of a parameter in `names`; "" if there is none.
+
+    Raises:
+        errors.BadRequest: there are several UIDs, or the UID is not valid.
+    """
     given = [value if name in names else name for name, value in request.query if name in names or not value]
     given = [uid for uid in given if uid not in NEGOTIATION]
     if len(given) > 1:
         raise errors.BadRequest(f"the query names {len(given)} UIDs, expected one")
     if given and not is_valid_uid(given[0]):
-        raise errors.BadRequest(f"{given[0][:70]!r} in the query is no UID: expected 1 to 64 digits and dots")
+        raise errors.BadRequest(f"{given[0][:70]!r} in the query is not a UID: expected 1 to 64 digits and dots")
     return given[0] if given else ""
 
 
 def _ae_title(request: Request) -> str:
     ae_title = request.params["aetitle"]
     if not is_valid_ae_title(ae_title):
-        raise errors.BadRequest("the AE title of the path is none: expected 1 to 16 printable ASCII characters, no backslash")
+        raise errors.BadRequest("the AE title of the path is not valid: expected 1 to 16 printable ASCII characters, no backslash")
     return ae_title.strip()
 
 
@@ -213,9 +220,9 @@ async def _payload(request: Request, is_optional: bool = False) -> bytes:
     """Return the one data set of the payload as a DICOM JSON object.
 
     Raises:
-        errors.UnsupportedMediaType: it is neither DICOM JSON nor Native DICOM Model XML, single or as the one part of multipart/related.
+        errors.UnsupportedMediaType: the payload, or the only part of multipart/related, is neither DICOM JSON nor Native DICOM Model XML.
         errors.BadRequest: it cannot be read, or is not one data set.
-        errors.PayloadTooLarge: it has more bytes than the setting.
+        errors.PayloadTooLarge: it has more bytes than `GANTRY_WORKITEM_MAX_BYTES`.
     """
     body = await request.body(request.gateway.settings.workitem_max_bytes)
     content_type = request.headers.get("content-type", "")
@@ -225,28 +232,28 @@ async def _payload(request: Request, is_optional: bool = False) -> bytes:
     if media_type == "multipart/related":
         media_type, body = _only_part(body, parameters)
     if media_type == DICOM_XML:
-        # In a thread: a document may have 4 MiB.
+        # In a thread, as a document of several MiB would block the event loop
         return await asyncio.to_thread(_from_xml, body)
     if media_type not in JSON_TYPES:
         raise errors.UnsupportedMediaType(f"Content-Type is {media_type[:60] or 'missing'}, expected {DICOM_JSON} or {DICOM_XML}")
     try:
-        found = orjson.loads(body)
+        document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise errors.BadRequest(f"the payload is not JSON: {error}") from None
-    if isinstance(found, list):
-        if len(found) != 1:
-            raise errors.BadRequest(f"the payload is an array of {len(found)} data sets, expected one")
-        found = found[0]
-    if not isinstance(found, dict):
-        raise errors.BadRequest("the payload is no DICOM JSON object, nor an array of one")
+    if isinstance(document, list):
+        if len(document) != 1:
+            raise errors.BadRequest(f"the payload is an array of {len(document)} data sets, expected one")
+        document = document[0]
+    if not isinstance(document, dict):
+        raise errors.BadRequest("the payload is neither a DICOM JSON object nor an array of one")
     try:
-        return orjson.dumps(found)
+        return orjson.dumps(document)
     except orjson.JSONEncodeError:
         raise errors.BadRequest("the payload has objects and arrays nested deeper than 254") from None
 
 
 def _only_part(body: bytes, parameters: dict[str, str]) -> tuple[str, bytes]:
-    """Return media type and bytes of the one part of a multipart payload; the type parameter says what a part without Content-Type is."""
+    """Return media type and bytes of the only part of a multipart payload. The default of its Content-Type is the type parameter."""
     reader = multipart.Reader(parameters.get("boundary", ""))
     parts: list[tuple[str, list[bytes | memoryview]]] = []
     for event in reader.feed(body):
@@ -265,7 +272,7 @@ def _from_xml(document: bytes) -> bytes:
     try:
         return orjson.dumps(native_xml.to_json_model(document, XML_LIMITS))
     except errors.CorruptInstance as error:
-        raise errors.BadRequest(f"the payload is no Native DICOM Model: {error.message}") from None
+        raise errors.BadRequest(f"the payload is not a Native DICOM Model document: {error.message}") from None
 
 
 def _warnings(request: Request, texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -273,7 +280,11 @@ def _warnings(request: Request, texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _answer(request: Request, status: int, texts: Iterable[str] = (), headers: Iterable[tuple[str, str]] = ()) -> Response:
-    """Answer without a payload."""
+    """Return a response without a payload.
+
+    Args:
+        texts: of Warning headers.
+    """
     response = Response(status_code=status)
     for name, value in [*_warnings(request, texts), *headers]:
         response.headers.append(name, value)

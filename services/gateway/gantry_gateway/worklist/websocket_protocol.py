@@ -1,9 +1,9 @@
-"""WebSockets as uvicorn speaks them, with what a notification connection needs and ASGI does not show.
+"""The WebSocket protocol of uvicorn with additions for notification connections, which ASGI does not offer.
 
-* The application gets the protocol itself, as `scope["state"]["websocket"]`.
-* A frame can be written at once, when the peer keeps up; the same bytes serve all connections.
-* A pong tells what the peer has: everything that was written before the ping that it answers.
-* A peer that does not pong is cut at once. Stock uvicorn waits for a buffer that never drains, when the peer stopped reading.
+* The application gets the protocol object as `scope["state"]["websocket"]`.
+* A frame is written at once if the send buffer is not full. All connections share the bytes of a frame.
+* A pong confirms the delivery of everything that was written before its ping.
+* A connection without a pong is aborted. Unmodified uvicorn would wait for the send buffer, which never drains if the peer does not read.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 PING_INTERVAL_S = 20.0
 PING_TIMEOUT_S = 20.0
 PING_SOON_S = 0.5
-"""Seconds after which a ping follows a report, so that it soon counts as delivered."""
+"""Most seconds between a report and the next ping, so that the report soon counts as delivered."""
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Return a text message in one unmasked frame (RFC 6455 §5.2)."""
+    """Return a text message as one unmasked frame (RFC 6455 §5.2)."""
     size = len(payload)
     if size < 126:
         head = bytes((0x81, size))
@@ -30,15 +30,15 @@ def text_frame(payload: bytes) -> bytes:
 
 
 class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection. Give the class to uvicorn as `ws=`."""
+    """One connection. The class is passed to uvicorn as `ws=`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ping_interval, self.ping_timeout = PING_INTERVAL_S, PING_TIMEOUT_S
         self.reached: Callable[[], int] = _nothing
-        """Sequence up to which everything for this peer is written."""
+        """Returns the sequence up to which all reports for this peer are written."""
         self.delivered = 0
-        """What `reached` was when the last ping was sent that a pong has answered."""
+        """Sequence up to which all reports are delivered: the value of `reached` at the last ping with a pong."""
         self.last_sent = 0
         """Sequence of the last report that was written for this peer."""
         self._covered = 0
@@ -49,18 +49,18 @@ class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
         return self.handshake_complete and not (self.close_sent or self.disconnected or self.transport.is_closing())
 
     def try_send(self, frame: bytes) -> bool:
-        """Write a frame unless the peer is behind or gone; return whether it was written."""
+        """Write a frame unless the send buffer is full or the connection closed; return whether it was written."""
         if not self.writable.is_set() or not self.is_open:
             return False
         self.transport.write(frame)
         return True
 
     async def drained(self) -> None:
-        """Wait until the peer has taken what was written, or is gone."""
+        """Wait until the send buffer has space, or the connection is closed."""
         await self.writable.wait()
 
     def ping_soon(self) -> None:
-        """Ping within `PING_SOON_S`, unless a pong is awaited already."""
+        """Send a ping within `PING_SOON_S`, unless a pong is already awaited."""
         timer = self.ping_timer
         if timer is None or self.pending_ping_payload is not None:
             return
@@ -70,24 +70,24 @@ class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
             self.ping_timer = self.loop.call_at(due, self.send_keepalive_ping)
 
     def handle_connect(self, event: Any) -> None:
-        """Give the application this protocol."""
+        """Handle a handshake; pass this object to the application."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["state"]["websocket"] = self
 
     async def send(self, message: Any) -> None:
-        """Send what the application says. uvicorn logs an error after each refused handshake unless it counts as complete."""
+        """Send a message of the application. Mark a refused handshake as complete, as uvicorn would otherwise log an error."""
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True
 
     def send_keepalive_ping(self) -> None:
-        """Note what the pong will confirm."""
+        """Send a ping; remember the sequence that its pong will confirm."""
         self._covered = self.reached()
         super().send_keepalive_ping()
 
     def handle_pong(self, event: Any) -> None:
-        """Take what was written before the ping as delivered."""
+        """Handle a pong: everything that was written before its ping is delivered."""
         awaited = self.pending_ping_payload
         super().handle_pong(event)
         if awaited is not None and self.pending_ping_payload is None:
@@ -96,7 +96,7 @@ class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
                 self.ping_soon()
 
     def keepalive_timeout(self) -> None:
-        """Cut the connection: a peer that stopped reading would hold its buffer for ever."""
+        """Abort the connection; if the peer has stopped reading, its send buffer would never drain."""
         super().keepalive_timeout()
         self.transport.abort()
 
@@ -109,7 +109,7 @@ def protocol_of(state: dict[str, Any]) -> GantryWebSocketProtocol:
     """Return the protocol of a connection.
 
     Raises:
-        RuntimeError: the server was not given `GantryWebSocketProtocol`.
+        RuntimeError: the server does not use `GantryWebSocketProtocol`.
     """
     protocol = state.get("websocket")
     if not isinstance(protocol, GantryWebSocketProtocol):

@@ -310,7 +310,7 @@ def test_the_slot_of_a_gateway_that_was_killed_is_taken_by_the_next(tmp_path: Pa
             there.stdin.write("move\n")
             there.stdin.flush()
             assert there.stdout.readline() == "moved\n"
-            with pytest.raises(RuntimeError, match="2 gateways share"), sharing(path):
+            with pytest.raises(RuntimeError, match="2 gateways already share"), sharing(path):
                 pass
             there.kill()
         assert here.has_moved()
