@@ -380,8 +380,16 @@ def _check_origin(request: Request) -> None:
         errors.Forbidden: the origin of the page is neither this server nor allowed.
     """
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
-    if origin and urlsplit(origin).netloc != host and not cors.allows(origin, request.gateway.settings):
+    if origin and _authority(origin) != host and not cors.allows(origin, request.gateway.settings):
         raise errors.Forbidden("pages of this origin may not open notification connections")
+
+
+def _authority(origin: str) -> str:
+    """Return the host and port of an origin; "" if it is not a URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 async def not_upgraded(request: Request) -> Response:

@@ -16,6 +16,12 @@ PING_TIMEOUT_S = 20.0
 PING_SOON_S = 0.5
 """Most seconds between a report and the next ping, so that the report soon counts as delivered."""
 
+UNREADABLE = b"400 Bad Request: the handshake has a payload, or its path or a header field is longer than 8,192 bytes\n"
+UNREADABLE_HANDSHAKE = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncross-origin-resource-policy: cross-origin\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(UNREADABLE), UNREADABLE)
+)
+
 
 def text_frame(payload: bytes) -> bytes:
     """Return a text message as one unmasked frame (RFC 6455 §5.2)."""
@@ -68,6 +74,13 @@ class GantryWebSocketProtocol(WebSocketsSansIOProtocol):
         if timer.when() > due:
             timer.cancel()
             self.ping_timer = self.loop.call_at(due, self.send_keepalive_ping)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a handshake that the websockets library cannot parse. uvicorn would leave its connection open without an answer."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(UNREADABLE_HANDSHAKE)
+            self.transport.close()
 
     def handle_connect(self, event: Any) -> None:
         """Handle a handshake; pass this object to the application."""

@@ -82,6 +82,22 @@ async def test_a_bad_path_gets_the_answer_that_a_request_gets(http: Http, path: 
     assert fields["access-control-allow-origin"] == "http://localhost:3000"
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/dicom-web/subscribers/" + "%41" * 9000, ""), ("/dicom-web/subscribers/AE1", "Content-Length: 5\r\n")],
+    ids=["long path", "payload"],
+)
+async def test_a_handshake_that_cannot_be_read_is_answered(http: Http, path: str, more: str) -> None:
+    status, fields, body = await answer(http, HANDSHAKE.format(path=path, more=more))
+    assert (status, fields["connection"]) == (400, "close")
+    assert body.startswith("400 Bad Request")
+
+
+async def test_an_origin_that_is_no_url_is_one_that_is_not_allowed(http: Http) -> None:
+    status, _, _ = await answer(http, HANDSHAKE.format(path="/dicom-web/subscribers/AE1", more="Origin: http://[\r\n"))
+    assert status == 403
+
+
 async def test_the_request_id_is_on_the_answer_to_the_handshake(http: Http) -> None:
     async with connect(http.ws + "/subscribers/AE1", additional_headers={"X-Request-ID": "mine-7"}) as kept:
         assert kept.response is not None
