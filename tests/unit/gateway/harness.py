@@ -1,4 +1,4 @@
-"""A gateway on a free port, with real NATS, and services behind it that record what they are asked."""
+"""A gateway on a free port, with real NATS, and fake services that record their calls."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,7 +32,7 @@ OWN_MODULES = ("studies.store", "studies.search", "studies.delete")
 
 @dataclass
 class Uploaded:
-    """One part as blob got it."""
+    """One part as blob received it."""
 
     part_number: int
     content_type: str
@@ -114,7 +114,7 @@ class Blob(blob_pb2_grpc.BlobServiceServicer):
 
 
 def check_order(kind: str | None, *, is_started: bool, has_part: bool, is_ended: bool) -> None:
-    """Refuse a message of a store request where it may not be. Raises errors.BadRequest."""
+    """Check the order of the messages of a store request. Raises errors.BadRequest."""
     if not is_started and kind != "start":
         raise errors.BadRequest("a store request begins with its start")
     if is_ended or kind is None or (is_started and kind == "start"):
@@ -124,7 +124,7 @@ def check_order(kind: str | None, *, is_started: bool, has_part: bool, is_ended:
 
 
 def stored(part: Uploaded) -> blob_pb2.PartResult:
-    """Make a result for a part whose bytes are "study series instance" (UIDs)."""
+    """Return the result of a part whose bytes are "study series instance" (UIDs)."""
     study, series, instance = bytes(part.data[:200]).decode("latin-1").split()[:3]
     return blob_pb2.PartResult(
         part_number=part.part_number,
@@ -177,7 +177,7 @@ class Workflow(workflow_pb2_grpc.WorkflowServiceServicer):
 
 @dataclass
 class Running:
-    """A gateway and what stands behind it."""
+    """A gateway and its fake services."""
 
     http: httpx.AsyncClient
     gateway: Gateway
@@ -192,7 +192,7 @@ class Running:
 
 
 def own_routes() -> Sequence[Route]:
-    """Return all rows, those of other modules without a handler."""
+    """Return all rows; rows of other modules have no handler."""
     return [
         route if route.handler.partition(":")[0] in OWN_MODULES else Route(route.method, route.path, route.transaction) for route in ROUTES
     ]

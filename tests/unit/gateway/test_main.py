@@ -1,4 +1,4 @@
-"""A long-lived task of the gateway that ends takes the process with it, whoever owns it."""
+"""If a long-lived task of the gateway ends, the process ends."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ TASKS = ["follow NATS", "notifications", "follow reports", "note cursors", "begi
 
 
 def running(name: str) -> "asyncio.Task[None]":
-    """Return the task of a name."""
+    """Return the task with a name."""
     (task,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
     return task
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gantry_gateway.answers import bodies
 from gantry_gateway.content.renditions import IMPOSSIBLE, Renditions
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Immediate, Piece, Response
+from gantry_gateway.http.responses import Chunk, Immediate, Response
 from gantry_standard import errors
 from gantry_standard.http import multipart_writer
 from gantry_standard.http.negotiation import Plan
@@ -35,7 +35,7 @@ class Begin:
     length: int | None
 
 
-Events = AsyncGenerator[Begin | Piece, None]
+Events = AsyncGenerator[Begin | Chunk, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Assembly:
         self.left_out = 0
         self.media_type = self.reason = ""
 
-    async def parts(self, boundary: str) -> AsyncGenerator[Piece, None]:
+    async def parts(self, boundary: str) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of a multipart payload."""
         async for draft in self._drafts:
             async with aclosing(self._attempts(draft)) as events:

@@ -32,7 +32,7 @@ def no_location(_: bytes) -> str:
     return ""
 
 
-async def pieces(boundary: str, batches: AsyncGenerator[list[bytes], None], locate: Locate) -> AsyncGenerator[bytes, None]:
+async def chunks(boundary: str, batches: AsyncGenerator[list[bytes], None], locate: Locate) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of a multipart/related payload.
 
     Args:
@@ -76,9 +76,9 @@ def one_object(choice: Choice, model: native_xml.Object, location: str = "") -> 
 def _block(part_chunks: Iterator[bytes]) -> bytes:
     """Return the next chunks joined: at least `BLOCK_BYTES`, fewer at the end, then b""."""
     waiting, size = [], 0
-    for piece in part_chunks:
-        waiting.append(piece)
-        size += len(piece)
+    for chunk in part_chunks:
+        waiting.append(chunk)
+        size += len(chunk)
         if size >= BLOCK_BYTES:
             break
     return b"".join(waiting)

@@ -12,7 +12,7 @@ WHOLE_BYTES = 32 << 20
 """Most bytes of whole records of one response. Other records are requested from index again when their instance is sent."""
 
 
-class KeptRecords:
+class AnswerRecords:
     """Encoded records in the order in which they were added.
 
     Each record has at least the fields that are needed to send the instance as stored, about 250 bytes. Whole records, with their frame
@@ -22,7 +22,7 @@ class KeptRecords:
     def __init__(self, records: Records, study_instance_uid: str, most_bytes: int = WHOLE_BYTES) -> None:
         self._records = records
         self._study = study_instance_uid
-        self._room = most_bytes
+        self._left_bytes = most_bytes
         self._encoded: list[bytes] = []
         self._is_whole = bytearray()
         self._latest: tuple[int, InstanceRecord] = (-1, InstanceRecord())
@@ -42,9 +42,9 @@ class KeptRecords:
         Args:
             whole: store the whole record, if it fits.
         """
-        if whole and record.ByteSize() <= self._room:
+        if whole and record.ByteSize() <= self._left_bytes:
             encoded = record.SerializeToString()
-            self._room -= len(encoded)
+            self._left_bytes -= len(encoded)
             self._encoded.append(encoded)
             self._is_whole.append(1)
         else:
@@ -53,15 +53,15 @@ class KeptRecords:
 
     def stored(self, index: int) -> StoredInstance:
         """Return the stored fields of an instance: UIDs, object and served form, or all fields if the record is whole."""
-        return self._kept(index).stored
+        return self._decoded(index).stored
 
     def whole(self, index: int) -> InstanceRecord:
         """Return the whole record of an instance. Only if `are_whole`."""
-        return self._kept(index)
+        return self._decoded(index)
 
     def version(self, index: int) -> int:
         """Return the version of an instance's record."""
-        return self._kept(index).version
+        return self._decoded(index).version
 
     async def record(self, index: int) -> InstanceRecord:
         """Return the whole record, from index if it is not stored.
@@ -70,17 +70,17 @@ class KeptRecords:
             errors.NotFound, errors.Gone: the instance was deleted.
             errors.Unavailable: the instance was replaced meanwhile, or index does not answer.
         """
-        return self._kept(index) if self._is_whole[index] else await self.again(index)
+        return self._decoded(index) if self._is_whole[index] else await self.present(index)
 
-    async def again(self, index: int) -> InstanceRecord:
+    async def present(self, index: int) -> InstanceRecord:
         """Return the present record from index, which must have the same content. Errors as `record`."""
-        kept = self._kept(index).stored
-        record = await self._records.ask(self._study, kept.series_instance_uid, kept.sop_instance_uid)
-        if record.stored.dataset_digest != kept.dataset_digest:
-            raise errors.Unavailable(f"instance {kept.sop_instance_uid} was replaced while it was sent")
+        stored = self._decoded(index).stored
+        record = await self._records.ask(self._study, stored.series_instance_uid, stored.sop_instance_uid)
+        if record.stored.dataset_digest != stored.dataset_digest:
+            raise errors.Unavailable(f"instance {stored.sop_instance_uid} was replaced while it was sent")
         return record
 
-    def _kept(self, index: int) -> InstanceRecord:
+    def _decoded(self, index: int) -> InstanceRecord:
         if self._latest[0] != index:
             self._latest = (index, InstanceRecord.FromString(self._encoded[index]))
         return self._latest[1]

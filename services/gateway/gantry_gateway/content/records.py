@@ -33,24 +33,24 @@ SCOPE_S = 60.0
 MAX_BYTES = 256 << 20
 """Most bytes of cached records; the record of a slide with 100,000 tiles has a megabyte."""
 
-MARK_BYTES = 8
+PORT_MARK_BYTES = 8
 COUNTERS = 64
 """Number of counters in the file, which is the maximum of gateways on one port."""
 
 
-class Mark:
+class PortMark:
     """Counters of changes, one per gateway of a port, by which the gateways notice each other's changes at once.
 
     Each gateway writes only its own counter, so simultaneous changes cannot overwrite each other.
 
     Args:
-        shared: the counters, `MARK_BYTES` each; None if no other gateway uses the port.
+        shared: the counters, `PORT_MARK_BYTES` each; None if no other gateway uses the port.
         number: index of this gateway's counter.
     """
 
     def __init__(self, shared: mmap.mmap | bytearray | None = None, number: int = 0) -> None:
-        self._shared = bytearray(MARK_BYTES) if shared is None else shared
-        self._own = slice(number * MARK_BYTES, (number + 1) * MARK_BYTES)
+        self._shared = bytearray(PORT_MARK_BYTES) if shared is None else shared
+        self._own = slice(number * PORT_MARK_BYTES, (number + 1) * PORT_MARK_BYTES)
         self._seen = self._shared[:]
 
     def has_moved(self) -> bool:
@@ -64,13 +64,13 @@ class Mark:
     def move(self) -> None:
         """Increment the counter of this gateway. The next `has_moved` still notices changes of the other counters."""
         changes = int.from_bytes(self._shared[self._own], "little") + 1
-        own = changes.to_bytes(MARK_BYTES, "little")
+        own = changes.to_bytes(PORT_MARK_BYTES, "little")
         self._shared[self._own] = own
         self._seen = self._seen[: self._own.start] + own + self._seen[self._own.stop :]
 
 
 @contextmanager
-def sharing(path: Path | None) -> Iterator[Mark]:
+def sharing(path: Path | None) -> Iterator[PortMark]:
     """Share the counters in a file with the other gateways of a port, while the context is open.
 
     A counter belongs to the process that holds the lock on `PATH.NUMBER`. The operating system releases the lock when the process ends.
@@ -82,12 +82,12 @@ def sharing(path: Path | None) -> Iterator[Mark]:
         RuntimeError: `COUNTERS` gateways already share the file.
     """
     if path is None:
-        yield Mark()
+        yield PortMark()
         return
     with path.open("ab") as new_file:
-        new_file.truncate(COUNTERS * MARK_BYTES)
-    with _locked_number(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS * MARK_BYTES) as shared:
-        yield Mark(shared, number)
+        new_file.truncate(COUNTERS * PORT_MARK_BYTES)
+    with _locked_number(path) as number, path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS * PORT_MARK_BYTES) as shared:
+        yield PortMark(shared, number)
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _locked_number(path: Path) -> Iterator[int]:
     raise RuntimeError(f"{COUNTERS} gateways already share {path}")
 
 
-class _Kept(NamedTuple):
+class _CachedRecord(NamedTuple):
     """A cached record, with the UIDs of its key."""
 
     study: str
@@ -123,18 +123,18 @@ class Records:
     """
 
     def __init__(
-        self, index: "IndexServiceAsyncStub", most_entries: int, now: Callable[[], float] = time.monotonic, mark: Mark | None = None
+        self, index: "IndexServiceAsyncStub", most_entries: int, now: Callable[[], float] = time.monotonic, mark: PortMark | None = None
     ) -> None:
         self._index = index
-        self._mark = mark or Mark()
+        self._mark = mark or PortMark()
         self._now = now
         self._valid_until = float("-inf")
-        self._cached = ByteBoundedCache[_Kept](MAX_BYTES, lambda kept: kept.size_bytes, most_entries, self._dropped)
+        self._cached = ByteBoundedCache[_CachedRecord](MAX_BYTES, lambda cached: cached.size_bytes, most_entries, self._evicted)
         self._instances_of: dict[str, set[str]] = {}
         """Study Instance UID → SOP Instance UIDs of its cached records, so that a study can be removed without a scan of the cache."""
         # Study Instance UID → SOP Instance UID → token of the latest running request. A change removes the entry; then the response
         # to that request is not cached.
-        self._asking: dict[str, dict[str, object]] = {}
+        self._requested: dict[str, dict[str, object]] = {}
 
     async def get(self, study: str, series: str, instance: str) -> InstanceRecord:
         """Return the record of an instance.
@@ -147,29 +147,29 @@ class Records:
         if self._mark.has_moved():
             self.clear()
         # If the caller may not see the study, index is asked, which answers as if the instance did not exist
-        kept = self._cached.get((study, instance)) if call_context.caller().may_see(study) else None
-        if kept is not None and self._now() < self._valid_until and kept.record.stored.series_instance_uid == series:
-            return kept.record
+        cached = self._cached.get((study, instance)) if call_context.caller().may_see(study) else None
+        if cached is not None and self._now() < self._valid_until and cached.record.stored.series_instance_uid == series:
+            return cached.record
         return await self.ask(study, series, instance)
 
     async def ask(self, study: str, series: str, instance: str) -> InstanceRecord:
         """Return the present record of an instance from index, and cache it. Errors as `get`."""
         token = object()
-        self._asking.setdefault(study, {})[instance] = token
+        self._requested.setdefault(study, {})[instance] = token
         try:
             records = [record async for record in self.scope(study, series, instance)]
             if not records:
                 raise errors.NotFound(f"there is no instance {instance} in series {series} of study {study}")
-            if self._asking.get(study, {}).get(instance) is token and self._now() < self._valid_until:
-                self._keep(study, instance, records[0])
+            if self._requested.get(study, {}).get(instance) is token and self._now() < self._valid_until:
+                self._store(study, instance, records[0])
             return records[0]
         finally:
-            asked = self._asking.get(study)
-            if asked is not None:
-                if asked.get(instance) is token:
-                    del asked[instance]
-                if not asked:
-                    del self._asking[study]
+            requested = self._requested.get(study)
+            if requested is not None:
+                if requested.get(instance) is token:
+                    del requested[instance]
+                if not requested:
+                    del self._requested[study]
 
     async def scope(self, study: str, series: str = "", instance: str = "") -> AsyncGenerator[InstanceRecord, None]:
         """Yield the records of a study, series or instance from index, in its order. Raises as `get`, before the first record."""
@@ -183,14 +183,14 @@ class Records:
         finally:
             call.cancel()
 
-    def _keep(self, study: str, instance: str, record: InstanceRecord) -> None:
+    def _store(self, study: str, instance: str, record: InstanceRecord) -> None:
         self._instances_of.setdefault(study, set()).add(instance)
-        if not self._cached.put((study, instance), _Kept(study, instance, record, 2 * record.ByteSize())):
+        if not self._cached.put((study, instance), _CachedRecord(study, instance, record, 2 * record.ByteSize())):
             self._forget_instance(study, instance)
 
-    def _dropped(self, kept: _Kept) -> None:
+    def _evicted(self, cached: _CachedRecord) -> None:
         """Handle a record that the cache has evicted."""
-        self._forget_instance(kept.study, kept.instance)
+        self._forget_instance(cached.study, cached.instance)
 
     def _forget_instance(self, study: str, instance: str) -> None:
         instances = self._instances_of.get(study)
@@ -210,12 +210,12 @@ class Records:
         """Remove the records of instances from the cache, or of a whole study if `instances` is empty."""
         named = list(instances)
         if named:
-            asked = self._asking.get(study, {})
+            requested = self._requested.get(study, {})
             for instance in named:
-                asked.pop(instance, None)
+                requested.pop(instance, None)
                 self._forget_instance(study, instance)
         else:
-            self._asking.pop(study, None)
+            self._requested.pop(study, None)
             named = list(self._instances_of.pop(study, ()))
         for instance in named:
             self._cached.pop((study, instance))
@@ -229,7 +229,7 @@ class Records:
         """Remove all records from the cache."""
         self._cached.clear()
         self._instances_of.clear()
-        self._asking.clear()
+        self._requested.clear()
 
 
 @asynccontextmanager

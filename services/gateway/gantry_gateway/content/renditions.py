@@ -52,7 +52,7 @@ IMPOSSIBLE = (errors.NotAcceptable, errors.Unsupported, errors.CorruptInstance)
 """Errors of the renderer that mean that the rendition cannot be made. Other errors are failures."""
 
 
-Made = tuple[bytes, ...]
+CachedChunks = tuple[bytes, ...]
 
 
 async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
@@ -78,7 +78,7 @@ async def messages(call: Any, service: str) -> AsyncGenerator[Any, None]:
 
 
 @dataclass(frozen=True, slots=True)
-class FramePiece:
+class FrameChunk:
     """Bytes of a transcoded frame; `last` is set in the last chunk of the frame."""
 
     frame_number: int
@@ -87,7 +87,7 @@ class FramePiece:
 
 
 @dataclass(frozen=True, slots=True)
-class FilePiece:
+class FileChunk:
     """Bytes of a transcoded PS3.10 file."""
 
     data: bytes
@@ -97,17 +97,17 @@ class Renditions:
     """Calls the renderer. Caches transcoded frames and files, the capabilities of the renderer, and metadata of instances.
 
     Args:
-        room_bytes: most bytes of cached frames and files; an entry may have an eighth of it.
+        cache_bytes: most bytes of cached frames and files; an entry may have an eighth of it.
     """
 
-    def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub", room_bytes: int) -> None:
+    def __init__(self, renderer: "RendererServiceAsyncStub", index: "IndexServiceAsyncStub", cache_bytes: int) -> None:
         self._renderer = renderer
         self._index = index
-        self._made = ByteBoundedCache[Made](room_bytes, lambda made: sum(map(len, made)))
-        self._most_made_bytes = room_bytes // 8
+        self._transcoded = ByteBoundedCache[CachedChunks](cache_bytes, lambda chunks: sum(map(len, chunks)))
+        self._most_entry_bytes = cache_bytes // 8
         self._decodes: frozenset[str] = frozenset()
         self._encodes: frozenset[str] = frozenset()
-        self._asked = float("-inf")
+        self._asked_s = float("-inf")
         self._metadata = ByteBoundedCache[MetadataFragment](MAX_METADATA_BYTES, MetadataFragment.ByteSize)
         self._refusals = CountBoundedCache[tuple[str, int, str], float](MAX_REFUSALS)
 
@@ -116,8 +116,8 @@ class Renditions:
 
         It cannot if the renderer lacks the decoder or encoder, or has recently refused this instance.
         """
-        asked = self._refusals.get((record.stored.sop_instance_uid, record.version, transfer_syntax_uid))
-        if asked is not None and time.monotonic() - asked < REFUSAL_S:
+        refused_s = self._refusals.get((record.stored.sop_instance_uid, record.version, transfer_syntax_uid))
+        if refused_s is not None and time.monotonic() - refused_s < REFUSAL_S:
             return False
         return await self.can_transcode(record.stored.layout.wire_transfer_syntax_uid, transfer_syntax_uid)
 
@@ -131,11 +131,11 @@ class Renditions:
         Raises:
             errors.Unavailable: the renderer does not answer.
         """
-        if time.monotonic() - self._asked > CAPABILITIES_AGE_S:
+        if time.monotonic() - self._asked_s > CAPABILITIES_AGE_S:
             with rpc_errors.translated("renderer"):
                 status = await self._renderer.GetStatus(GetStatusRequest(), timeout=STATUS_S)
             self._decodes, self._encodes = frozenset(status.decodes), frozenset(status.encodes)
-            self._asked = time.monotonic()
+            self._asked_s = time.monotonic()
         return stored in self._decodes | {EXPLICIT_VR_LITTLE_ENDIAN} and wanted in self._encodes | {EXPLICIT_VR_LITTLE_ENDIAN}
 
     async def source(self, record: InstanceRecord) -> Source:
@@ -157,8 +157,8 @@ class Renditions:
     async def _fragment(self, record: InstanceRecord) -> MetadataFragment:
         stored = record.stored
         key = (stored.sop_instance_uid, record.version)
-        if (kept := self._metadata.get(key)) is not None:
-            return kept
+        if (cached := self._metadata.get(key)) is not None:
+            return cached
         scope = Scope(
             collection=stored.study_instance_uid,
             series_instance_uid=stored.series_instance_uid,
@@ -176,32 +176,32 @@ class Renditions:
 
     async def frames(
         self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
-    ) -> AsyncGenerator[FramePiece, None]:
+    ) -> AsyncGenerator[FrameChunk, None]:
         """Yield frames in another transfer syntax, each as one or more chunks; `last` is set in the last chunk of a frame.
 
         Raises:
             errors of `IMPOSSIBLE`: the frames cannot be transcoded.
         """
         keys = {number: _key(record, transfer_syntax_uid, number) for number in frame_numbers}
-        made = {number: cached for number, key in keys.items() if (cached := self._made.get(key)) is not None}
-        missing = [number for number in frame_numbers if number not in made]
-        async with aclosing(self._made_frames(record, missing, transfer_syntax_uid)) as messages:
+        cached_frames = {number: cached for number, key in keys.items() if (cached := self._transcoded.get(key)) is not None}
+        missing = [number for number in frame_numbers if number not in cached_frames]
+        async with aclosing(self._transcoded_frames(record, missing, transfer_syntax_uid)) as messages:
             for number in frame_numbers:
-                if number in made:
-                    kept = made.pop(number)
-                    for index, data in enumerate(kept, 1):
-                        yield FramePiece(number, data, index == len(kept))
+                if number in cached_frames:
+                    cached_chunks = cached_frames.pop(number)
+                    for index, data in enumerate(cached_chunks, 1):
+                        yield FrameChunk(number, data, index == len(cached_chunks))
                     continue
-                keeping = _Keeping(self._most_made_bytes)
+                collector = _Collector(self._most_entry_bytes)
                 async for message in messages:
-                    keeping.add(message.data)
-                    if message.last and (pieces := keeping.pieces) is not None:
-                        self._made.put(keys[number], pieces)
-                    yield FramePiece(number, message.data, message.last)
+                    collector.add(message.data)
+                    if message.last and (chunks := collector.chunks) is not None:
+                        self._transcoded.put(keys[number], chunks)
+                    yield FrameChunk(number, message.data, message.last)
                     if message.last:
                         break
 
-    async def _made_frames(
+    async def _transcoded_frames(
         self, record: InstanceRecord, frame_numbers: Sequence[int], transfer_syntax_uid: str
     ) -> AsyncGenerator[TranscodeFramesResponse, None]:
         if not frame_numbers:
@@ -212,22 +212,22 @@ class Renditions:
             async for message in messages_of_frames:
                 yield message
 
-    async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[FilePiece, None]:
+    async def instance(self, record: InstanceRecord, transfer_syntax_uid: str) -> AsyncGenerator[FileChunk, None]:
         """Yield the chunks of a PS3.10 file in another transfer syntax. Errors as `frames`."""
         key = _key(record, transfer_syntax_uid, 0)
-        if (made := self._made.get(key)) is not None:
-            for data in made:
-                yield FilePiece(data)
+        if (cached := self._transcoded.get(key)) is not None:
+            for data in cached:
+                yield FileChunk(data)
             return
         source = Source(stored=record.stored, version=record.version)
         request = TranscodeInstanceRequest(source=source, transfer_syntax_uid=transfer_syntax_uid)
-        keeping = _Keeping(self._most_made_bytes)
+        collector = _Collector(self._most_entry_bytes)
         async with aclosing(messages(self._renderer.TranscodeInstance(request, timeout=STREAM_S), "renderer")) as messages_of_instance:
             async for message in messages_of_instance:
-                keeping.add(message.data)
-                yield FilePiece(message.data)
-        if (pieces := keeping.pieces) is not None:
-            self._made.put(key, pieces)
+                collector.add(message.data)
+                yield FileChunk(message.data)
+        if (chunks := collector.chunks) is not None:
+            self._transcoded.put(key, chunks)
 
     async def render(self, request: RenderRequest) -> RenderResponse:
         """Return one rendered image. Errors as `frames`."""
@@ -240,21 +240,21 @@ def _key(record: InstanceRecord, transfer_syntax_uid: str, frame_number: int) ->
     return record.stored.sop_instance_uid, record.version, transfer_syntax_uid, frame_number
 
 
-class _Keeping:
+class _Collector:
     """Collects the chunks of a rendition for the cache, unless they exceed the maximum of bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self._left = most_bytes
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def add(self, data: bytes) -> None:
         self._left -= len(data)
         if self._left >= 0:
-            self._pieces.append(data)
+            self._chunks.append(data)
         else:
-            self._pieces.clear()
+            self._chunks.clear()
 
     @property
-    def pieces(self) -> Made | None:
+    def chunks(self) -> CachedChunks | None:
         """The collected chunks; None if there were too many bytes, or none."""
-        return tuple(self._pieces) if self._left >= 0 and self._pieces else None
+        return tuple(self._chunks) if self._left >= 0 and self._chunks else None

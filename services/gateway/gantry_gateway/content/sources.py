@@ -6,7 +6,7 @@ This module does not import the HTTP modules, so that the `Gateway` of `http/req
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gantry_gateway.content.records import Mark, Records
+from gantry_gateway.content.records import PortMark, Records
 from gantry_gateway.content.renditions import Renditions
 from gantry_gateway.settings import GatewaySettings
 from gantry_runtime.blob_reader import BlobReader
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptMetadata:
+class CachedMetadata:
     """A cached metadata response.
 
     Attributes:
@@ -42,7 +42,7 @@ class Retrieval:
     """The sources of content that the retrieve handlers use."""
 
     records: Records
-    metadata: ByteBoundedCache[KeptMetadata]
+    metadata: ByteBoundedCache[CachedMetadata]
     reader: BlobReader
     renditions: Renditions
 
@@ -52,7 +52,7 @@ def make_retrieval(
     index: "IndexServiceAsyncStub",
     renderer: "RendererServiceAsyncStub",
     reader: BlobReader,
-    mark: Mark | None = None,
+    mark: PortMark | None = None,
 ) -> Retrieval:
     """Create what the retrieve handlers use. Without `records.listening` no record is cached, and each request asks index.
 
@@ -61,7 +61,7 @@ def make_retrieval(
     """
     return Retrieval(
         Records(index, settings.record_cache_entries, mark=mark),
-        ByteBoundedCache[KeptMetadata](settings.metadata_cache_bytes, lambda kept: kept.size_bytes),
+        ByteBoundedCache[CachedMetadata](settings.metadata_cache_bytes, lambda kept: kept.size_bytes),
         reader,
         Renditions(renderer, index, settings.rendition_cache_bytes),
     )

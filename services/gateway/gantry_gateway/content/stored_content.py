@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from gantry.blob.v1.blob_pb2 import Location, StoredInstance
-from gantry_gateway.http.responses import Piece
+from gantry_gateway.http.responses import Chunk
 from gantry_runtime.blob_reader import BlobReader
 from gantry_runtime.frame_locations import locate_frame
 from gantry_standard import errors
@@ -58,9 +58,9 @@ def content_at(location: Location) -> Content:
     return Content(location.object, ((location.offset, location.length),), location.length)
 
 
-def wire_content(stored: StoredInstance) -> Content:
+def served_content(stored: StoredInstance) -> Content:
     """Return the served form of an instance: the PS3.10 file that clients receive as stored."""
-    ranges = tuple((piece.offset, piece.length) for piece in stored.layout.wire)
+    ranges = tuple((byte_range.offset, byte_range.length) for byte_range in stored.layout.wire)
     return Content(stored.location.object, ranges, sum(length for _, length in ranges))
 
 
@@ -89,18 +89,18 @@ class Shifter:
         self._shift = shift
         self._left = (bits + 7) >> 3
         self._last_mask = 0xFF >> (-bits % 8)
-        self._kept = b""
+        self._carry = b""
 
-    def push(self, piece: Piece) -> bytes:
+    def push(self, chunk: Chunk) -> bytes:
         """Take a chunk; return the bytes that are complete."""
-        data = self._kept + bytes(piece)
+        data = self._carry + bytes(chunk)
         whole = max(len(data) - 1, 0) if self._shift else len(data)
-        self._kept = data[whole:] if self._shift else b""
+        self._carry = data[whole:] if self._shift else b""
         return self._finish(self._moved(data)[:whole])
 
     def end(self) -> bytes:
         """Return the remaining byte after the last chunk, b"" if there is none."""
-        return self._finish(self._moved(self._kept)[: self._left]) if self._left and self._kept else b""
+        return self._finish(self._moved(self._carry)[: self._left]) if self._left and self._carry else b""
 
     def _moved(self, data: bytes) -> bytes:
         return (int.from_bytes(data, "little") >> self._shift).to_bytes(len(data), "little") if self._shift else data
@@ -113,7 +113,7 @@ class Shifter:
         return data
 
 
-def ready(reader: BlobReader, contents: list[Content]) -> list[list[Piece]] | None:
+def ready(reader: BlobReader, contents: list[Content]) -> list[list[Chunk]] | None:
     """Return the chunks of each content if all can be read without waiting, else None."""
     if sum(content.length for content in contents) > AT_ONCE_BYTES:
         return None
@@ -127,12 +127,12 @@ def ready(reader: BlobReader, contents: list[Content]) -> list[list[Piece]] | No
     if views is None:
         return None
     ready_views: list[list[memoryview]] = [[] for _ in contents]
-    for index, piece in _dealt(contents, iter(views)):
-        ready_views[index].append(piece)
-    return [_shifted(content, pieces) for content, pieces in zip(contents, ready_views, strict=True)]
+    for index, chunk in _dealt(contents, iter(views)):
+        ready_views[index].append(chunk)
+    return [_shifted(content, chunks) for content, chunks in zip(contents, ready_views, strict=True)]
 
 
-def _shifted(content: Content, views: list[memoryview]) -> list[Piece]:
+def _shifted(content: Content, views: list[memoryview]) -> list[Chunk]:
     if not content.bits:
         return list(views)
     shifter = Shifter(content.shift, content.bits)
@@ -154,9 +154,9 @@ class _Dealer:
         self._index = 0
         self._left = self._sizes[0] if contents else 0
 
-    def deal(self, piece: Piece) -> Iterator[tuple[int, memoryview]]:
+    def deal(self, chunk: Chunk) -> Iterator[tuple[int, memoryview]]:
         """Yield (index of the content, its bytes)."""
-        view = memoryview(piece)
+        view = memoryview(chunk)
         while view.nbytes:
             while self._left == 0:
                 self._index += 1
@@ -168,20 +168,20 @@ class _Dealer:
 
 
 @asynccontextmanager
-async def _closing(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[Piece]]:
+async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[Chunk]]:
     """Close the iterator of a read when the context ends, if the iterator can be closed."""
     try:
-        yield pieces
+        yield chunks
     finally:
-        if (close := getattr(pieces, "aclose", None)) is not None:
+        if (close := getattr(chunks, "aclose", None)) is not None:
             await close()
 
 
 def _ranges(contents: Iterable[Content]) -> list[tuple[int, int]]:
-    return [span for content in contents for span in content.ranges if span[1]]
+    return [byte_range for content in contents for byte_range in content.ranges if byte_range[1]]
 
 
-async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGenerator[tuple[int, Piece], None]:
+async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGenerator[tuple[int, Chunk], None]:
     """Read contents of one object with one call; yield (index of the content, chunk)."""
     ranges = _ranges(contents)
     if not ranges:
@@ -190,9 +190,9 @@ async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGener
     shifters = [Shifter(content.shift, content.bits) if content.bits else None for content in contents]
     current = 0
     try:
-        async with _closing(reader.read(contents[0].object_key, ranges)) as pieces:
-            async for piece in pieces:
-                for index, taken in dealer.deal(piece):
+        async with _closing(reader.read(contents[0].object_key, ranges)) as chunks:
+            async for chunk in chunks:
+                for index, taken in dealer.deal(chunk):
                     if index != current and (last := shifters[current]) is not None:
                         yield current, last.end()
                     current = index
@@ -205,14 +205,14 @@ async def _read_group(reader: BlobReader, contents: list[Content]) -> AsyncGener
         yield current, last.end()
 
 
-AskAgain = Callable[[int], Awaitable[Content]]
+Relocate = Callable[[int], Awaitable[Content]]
 """Asks index for the present content with this index; raises errors.NotFound or errors.Gone if the instance was deleted."""
 
 
-async def read(reader: BlobReader, contents: Iterable[Content], ask_again: AskAgain) -> AsyncGenerator[tuple[int, Piece], None]:
+async def read(reader: BlobReader, contents: Iterable[Content], relocate: Relocate) -> AsyncGenerator[tuple[int, Chunk], None]:
     """Yield (index of the content, chunk), in order. Contents without bytes yield nothing.
 
-    If an object does not exist any more, because its instances were copied to a new one, `ask_again` is called once for each of its
+    If an object does not exist any more, because its instances were copied to a new one, `relocate` is called once for each of its
     contents.
 
     Raises:
@@ -224,34 +224,34 @@ async def read(reader: BlobReader, contents: Iterable[Content], ask_again: AskAg
         for first, group in _groups(batch):
             begun = False
             try:
-                async with aclosing(_read_group(reader, group)) as pieces:
-                    async for index, piece in pieces:
+                async with aclosing(_read_group(reader, group)) as chunks:
+                    async for index, chunk in chunks:
                         begun = True
-                        yield begin + first + index, piece
+                        yield begin + first + index, chunk
             except errors.NotFound as error:
                 if begun:
                     raise errors.Unavailable("the object of an instance was removed while it was read") from error
-                async with aclosing(_read_moved(reader, group, begin + first, ask_again)) as moved:
-                    async for chunk in moved:
-                        yield chunk
+                async with aclosing(_read_moved(reader, group, begin + first, relocate)) as moved:
+                    async for indexed_chunk in moved:
+                        yield indexed_chunk
         begin += len(batch)
 
 
 async def _read_moved(
-    reader: BlobReader, contents: list[Content], begin: int, ask_again: AskAgain
-) -> AsyncGenerator[tuple[int, Piece], None]:
+    reader: BlobReader, contents: list[Content], begin: int, relocate: Relocate
+) -> AsyncGenerator[tuple[int, Chunk], None]:
     for index, content in enumerate(contents, begin):
-        now = await _moved(content, index, ask_again)
+        now = await _moved(content, index, relocate)
         try:
-            async with aclosing(_read_group(reader, [now])) as pieces:
-                async for _, piece in pieces:
-                    yield index, piece
+            async with aclosing(_read_group(reader, [now])) as chunks:
+                async for _, chunk in chunks:
+                    yield index, chunk
         except errors.NotFound as error:
             raise errors.Unavailable("the object of an instance does not exist at the location in the index") from error
 
 
-async def _moved(content: Content, index: int, ask_again: AskAgain) -> Content:
-    now = await ask_again(index)
+async def _moved(content: Content, index: int, relocate: Relocate) -> Content:
+    now = await relocate(index)
     if now.length != content.length:
         raise errors.Unavailable("an instance was replaced while it was read")
     return now

@@ -150,7 +150,7 @@ class Application:
         try:
             transaction, response = await self._respond(request, method)
             if method == WEBSOCKET:
-                answer.accepted = partial(self._tell, request, transaction, 101, begin)
+                answer.accepted = partial(self._record, request, transaction, 101, begin)
             if not answer.send_whole(response):
                 await response(scope, receive, answer.send)
         except (_HeadAnswered, ClientGone):
@@ -167,9 +167,9 @@ class Application:
             )
         finally:
             if not answer.is_open:
-                self._tell(request, transaction, answer.status, begin)
+                self._record(request, transaction, answer.status, begin)
 
-    def _tell(self, request: Request, transaction: str, status: int, begin: float) -> None:
+    def _record(self, request: Request, transaction: str, status: int, begin: float) -> None:
         """Record the metric and the log line of a request; for a WebSocket, when the handshake is answered."""
         seconds = time.perf_counter() - begin
         key = (transaction, status)
@@ -262,7 +262,7 @@ class _Watch:
         self._watching: asyncio.Task[None] | None = None
         _watches.add(self)
 
-    def look(self) -> None:
+    def begin(self) -> None:
         """Begin to watch."""
         self._watching = self.task.get_loop().create_task(self._watch())
 
@@ -301,10 +301,10 @@ class _Watches:
         while self._waiting and self._waiting[0].due <= now:
             watch = self._waiting.popleft()
             if not watch.is_ended:
-                watch.look()
+                watch.begin()
         if self._waiting:
-            left = max(self._waiting[0].due - now, WATCH_AFTER_S / 10)
-            self._timer = asyncio.get_running_loop().call_later(left, self._begin)
+            wait_s = max(self._waiting[0].due - now, WATCH_AFTER_S / 10)
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._begin)
 
 
 _watches = _Watches()

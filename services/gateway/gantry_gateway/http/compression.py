@@ -121,15 +121,15 @@ async def packed(coding: Coding, body: bytes) -> bytes:
     return await asyncio.to_thread(coding.pack, body) if len(body) > THREAD_BYTES else coding.pack(body)
 
 
-async def packed_pieces(coding: Coding, pieces: AsyncGenerator[bytes | memoryview, None]) -> AsyncGenerator[bytes | memoryview, None]:
+async def packed_chunks(coding: Coding, chunks: AsyncGenerator[bytes | memoryview, None]) -> AsyncGenerator[bytes | memoryview, None]:
     """Yield the compressed body of chunks. Blocks of `THREAD_BYTES` are compressed in threads."""
     packer = CODINGS[coding.name]()
     waiting: list[bytes | memoryview] = []
     size = 0
-    async with aclosing(pieces):
-        async for piece in pieces:
-            waiting.append(piece)
-            size += len(piece)
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            waiting.append(chunk)
+            size += len(chunk)
             if size >= THREAD_BYTES:
                 yield await asyncio.to_thread(packer.compress, b"".join(waiting))
                 waiting, size = [], 0

@@ -15,7 +15,7 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ByteRange:
     """Bytes `first` to `last` of a payload, both included; the first byte is byte 0."""
 
     first: int
@@ -52,7 +52,7 @@ def not_modified(if_none_match: str, etag: str) -> bool:
     return etag.removeprefix("W/") in [tag.removeprefix("W/") for tag in _TAG.findall(if_none_match)]
 
 
-def requested_span(range_header: str, if_range: str, etag: str, size: int) -> Span | None:
+def requested_range(range_header: str, if_range: str, etag: str, size: int) -> ByteRange | None:
     """Return the range of a Range header, or None for the whole payload.
 
     Args:
@@ -72,10 +72,10 @@ def requested_span(range_header: str, if_range: str, etag: str, size: int) -> Sp
         suffix = min(int(end), size)
         if suffix == 0:
             raise RangeNotSatisfiable
-        return Span(size - suffix, size - 1)
+        return ByteRange(size - suffix, size - 1)
     first, last = int(begin), int(end) if end else size - 1
     if end and last < first:
         return None
     if first >= size:
         raise RangeNotSatisfiable
-    return Span(first, min(last, size - 1))
+    return ByteRange(first, min(last, size - 1))

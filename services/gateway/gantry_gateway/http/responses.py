@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gantry_runtime.process import end_tasks
 
 Headers = list[tuple[bytes, bytes]]
-Piece = bytes | memoryview
+Chunk = bytes | memoryview
 """Consecutive bytes of a body, which are sent together."""
 
 
@@ -27,7 +27,7 @@ class Immediate:
 
     __slots__ = ("bodies", "headers", "status")
 
-    def __init__(self, status: int, fields: Headers, bodies: Sequence[Piece]) -> None:
+    def __init__(self, status: int, fields: Headers, bodies: Sequence[Chunk]) -> None:
         self.status = status
         self.headers = fields
         self.bodies = bodies
@@ -48,17 +48,17 @@ class Streamed:
     the client disconnects, the generator of chunks is closed, which ends its reads and calls.
     """
 
-    __slots__ = ("first", "headers", "pieces", "status")
+    __slots__ = ("chunks", "first", "headers", "status")
 
-    def __init__(self, status: int, fields: Headers, first: Iterable[Piece], pieces: AsyncGenerator[Piece, None]) -> None:
+    def __init__(self, status: int, fields: Headers, first: Iterable[Chunk], chunks: AsyncGenerator[Chunk, None]) -> None:
         self.status = status
         self.headers = fields
         self.first = first
-        self.pieces = pieces
+        self.chunks = chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        async with aclosing(self.pieces):
+        async with aclosing(self.chunks):
             await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -69,10 +69,10 @@ class Streamed:
                 sending.add_done_callback(lambda _: watching.cancel())
 
     async def _send_body(self, send: Send) -> None:
-        for piece in self.first:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        async for piece in self.pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        for chunk in self.first:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        async for chunk in self.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -24,14 +24,14 @@ from gantry.index.v1.index_pb2 import MetadataFragment
 from gantry_gateway.answers import bodies
 from gantry_gateway.answers.zip_stream import Entry, Measure, end
 from gantry_gateway.content import retrieval
-from gantry_gateway.content.answer_records import KeptRecords
+from gantry_gateway.content.answer_records import AnswerRecords
 from gantry_gateway.content.retrieval import Limit, Target
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import Content, content_at, read, wire_content
+from gantry_gateway.content.stored_content import Content, content_at, read, served_content
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Piece, Response
+from gantry_gateway.http.responses import Chunk, Response
 from gantry_standard import errors
 from gantry_standard.dicom import dicomdir
 from gantry_standard.dicom.sop_classes import sop_class_name
@@ -65,7 +65,7 @@ class _Archive:
         index: INDEX.txt.
     """
 
-    kept: KeptRecords
+    records: AnswerRecords
     directory: dicomdir.Directory
     series: "array[int]" = field(default_factory=lambda: array("I"))
     numbers: "array[int]" = field(default_factory=lambda: array("I"))
@@ -75,8 +75,8 @@ class _Archive:
 
     def files(self) -> Iterator[tuple[Entry, Content]]:
         """Yield the entry and the bytes of each instance."""
-        for index in range(len(self.kept)):
-            content = wire_content(self.kept.stored(index))
+        for index in range(len(self.records)):
+            content = served_content(self.records.stored(index))
             yield Entry(file_id(self.series[index], self.numbers[index]), content.length), content
 
 
@@ -110,23 +110,23 @@ async def send_archive(request: Request, target: Target, choices: tuple[Choice, 
     )
     if request.method == "HEAD":
         return responses.Immediate(200, fields, [])
-    return await bodies.begun(200, fields, _pieces(retrieval.of(request), archive))
+    return await bodies.begun(200, fields, _chunks(retrieval.of(request), archive))
 
 
 async def _collect(request: Request, target: Target) -> _Archive:
     """Request the instances and their metadata from index, and write DICOMDIR and INDEX.txt."""
     tools = retrieval.of(request)
     facts, limit = blake2b(request.base_url.encode(), digest_size=16), Limit(request)
-    kept = KeptRecords(tools.records, target.study)
+    answer_records = AnswerRecords(tools.records, target.study)
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
-            if len(kept) == MAX_FILES:
+            if len(answer_records) == MAX_FILES:
                 raise errors.PayloadTooLarge(f"an archive has at most {MAX_FILES} instances; request one series, or multipart/related")
-            limit.add(wire_content(record.stored).length)
-            kept.add(record, whole=False)
+            limit.add(served_content(record.stored).length)
+            answer_records.add(record, whole=False)
             facts.update(f"{record.version} {record.stored.sop_instance_uid};".encode())
     digest = facts.hexdigest()
-    archive = _Archive(kept, dicomdir.Directory(f"2.25.{int(digest, 16)}"), etag=entity_tag("zip", digest, weak=True))
+    archive = _Archive(answer_records, dicomdir.Directory(f"2.25.{int(digest, 16)}"), etag=entity_tag("zip", digest, weak=True))
     async with aclosing(_described(request, tools, target)) as described:
         await _describe(archive, described)
     archive.index = "".join(archive.lines).encode()
@@ -148,8 +148,8 @@ async def _attributes(tools: Retrieval, fragment: MetadataFragment) -> dict[str,
     elif fragment.location.length > PARSED_BYTES:
         return {}
     else:
-        async with aclosing(read(tools.reader, [content_at(fragment.location)], _moved)) as pieces:
-            text = b"".join([bytes(piece) async for _, piece in pieces])
+        async with aclosing(read(tools.reader, [content_at(fragment.location)], _moved)) as chunks:
+            text = b"".join([bytes(chunk) async for _, chunk in chunks])
     return await asyncio.to_thread(_parsed, text) if len(text) > OFF_LOOP_BYTES else _parsed(text)
 
 
@@ -163,9 +163,9 @@ def _parsed(dicom_json: bytes) -> dict[str, Any]:
 
 async def _describe(archive: _Archive, described: AsyncIterator[tuple[str, dict[str, Any]]]) -> None:
     """Add all instances to DICOMDIR and INDEX.txt."""
-    kept, series_uid = archive.kept, ""
-    for index in range(len(kept)):
-        stored = kept.stored(index)
+    records, series_uid = archive.records, ""
+    for index in range(len(records)):
+        stored = records.stored(index)
         sop_instance_uid, attributes = await anext(described, ("", {}))
         if sop_instance_uid != stored.sop_instance_uid:
             raise errors.Unavailable("the study was changed while its archive was written")
@@ -185,7 +185,7 @@ async def _describe(archive: _Archive, described: AsyncIterator[tuple[str, dict[
 
 
 def _add_instance(archive: _Archive, index: int, attributes: dict[str, Any], begins_series: bool) -> None:
-    stored = archive.kept.stored(index)
+    stored = archive.records.stored(index)
     name = file_id(archive.series[index], archive.numbers[index])
     kind = dicomdir.record_type(stored.sop_class_uid, has_pixel_data=stored.layout.HasField("pixel_element"))
     archive.directory.add_instance(
@@ -230,17 +230,17 @@ async def _measured(archive: _Archive) -> int:
     return measure.length
 
 
-async def _pieces(tools: Retrieval, archive: _Archive) -> AsyncGenerator[Piece, None]:
+async def _chunks(tools: Retrieval, archive: _Archive) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of the archive."""
     sums = array("I")
-    for name, pieces in (("INDEX.txt", [archive.index]), ("DICOMDIR", list(archive.directory.pieces()))):
-        body = b"".join(pieces)
+    for name, chunks in (("INDEX.txt", [archive.index]), ("DICOMDIR", list(archive.directory.pieces()))):
+        body = b"".join(chunks)
         sums.append(zlib.crc32(body))
         entry = Entry(name, len(body))
         yield b"".join((entry.local_header(), body, entry.descriptor(sums[-1])))
     async with aclosing(_files(tools, archive, sums)) as files:
-        async for piece in files:
-            yield piece
+        async for chunk in files:
+            yield chunk
     begin = at = 0
     headers = bytearray()
     for index, entry in enumerate(_entries(archive)):
@@ -260,11 +260,11 @@ def _entries(archive: _Archive) -> Iterator[Entry]:
         yield entry
 
 
-async def _files(tools: Retrieval, archive: _Archive, sums: "array[int]") -> AsyncGenerator[Piece, None]:
+async def _files(tools: Retrieval, archive: _Archive, sums: "array[int]") -> AsyncGenerator[Chunk, None]:
     """Yield the files with their headers and descriptors; append the checksum of each file to `sums`."""
 
-    async def ask_again(index: int) -> Content:
-        return wire_content((await archive.kept.again(index)).stored)
+    async def relocate(index: int) -> Content:
+        return served_content((await archive.records.present(index)).stored)
 
     entries: deque[Entry] = deque()
 
@@ -274,15 +274,15 @@ async def _files(tools: Retrieval, archive: _Archive, sums: "array[int]") -> Asy
             yield content
 
     current, check_sum, descriptor = -1, 0, b""
-    async with aclosing(read(tools.reader, contents(), ask_again)) as pieces:
-        async for index, piece in pieces:
+    async with aclosing(read(tools.reader, contents(), relocate)) as chunks:
+        async for index, chunk in chunks:
             if index != current:
                 if current >= 0:
                     sums.append(check_sum)
                     descriptor = entries.popleft().descriptor(check_sum)
                 current, check_sum = index, 0
                 yield descriptor + entries[0].local_header()
-            check_sum = zlib.crc32(piece, check_sum)
-            yield piece
+            check_sum = zlib.crc32(chunk, check_sum)
+            yield chunk
     sums.append(check_sum)
     yield entries.popleft().descriptor(check_sum)

@@ -19,11 +19,11 @@ from gantry_gateway.answers import bodies, mixed
 from gantry_gateway.answers.bodies import Part
 from gantry_gateway.answers.mixed import Assembly, Begin, Draft, Events
 from gantry_gateway.content import retrieval
-from gantry_gateway.content.answer_records import KeptRecords
+from gantry_gateway.content.answer_records import AnswerRecords
 from gantry_gateway.content.renditions import IMPOSSIBLE
 from gantry_gateway.content.retrieval import Limit, Target
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import AskAgain, Content, frame_content, read
+from gantry_gateway.content.stored_content import Content, Relocate, frame_content, read
 from gantry_gateway.http import responses, urls
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
@@ -187,25 +187,25 @@ async def _send_element(request: Request, element: _Element, choices: tuple[Choi
 
 
 async def _send_stored_element(request: Request, tools: Retrieval, element: _Element, plan: Plan, etag: str) -> Response:
-    url, ask_again = element.url(request.base_url), _asking_again(tools, element, plan)
+    url, relocate = element.url(request.base_url), _relocation(tools, element, plan)
     many = element.number_of_parts(plan)
     parts = _StoredParts(content_type_of(plan), url, element, plan)
     if not plan.multipart:
-        return await bodies.single_part(request, tools.reader, next(iter(parts)), etag, ask_again)
-    return await bodies.multipart(request, tools.reader, plan.media_type, parts, many, etag, ask_again)
+        return await bodies.single_part(request, tools.reader, next(iter(parts)), etag, relocate)
+    return await bodies.multipart(request, tools.reader, plan.media_type, parts, many, etag, relocate)
 
 
-def _asking_again(tools: Retrieval, element: _Element, plan: Plan) -> AskAgain:
+def _relocation(tools: Retrieval, element: _Element, plan: Plan) -> Relocate:
     """Return a function that returns the present content of a part of an element."""
     stored = element.stored
 
-    async def ask_again(index: int) -> Content:
-        again = await tools.records.ask(stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
-        if again.stored.dataset_digest != stored.dataset_digest:
+    async def relocate(index: int) -> Content:
+        present = await tools.records.ask(stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
+        if present.stored.dataset_digest != stored.dataset_digest:
             raise errors.Unavailable("the instance was replaced while it was read")
-        return _Element(again, _bulk_element(again.stored, element.element.path)).content(plan, index)
+        return _Element(present, _bulk_element(present.stored, element.element.path)).content(plan, index)
 
-    return ask_again
+    return relocate
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,23 +253,23 @@ async def _element_events(tools: Retrieval, element: _Element, plan: Plan, url: 
                 yield event
     else:
         begun = False
-        async with aclosing(whole_frames(tools, element.frames(url), plan)) as pieces:
-            async for piece in pieces:
+        async with aclosing(whole_frames(tools, element.frames(url), plan)) as chunks:
+            async for chunk in chunks:
                 if not begun:
                     begun = True
                     yield Begin(content_type_of(plan), url, None)
-                yield piece
+                yield chunk
 
 
 async def _stored_events(tools: Retrieval, element: _Element, plan: Plan, url: str) -> Events:
-    contents, ask_again = [part.content for part in _StoredParts("", url, element, plan)], _asking_again(tools, element, plan)
+    contents, relocate = [part.content for part in _StoredParts("", url, element, plan)], _relocation(tools, element, plan)
     begun = 0
-    async with aclosing(read(tools.reader, contents, ask_again)) as pieces:
-        async for index, piece in pieces:
+    async with aclosing(read(tools.reader, contents, relocate)) as chunks:
+        async for index, chunk in chunks:
             while begun <= index:
                 yield Begin(content_type_of(plan), url, contents[begun].length)
                 begun += 1
-            yield piece
+            yield chunk
     for content in contents[begun:]:
         yield Begin(content_type_of(plan), url, content.length)
 
@@ -285,7 +285,7 @@ class _Elements:
     """
 
     request: Request
-    kept: KeptRecords
+    records: AnswerRecords
     elements: list[tuple[int, int, tuple[Plan, ...]]] = field(default_factory=list)
     first_parts: list[int] = field(default_factory=list)
     number_of_parts: int = 0
@@ -295,7 +295,7 @@ class _Elements:
     @property
     def are_stored(self) -> bool:
         """Whether all elements are sent as stored, and all records are whole."""
-        return self.kept.are_whole and all(plans[0].as_stored for _, _, plans in self.elements)
+        return self.records.are_whole and all(plans[0].as_stored for _, _, plans in self.elements)
 
     def add(self, index: int, number: int, element: _Element, plans: tuple[Plan, ...]) -> None:
         """Append an element.
@@ -311,21 +311,21 @@ class _Elements:
     def __iter__(self) -> Iterator[Part]:
         """Yield the parts of all elements as stored."""
         for index, number, plans in self.elements:
-            record = self.kept.whole(index)
+            record = self.records.whole(index)
             element = _Element(record, record.stored.layout.bulk[number])
             yield from _StoredParts(content_type_of(plans[0]), element.url(self.request.base_url), element, plans[0])
 
-    async def ask_again(self, part: int) -> Content:
+    async def relocate(self, part: int) -> Content:
         """Return the present content of a part from index."""
         position = bisect_right(self.first_parts, part) - 1
         index, number, plans = self.elements[position]
-        record = await self.kept.again(index)
+        record = await self.records.present(index)
         return _Element(record, record.stored.layout.bulk[number]).content(plans[0], part - self.first_parts[position])
 
     async def drafts(self, tools: Retrieval) -> AsyncGenerator[Draft, None]:
         """Yield a draft of each element, to be produced while it is sent."""
         for index, number, plans in self.elements:
-            record = await self.kept.record(index)
+            record = await self.records.record(index)
             yield _draft(self.request, tools, _Element(record, record.stored.layout.bulk[number]), plans)
 
 
@@ -355,7 +355,7 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
         return bodies.not_modified(selected.etag)
     media_type = selected.elements[0][2][0].media_type
     if selected.are_stored:
-        parts = (selected, selected.number_of_parts, selected.etag, selected.ask_again, status)
+        parts = (selected, selected.number_of_parts, selected.etag, selected.relocate, status)
         return await bodies.multipart(request, tools.reader, media_type, *parts)
     return await mixed.send(request, Assembly(tools.renditions, selected.drafts(tools)), media_type, status, selected.etag)
 
@@ -363,13 +363,13 @@ async def _send_all(request: Request, target: Target, choices: tuple[Choice, ...
 async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...], only_pixels: bool) -> _Elements:
     """Request the instances from index and decide how each of their elements is sent."""
     accepted = tuple(choice for choice in choices if choice.multipart)
-    selected, limit, facts = _Elements(request, KeptRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
+    selected, limit, facts = _Elements(request, AnswerRecords(tools.records, target.study)), Limit(request), blake2b(digest_size=16)
     same: dict[tuple[Plan, ...], tuple[Plan, ...]] = {}
     async with aclosing(retrieval.records_of(request, target)) as records:
         async for record in records:
             elements = _elements(record, only_pixels)
             if elements:
-                selected.kept.add(record, whole=True)
+                selected.records.add(record, whole=True)
             for number, element in elements.items():
                 possible = await _possible(tools, element, accepted)
                 facts.update(f"{record.version} {record.stored.sop_instance_uid} {element.element.path} {possible[:1]};".encode())
@@ -377,7 +377,7 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
                     selected.refused += 1
                     continue
                 limit.add(element.element.value.length)
-                selected.add(len(selected.kept) - 1, number, element, same.setdefault(possible, possible))
+                selected.add(len(selected.records) - 1, number, element, same.setdefault(possible, possible))
     if not selected.elements and not selected.refused:
         raise _NoBulkdata(f"there is no {'pixel data' if only_pixels else 'bulkdata'} in it")
     if not selected.elements:

@@ -23,7 +23,7 @@ from gantry_gateway.content.stored_content import Content, frame_content
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Piece, Response
+from gantry_gateway.http.responses import Chunk, Response
 from gantry_runtime.frame_locations import frames_are_separate
 from gantry_standard import errors
 from gantry_standard.dicom.transfer_syntaxes import transfer_syntax
@@ -125,7 +125,7 @@ def content_type_of(plan: Plan) -> str:
 async def send_stored_frames(request: Request, tools: Retrieval, frames: FrameSet, plan: Plan, etag: str) -> Response:
     stored, content_type = frames.record.stored, content_type_of(plan)
 
-    async def ask_again(index: int) -> Content:
+    async def relocate(index: int) -> Content:
         record = await tools.records.ask(stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
         if record.version != frames.record.version and record.stored.dataset_digest != stored.dataset_digest:
             raise errors.Unavailable("the instance was replaced while it was read")
@@ -136,8 +136,8 @@ async def send_stored_frames(request: Request, tools: Retrieval, frames: FrameSe
             yield Part(content_type, frames.url(number), frame_content(stored, number))
 
     if not plan.multipart:
-        return await bodies.single_part(request, tools.reader, next(parts()), etag, ask_again)
-    return await bodies.multipart(request, tools.reader, plan.media_type, list(parts()), len(frames.numbers), etag, ask_again)
+        return await bodies.single_part(request, tools.reader, next(parts()), etag, relocate)
+    return await bodies.multipart(request, tools.reader, plan.media_type, list(parts()), len(frames.numbers), etag, relocate)
 
 
 async def send_transcoded_frames(request: Request, tools: Retrieval, frames: FrameSet, plan: Plan, etag: str) -> Response:
@@ -154,7 +154,7 @@ async def send_transcoded_frames(request: Request, tools: Retrieval, frames: Fra
     return await mixed.send(request, Assembly(tools.renditions, drafts()), plan.media_type, 200, etag)
 
 
-async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncGenerator[Piece, None]:
+async def whole_frames(tools: Retrieval, frames: FrameSet, plan: Plan) -> AsyncGenerator[Chunk, None]:
     """Yield the bytes of all frames one after another."""
     async with aclosing(tools.renditions.frames(frames.record, frames.numbers, plan.transfer_syntax_uid)) as messages:
         async for message in messages:

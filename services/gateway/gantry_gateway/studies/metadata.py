@@ -15,13 +15,13 @@ from gantry.index.v1.index_pb2 import GetMetadataResponse, MetadataFragment
 from gantry_gateway.answers import bodies, xml_parts
 from gantry_gateway.content import retrieval
 from gantry_gateway.content.retrieval import Target
-from gantry_gateway.content.sources import KeptMetadata
+from gantry_gateway.content.sources import CachedMetadata
 from gantry_gateway.content.stored_content import Content, content_at, read
 from gantry_gateway.http import compression, responses, urls
 from gantry_gateway.http.compression import Coding
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Headers, Immediate, Piece, Response
+from gantry_gateway.http.responses import Chunk, Headers, Immediate, Response
 from gantry_standard import errors
 from gantry_standard.dicom import native_xml
 from gantry_standard.http import multipart_writer
@@ -45,12 +45,12 @@ async def retrieve_metadata(request: Request) -> Response:
     base = request.base_url.encode("latin-1")
     url = f"{target.url(request.base_url)}/metadata"
     cache, key = retrieval.of(request).metadata, (target, base, coding)
-    kept = cache.get(key) if media_type == DICOM_JSON else None
-    answers = retrieval.metadata_of(request, target, kept.state if kept is not None else b"")
+    cached = cache.get(key) if media_type == DICOM_JSON else None
+    answers = retrieval.metadata_of(request, target, cached.state if cached is not None else b"")
     first = await anext(answers, GetMetadataResponse())
-    if kept is not None and first.unchanged:
+    if cached is not None and first.unchanged:
         await answers.aclose()
-        return _whole(request, url, kept)
+        return _whole(request, url, cached)
     fragments = _fragments(first, answers)
     try:
         gathered, ended = await _gather(fragments)
@@ -61,29 +61,29 @@ async def retrieve_metadata(request: Request) -> Response:
     if etag and not_modified(request.headers.get("if-none-match", ""), etag):
         return bodies.not_modified(etag, url)
     if ended and media_type == DICOM_JSON and not any(fragment.HasField("location") for fragment in gathered):
-        made = KeptMetadata(first.state, etag, *await _joined(base, gathered, coding))
-        if made.state:
-            cache.put(key, made)
-        return _whole(request, url, made)
+        response = CachedMetadata(first.state, etag, *await _joined(base, gathered, coding))
+        if response.state:
+            cache.put(key, response)
+        return _whole(request, url, response)
     fields = _headers(url, etag)
     if media_type == DICOM_XML:
         boundary = multipart_writer.new_boundary()
         fields += responses.headers(content_type=multipart_writer.content_type(DICOM_XML, boundary))
         batches = _batches(request, target.study, base, gathered, fragments)
-        return await _in_pieces(fields, xml_parts.pieces(boundary, batches, partial(_instance_url, request.base_url, target)), coding)
+        return await _in_chunks(fields, xml_parts.chunks(boundary, batches, partial(_instance_url, request.base_url, target)), coding)
     fields += responses.headers(content_type=DICOM_JSON)
-    return await _in_pieces(fields, _metadata_pieces(request, target.study, base, gathered, fragments), coding)
+    return await _in_chunks(fields, _metadata_chunks(request, target.study, base, gathered, fragments), coding)
 
 
 def _headers(url: str, etag: str) -> Headers:
     return responses.headers(content_location=url, etag=etag, vary=compression.VARY, cache_control="private, no-cache")
 
 
-def _whole(request: Request, url: str, kept: KeptMetadata) -> Response:
-    if not_modified(request.headers.get("if-none-match", ""), kept.etag):
-        return bodies.not_modified(kept.etag, url)
-    own = responses.headers(content_type=DICOM_JSON, content_encoding=kept.content_encoding, content_length=str(len(kept.body)))
-    return Immediate(200, [*_headers(url, kept.etag), *own], [kept.body])
+def _whole(request: Request, url: str, cached: CachedMetadata) -> Response:
+    if not_modified(request.headers.get("if-none-match", ""), cached.etag):
+        return bodies.not_modified(cached.etag, url)
+    own = responses.headers(content_type=DICOM_JSON, content_encoding=cached.content_encoding, content_length=str(len(cached.body)))
+    return Immediate(200, [*_headers(url, cached.etag), *own], [cached.body])
 
 
 async def _joined(base: bytes, fragments: list[MetadataFragment], coding: Coding) -> tuple[bytes, str]:
@@ -94,11 +94,11 @@ async def _joined(base: bytes, fragments: list[MetadataFragment], coding: Coding
     return body, ""
 
 
-async def _in_pieces(fields: Headers, pieces: AsyncGenerator[Piece, None], coding: Coding) -> Response:
+async def _in_chunks(fields: Headers, chunks: AsyncGenerator[Chunk, None], coding: Coding) -> Response:
     if not coding.name:
-        return await bodies.gathered(200, fields, pieces)
+        return await bodies.gathered(200, fields, chunks)
     fields = [*fields, *responses.headers(content_encoding=coding.name)]
-    return await bodies.gathered(200, fields, compression.packed_pieces(coding, pieces))
+    return await bodies.gathered(200, fields, compression.packed_chunks(coding, chunks))
 
 
 def _instance_url(base_url: str, target: Target, dicom_json: bytes) -> str:
@@ -121,8 +121,8 @@ async def _batches(
             for fragment in gathered:
                 dicom_json = fragment.dicom_json
                 if fragment.HasField("location"):
-                    async with aclosing(_read_fragment(request, study, fragment)) as pieces:
-                        dicom_json = b"".join([piece async for piece in pieces])
+                    async with aclosing(_read_fragment(request, study, fragment)) as chunks:
+                        dicom_json = b"".join([chunk async for chunk in chunks])
                 waiting.append(dicom_json.replace(b"\0", base))
                 size += len(dicom_json)
                 if size >= XML_BATCH_BYTES:
@@ -161,9 +161,9 @@ def _metadata_tag(base: bytes, media_type: str, fragments: Sequence[MetadataFrag
     return entity_tag(facts.hexdigest(), weak=True)
 
 
-async def _metadata_pieces(
+async def _metadata_chunks(
     request: Request, study: str, base: bytes, gathered: list[MetadataFragment], rest: AsyncGenerator[list[MetadataFragment], None]
-) -> AsyncGenerator[Piece, None]:
+) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks of the JSON array; objects that are stored in a pack are read from there."""
     separator = b"["
     async with aclosing(rest):
@@ -174,22 +174,22 @@ async def _metadata_pieces(
                 if not fragment.HasField("location"):
                     yield fragment.dicom_json.replace(b"\0", base)
                     continue
-                async with aclosing(_read_fragment(request, study, fragment)) as pieces:
-                    async for piece in pieces:
-                        yield piece.replace(b"\0", base)
+                async with aclosing(_read_fragment(request, study, fragment)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk.replace(b"\0", base)
             gathered = await anext(rest, [])
     yield b"[]" if separator == b"[" else b"]"
 
 
 async def _read_fragment(request: Request, study: str, fragment: MetadataFragment) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of a DICOM JSON object that is stored in a pack."""
-    again = partial(_ask_fragment_again, request, study, fragment.sop_instance_uid)
-    async with aclosing(read(retrieval.of(request).reader, [content_at(fragment.location)], again)) as pieces:
-        async for _, piece in pieces:
-            yield bytes(piece)
+    relocate = partial(_relocate_fragment, request, study, fragment.sop_instance_uid)
+    async with aclosing(read(retrieval.of(request).reader, [content_at(fragment.location)], relocate)) as chunks:
+        async for _, chunk in chunks:
+            yield bytes(chunk)
 
 
-async def _ask_fragment_again(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
+async def _relocate_fragment(request: Request, study: str, sop_instance_uid: str, _: int) -> Content:
     async with aclosing(retrieval.fragments_of(request, Target(study, "", sop_instance_uid))) as current:
         async for fragments in current:
             for fragment in fragments:

@@ -18,7 +18,7 @@ from gantry_gateway.content.renditions import IMPOSSIBLE, Renditions
 from gantry_gateway.http import responses
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Immediate, Piece, Response
+from gantry_gateway.http.responses import Chunk, Immediate, Response
 from gantry_gateway.studies.frames import check_frames, parse_frame_list
 from gantry_standard import errors
 from gantry_standard.http import multipart_writer
@@ -120,7 +120,7 @@ async def _rendered(renditions: Renditions, job: _Job, choice: Choice, etag: str
     return Immediate(200, fields, [image])
 
 
-async def _parts(renditions: Renditions, source: Source, job: _Job, media_type: str, boundary: str) -> AsyncGenerator[Piece, None]:
+async def _parts(renditions: Renditions, source: Source, job: _Job, media_type: str, boundary: str) -> AsyncGenerator[Chunk, None]:
     """Yield one part per frame. Up to `AHEAD` frames are rendered while one is sent."""
     ahead: deque[asyncio.Task[bytes]] = deque()
     waiting = iter(job.numbers)

@@ -15,15 +15,15 @@ from gantry_gateway.answers import bodies, mixed
 from gantry_gateway.answers.bodies import Part
 from gantry_gateway.answers.mixed import Assembly, Begin, Draft, Events
 from gantry_gateway.content import retrieval
-from gantry_gateway.content.answer_records import KeptRecords
+from gantry_gateway.content.answer_records import AnswerRecords
 from gantry_gateway.content.renditions import IMPOSSIBLE
 from gantry_gateway.content.retrieval import Limit, Target
 from gantry_gateway.content.sources import Retrieval
-from gantry_gateway.content.stored_content import Content, read, wire_content
+from gantry_gateway.content.stored_content import Content, read, served_content
 from gantry_gateway.http import responses, urls
 from gantry_gateway.http.conditional import entity_tag, not_modified
 from gantry_gateway.http.request import Request
-from gantry_gateway.http.responses import Piece, Response
+from gantry_gateway.http.responses import Chunk, Response
 from gantry_gateway.studies import archive, bulkdata
 from gantry_gateway.studies.frames import content_type_of
 from gantry_standard import errors
@@ -65,7 +65,7 @@ class _Files:
         stored_as: transfer syntax of the last instance, sent or refused.
     """
 
-    kept: KeptRecords
+    records: AnswerRecords
     base_url: str
     plans: list[tuple[Plan, ...]] = field(default_factory=list)
     refused: int = 0
@@ -79,20 +79,20 @@ class _Files:
 
     def url(self, index: int) -> str:
         """Return the URL of an instance."""
-        stored = self.kept.stored(index)
+        stored = self.records.stored(index)
         return urls.instance(self.base_url, stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid)
 
     def part(self, index: int) -> Part:
         """Return the part of an instance as stored."""
-        return Part(content_type_of(self.plans[index][0]), self.url(index), wire_content(self.kept.stored(index)))
+        return Part(content_type_of(self.plans[index][0]), self.url(index), served_content(self.records.stored(index)))
 
     def __iter__(self) -> Iterator[Part]:
         """Yield the parts of all instances as stored."""
         return map(self.part, range(len(self.plans)))
 
-    async def ask_again(self, index: int) -> Content:
+    async def relocate(self, index: int) -> Content:
         """Return the present content of an instance from index."""
-        return wire_content((await self.kept.again(index)).stored)
+        return served_content((await self.records.present(index)).stored)
 
 
 async def send_files(request: Request, target: Target, choices: tuple[Choice, ...]) -> Response:
@@ -108,17 +108,17 @@ async def send_files(request: Request, target: Target, choices: tuple[Choice, ..
         return bodies.not_modified(files.etag)
     if files.are_stored and best.multipart:
         many = len(files.plans)
-        return await bodies.multipart(request, tools.reader, DICOM, files, many, files.etag, files.ask_again, status)
+        return await bodies.multipart(request, tools.reader, DICOM, files, many, files.etag, files.relocate, status)
     if best.multipart:
         return await mixed.send(request, Assembly(tools.renditions, _drafts(tools, files)), DICOM, status, files.etag)
     if best.as_stored:
-        return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+        return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.relocate)
     return await _send_transcoded(request, tools, files)
 
 
 async def _collect(request: Request, tools: Retrieval, target: Target, choices: tuple[Choice, ...]) -> _Files:
     """Request the instances from index and decide how each is sent."""
-    files = _Files(KeptRecords(tools.records, target.study), request.base_url)
+    files = _Files(AnswerRecords(tools.records, target.study), request.base_url)
     limit, facts = Limit(request), blake2b(digest_size=16)
     same: dict[tuple[Plan, ...], tuple[tuple[Plan, ...], str]] = {}
     async with aclosing(retrieval.records_of(request, target)) as records:
@@ -130,8 +130,8 @@ async def _collect(request: Request, tools: Retrieval, target: Target, choices: 
             if not possible:
                 files.refused += 1
                 continue
-            limit.add(wire_content(record.stored).length)
-            files.kept.add(record, whole=not possible[0].as_stored)
+            limit.add(served_content(record.stored).length)
+            files.records.add(record, whole=not possible[0].as_stored)
             files.plans.append(possible)
     if not files.plans:
         what = available(Resource.INSTANCE if target.instance else Resource.INSTANCES, files.stored_as)
@@ -153,26 +153,26 @@ async def _possible(tools: Retrieval, choices: tuple[Choice, ...], record: Insta
 
 async def _drafts(tools: Retrieval, files: _Files) -> AsyncIterator[Draft]:
     for index, plans in enumerate(files.plans):
-        kept = files.kept.stored(index)
+        stored = files.records.stored(index)
 
         def make(plan: Plan, index: int = index) -> Events:
             return _file(tools, files, index, plan)
 
-        yield Draft(kept.sop_instance_uid, files.kept.version(index), plans, make)
+        yield Draft(stored.sop_instance_uid, files.records.version(index), plans, make)
 
 
 async def _file(tools: Retrieval, files: _Files, index: int, plan: Plan) -> Events:
     """Yield the part of one instance."""
     url = files.url(index)
     if plan.as_stored:
-        content = wire_content(files.kept.stored(index))
+        content = served_content(files.records.stored(index))
         yield Begin(content_type_of(plan), url, content.length)
-        async with aclosing(read(tools.reader, [content], lambda _: files.ask_again(index))) as stored:
-            async for _, piece in stored:
-                yield piece
+        async with aclosing(read(tools.reader, [content], lambda _: files.relocate(index))) as stored:
+            async for _, chunk in stored:
+                yield chunk
         return
     begun = False
-    async with aclosing(tools.renditions.instance(await files.kept.record(index), plan.transfer_syntax_uid)) as messages:
+    async with aclosing(tools.renditions.instance(await files.records.record(index), plan.transfer_syntax_uid)) as messages:
         async for message in messages:
             if not begun:
                 begun = True
@@ -185,7 +185,7 @@ async def _send_transcoded(request: Request, tools: Retrieval, files: _Files) ->
     reason = ""
     for plan in files.plans[0]:
         if plan.as_stored:
-            return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.ask_again)
+            return await bodies.single_part(request, tools.reader, files.part(0), files.etag, files.relocate)
         content_type, url = content_type_of(plan), files.url(0)
         if request.method == "HEAD":
             return responses.Immediate(200, bodies.single_part_headers(content_type, url, files.etag), [])
@@ -196,7 +196,7 @@ async def _send_transcoded(request: Request, tools: Retrieval, files: _Files) ->
     raise errors.NotAcceptable(f"{reason}; expected another transfer syntax, such as *")
 
 
-async def _bytes_only(events: Events) -> AsyncGenerator[Piece, None]:
+async def _bytes_only(events: Events) -> AsyncGenerator[Chunk, None]:
     async with aclosing(events):
         async for event in events:
             if not isinstance(event, Begin):

@@ -34,7 +34,7 @@ from gantry_standard.workitems import GLOBAL_SUBSCRIPTION, SOP_CLASS_UID, is_val
 
 log = logging.getLogger(__name__)
 
-NOTE_S = 5.0
+STORE_S = 5.0
 """Seconds between two updates of the stored cursors. Reports of this time may be sent again after a gateway was killed."""
 RETRY_S = 0.2
 CATCH_UP_BATCH = 100
@@ -49,8 +49,8 @@ class Connection:
         position: sequence on REPORTS up to which reports were handled for it, while it is not live.
         is_live: whether the reader of the gateway sends reports to it.
         behind: set when it is not live any more.
-        noted: sequence in the stored cursor.
-        noted_s: monotonic time when the cursor was stored.
+        stored_cursor: sequence in the stored cursor.
+        stored_s: monotonic time when the cursor was stored.
     """
 
     def __init__(self, ae_title: str, protocol: GantryWebSocketProtocol, position: int) -> None:
@@ -61,10 +61,10 @@ class Connection:
         self.position = position
         self.is_live = False
         self.behind = asyncio.Event()
-        self.noted = position
-        self.noted_s = time.monotonic()
+        self.stored_cursor = position
+        self.stored_s = time.monotonic()
 
-    def may_hear(self, report: EventReport) -> bool:
+    def may_receive(self, report: EventReport) -> bool:
         """Return whether the caller may see the workitem of a report. Reports for all subscribers are about no workitem."""
         return not self.caller.is_restricted or _is_for_everybody(report) or self.caller.may_see_referrer(report.study_instance_uids)
 
@@ -140,7 +140,7 @@ class Hub:
     async def _opened(self, ae_title: str, protocol: GantryWebSocketProtocol) -> AsyncIterator[Connection]:
         _, end = await self._state()
         connection = Connection(ae_title, protocol, end)
-        connection.position = connection.noted = await self._cursors.open(ae_title, connection.id, end)
+        connection.position = connection.stored_cursor = await self._cursors.open(ae_title, connection.id, end)
         protocol.delivered = connection.position
         protocol.reached = lambda: max(self.position, connection.position) if connection.is_live else connection.position
         connection.behind.set()
@@ -179,7 +179,7 @@ class Hub:
         while True:
             try:
                 _, end = await self._state()
-                self._level(end)
+                self._continue_at(end)
                 async with aclosing(streams.read_from(self._js, REPORTS, end)) as batches:
                     async for batch in batches:
                         for message in batch:
@@ -208,9 +208,9 @@ class Hub:
                     await asyncio.sleep(RETRY_S)
 
     async def note(self) -> None:
-        """Store the cursors of the connections every `NOTE_S` seconds, until cancelled."""
+        """Store the cursors of the connections every `STORE_S` seconds, until cancelled."""
         while True:
-            await asyncio.sleep(NOTE_S)
+            await asyncio.sleep(STORE_S)
             for ae_title, connections in list(self._connections.items()):
                 due = [c for c in connections if _is_due(c)]
                 if not due:
@@ -225,9 +225,9 @@ class Hub:
                     log.exception("cursor not stored", extra={"ae_title": ae_title})
                     continue
                 for connection in due:
-                    connection.noted, connection.noted_s = connection.protocol.delivered, time.monotonic()
+                    connection.stored_cursor, connection.stored_s = connection.protocol.delivered, time.monotonic()
 
-    def _level(self, end: int) -> None:
+    def _continue_at(self, end: int) -> None:
         """Continue at `end`. Each connection reads the reports between the former position and `end` on its own."""
         for connections in self._connections.values():
             for connection in connections:
@@ -242,7 +242,7 @@ class Hub:
         titles = list(self._connections) if _is_for_everybody(report) else report.ae_titles
         for ae_title in titles:
             for connection in self._connections.get(ae_title, ()):
-                if not connection.is_live or message.sequence <= connection.position or not connection.may_hear(report):
+                if not connection.is_live or message.sequence <= connection.position or not connection.may_receive(report):
                     continue
                 if not connection.try_send(frame, message.sequence):
                     connection.is_live, connection.position = False, message.sequence - 1
@@ -263,7 +263,7 @@ class Hub:
                 for message in batch:
                     report = EventReport.FromString(message.data)
                     is_recipient = connection.ae_title in report.ae_titles or _is_for_everybody(report)
-                    is_recipient = is_recipient and connection.may_hear(report)
+                    is_recipient = is_recipient and connection.may_receive(report)
                     if is_recipient and not await _send(connection, text_frame(report.dicom_json), message.sequence):
                         return
                     connection.position = message.sequence
@@ -282,8 +282,8 @@ class Hub:
 
 
 def _is_due(connection: Connection) -> bool:
-    has_news = min(connection.protocol.delivered, connection.protocol.last_sent) > connection.noted
-    return has_news or time.monotonic() - connection.noted_s > QUIET_S
+    has_news = min(connection.protocol.delivered, connection.protocol.last_sent) > connection.stored_cursor
+    return has_news or time.monotonic() - connection.stored_s > QUIET_S
 
 
 def _is_for_everybody(report: EventReport) -> bool:
@@ -321,7 +321,7 @@ def _dropped(position: int) -> bytes:
 async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
     """Send reports until the client disconnects. Its messages are ignored: event reports have no response (§8.10.5)."""
     sending = asyncio.create_task(hub.keep_up(connection), name="keep up")
-    sending.add_done_callback(partial(_cut, connection))
+    sending.add_done_callback(partial(_abort, connection))
     try:
         while (await receive())["type"] != "websocket.disconnect":
             pass
@@ -329,7 +329,7 @@ async def _serve(hub: Hub, connection: Connection, receive: Receive) -> None:
         await end_tasks([sending])
 
 
-def _cut(connection: Connection, sending: "asyncio.Task[None]") -> None:
+def _abort(connection: Connection, sending: "asyncio.Task[None]") -> None:
     """Abort a connection whose sender failed; otherwise the client would see an open connection without reports."""
     if not sending.cancelled() and sending.exception() is not None:
         log.error("notification connection failed", extra={"ae_title": connection.ae_title}, exc_info=sending.exception())

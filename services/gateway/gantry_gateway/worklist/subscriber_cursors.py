@@ -30,7 +30,7 @@ been unable to update it."""
 ATTEMPTS = 50
 
 
-class Record:
+class SubscriberCursor:
     """The stored entry of one AE title.
 
     Attributes:
@@ -43,7 +43,7 @@ class Record:
         self.connections = connections or {}
 
     @classmethod
-    def read(cls, data: bytes) -> "Record":
+    def read(cls, data: bytes) -> "SubscriberCursor":
         """Return the entry that `dump` wrote. An earlier version stored a time as the third number, which serves the same purpose."""
         stored = orjson.loads(data)
         return cls(stored["cursor"], {key: (value[0], value[1], int(value[2])) for key, value in stored["connections"].items()})
@@ -52,7 +52,7 @@ class Record:
         """Encode the entry as JSON."""
         return orjson.dumps({"cursor": self.cursor, "connections": self.connections})
 
-    def settle(self) -> None:
+    def advance(self) -> None:
         """Set the cursor to the lowest delivered sequence of the connections."""
         if self.connections:
             self.cursor = min(delivered for delivered, _, _ in self.connections.values())
@@ -63,12 +63,12 @@ class _Watched:
     """How long a connection has had no update.
 
     Attributes:
-        said: sequence of the last update.
+        updated: sequence of the last update.
         unchanged_s: seconds since, as far as this gateway has observed.
         looked_s: monotonic time when this gateway last read the entry.
     """
 
-    said: int
+    updated: int
     unchanged_s: float
     looked_s: float
 
@@ -84,23 +84,23 @@ class Watch:
         self._now = now
         self._watched: dict[str, dict[str, _Watched]] = {}
 
-    def drop_silent(self, ae_title: str, record: Record) -> None:
+    def drop_silent(self, ae_title: str, entry: SubscriberCursor) -> None:
         """Remove the connections that no longer count from an entry that was just read."""
         now_s, before = self._now(), self._watched.get(ae_title, {})
-        watched = {key: _look(before.get(key), said, now_s) for key, (_, _, said) in record.connections.items()}
+        watched = {key: _look(before.get(key), updated, now_s) for key, (_, _, updated) in entry.connections.items()}
         # Remembered as long as the stored entry has the connection, as the change that removes it may have to be tried again
         self._watched[ae_title] = watched
-        record.connections = {
+        entry.connections = {
             key: connection
-            for key, connection in record.connections.items()
+            for key, connection in entry.connections.items()
             if watched[key].unchanged_s < (UNSEEN_S if connection[1] else BROKEN_S)
         }
 
 
-def _look(last: _Watched | None, said: int, now_s: float) -> _Watched:
-    if last is None or last.said != said:
-        return _Watched(said, 0.0, now_s)
-    return _Watched(said, last.unchanged_s + min(now_s - last.looked_s, QUIET_S), now_s)
+def _look(last: _Watched | None, updated: int, now_s: float) -> _Watched:
+    if last is None or last.updated != updated:
+        return _Watched(updated, 0.0, now_s)
+    return _Watched(updated, last.unchanged_s + min(now_s - last.looked_s, QUIET_S), now_s)
 
 
 class Cursors:
@@ -121,8 +121,8 @@ class Cursors:
 
     async def open(self, ae_title: str, connection_id: str, end: int) -> int:
         """Add a new connection; return the sequence after which its reports begin."""
-        record = await self._change(ae_title, end, {connection_id: (None, 1)})
-        return record.connections[connection_id][0]
+        entry = await self._change(ae_title, end, {connection_id: (None, 1)})
+        return entry.connections[connection_id][0]
 
     async def note(self, ae_title: str, delivered: Iterable[tuple[str, int]]) -> None:
         """Store the delivered sequences of open connections: pairs of connection id and sequence."""
@@ -132,12 +132,12 @@ class Cursors:
         """Store that a connection is closed, and its delivered sequence."""
         await self._change(ae_title, delivered, {connection_id: (delivered, 0)})
 
-    async def _change(self, ae_title: str, end: int, said: Mapping[str, tuple[int | None, int]]) -> Record:
+    async def _change(self, ae_title: str, end: int, updated: Mapping[str, tuple[int | None, int]]) -> SubscriberCursor:
         """Update connections in the entry of an AE title.
 
         Args:
             end: the cursor, if the AE title has no entry.
-            said: connection id → (delivered sequence, None for the cursor; 1 if open else 0).
+            updated: connection id → (delivered sequence, None for the cursor; 1 if open else 0).
 
         Raises:
             errors.Unavailable: NATS does not answer, or other changes were faster `ATTEMPTS` times.
@@ -146,16 +146,16 @@ class Cursors:
             self._bucket = await streams.open_bucket(self._js, BUCKET)
         for _ in range(ATTEMPTS):
             data, revision = await self._bucket.get(_key(ae_title))
-            record = Record.read(data) if data else Record(end)
-            self._watch.drop_silent(ae_title, record)
-            record.settle()
-            for connection_id, (delivered, is_open) in said.items():
+            entry = SubscriberCursor.read(data) if data else SubscriberCursor(end)
+            self._watch.drop_silent(ae_title, entry)
+            entry.advance()
+            for connection_id, (delivered, is_open) in updated.items():
                 # Two updates of a connection never have the same sequence, as each change has its own revision
-                record.connections[connection_id] = (record.cursor if delivered is None else delivered, is_open, revision)
-            record.settle()
+                entry.connections[connection_id] = (entry.cursor if delivered is None else delivered, is_open, revision)
+            entry.advance()
             try:
-                await self._bucket.replace(_key(ae_title), record.dump(), revision)
-                return record
+                await self._bucket.replace(_key(ae_title), entry.dump(), revision)
+                return entry
             except errors.Conflict:
                 continue
         raise errors.Unavailable("too many concurrent changes of the cursor of one subscriber")

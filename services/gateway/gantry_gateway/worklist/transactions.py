@@ -264,8 +264,8 @@ def _only_part(body: bytes, parameters: dict[str, str]) -> tuple[str, bytes]:
     reader.close()
     if len(parts) != 1:
         raise errors.BadRequest(f"the payload has {len(parts)} parts, expected one")
-    content_type, pieces = parts[0]
-    return multipart.parse_content_type(content_type)[0] if content_type else "", b"".join(pieces)
+    content_type, chunks = parts[0]
+    return multipart.parse_content_type(content_type)[0] if content_type else "", b"".join(chunks)
 
 
 def _from_xml(document: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Archives: what is written is what zipfile reads, also beyond 4 GiB and 65,535 entries."""
+"""Archives: zipfile reads what was written, also above 4 GiB and 65,535 entries."""
 
 import io
 import zipfile
@@ -11,7 +11,7 @@ from gantry_gateway.answers.zip_stream import Entry, Measure, end
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """Write an archive."""
+    """Return an archive of files."""
     body, directory = io.BytesIO(), bytearray()
     for name, data in files.items():
         entry, crc32, offset = Entry(name, len(data)), zlib.crc32(data), body.tell()

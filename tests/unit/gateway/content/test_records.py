@@ -1,4 +1,4 @@
-"""Instance records under a lease."""
+"""The cache of instance records, and the port mark."""
 
 import asyncio
 import sys
@@ -27,7 +27,7 @@ STUDY, SERIES = "1.2", "1.2.1"
 
 
 class Clock:
-    """Time that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -210,7 +210,7 @@ async def test_an_instance_of_which_a_change_was_told_while_it_was_asked_for_lea
     index.before_answer.set()
     await asking
     records.forget(STUDY)
-    assert (records._asking, records._instances_of, len(records._cached)) == ({}, {}, 0)
+    assert (records._requested, records._instances_of, len(records._cached)) == ({}, {}, 0)
 
 
 async def test_a_record_that_left_for_another_is_kept_again_and_dropped_with_its_study(records: Records, index: Index) -> None:
@@ -225,14 +225,14 @@ async def test_a_record_that_left_for_another_is_kept_again_and_dropped_with_its
 
 
 def seconds_of_a_change(stub, instances: int) -> float:
-    """Return the least time that a change of a study takes where as many instances of other studies are kept."""
+    """Return the least seconds of a change of a study, while this number of instances of other studies is cached."""
     records = Records(stub, instances)
     records.heartbeat()
     for number in range(instances):
-        records._keep(f"1.3.{number % 100}", f"1.3.4.{number}", record_of(f"1.3.4.{number}"))
+        records._store(f"1.3.{number % 100}", f"1.3.4.{number}", record_of(f"1.3.4.{number}"))
 
     def once() -> float:
-        records._keep(STUDY, f"{SERIES}.1", record_of(f"{SERIES}.1"))
+        records._store(STUDY, f"{SERIES}.1", record_of(f"{SERIES}.1"))
         begin = time.perf_counter()
         records.changed(STUDY)
         return time.perf_counter() - begin
@@ -245,7 +245,7 @@ async def test_a_change_of_one_study_does_not_look_at_the_records_of_others(stub
 
 
 def record_of(uid: str) -> index_pb2.InstanceRecord:
-    """Return a record of the study and series of these tests."""
+    """Return an instance record in the study and series of these tests."""
     record = index_pb2.InstanceRecord(version=1)
     record.stored.study_instance_uid, record.stored.series_instance_uid, record.stored.sop_instance_uid = STUDY, SERIES, uid
     return record

@@ -1,4 +1,4 @@
-"""The port Access: asked once for each request and handshake; what it says travels with the calls that the request makes."""
+"""The port Access: called once for each request and handshake; the caller travels with the calls of the request."""
 
 from collections.abc import AsyncIterator
 
@@ -18,7 +18,7 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 class Said:
-    """Access: one caller, or a refusal, for everybody; notes who asks."""
+    """Access: the same caller, or the same error, for all requests; records the calls."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -1,4 +1,4 @@
-"""The application: routing, errors, HEAD, and what happens when an answer breaks off."""
+"""The application: routing, errors, HEAD, and responses that fail after the status line."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ PIECES_READ: list[int] = []
 
 
 async def large(request: Request) -> Response:
-    """Answer with many pieces; records which were taken."""
+    """Answer with many chunks; record which were sent."""
 
     async def pieces() -> AsyncIterator[bytes]:
         for number in range(1000):
@@ -31,7 +31,7 @@ async def large(request: Request) -> Response:
 
 
 async def breaks(request: Request) -> Response:
-    """Answer with one piece, then fail."""
+    """Answer with one chunk, then fail."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b"first"
@@ -41,7 +41,7 @@ async def breaks(request: Request) -> Response:
 
 
 async def fails(request: Request) -> Response:
-    """Fail as a bug does."""
+    """Raise an unexpected error."""
     raise ValueError("secret detail")
 
 

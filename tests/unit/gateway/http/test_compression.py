@@ -1,4 +1,4 @@
-"""Which coding a body of JSON or XML gets: RFC 9110 §12.5.3."""
+"""The content coding of JSON and XML bodies: RFC 9110 §12.5.3."""
 
 import gzip
 
@@ -64,4 +64,4 @@ async def test_a_body_comes_out_as_it_went_in(name: str) -> None:
 
     whole = b"".join(pieces)
     assert UNPACKERS[name](await compression.packed(coding, whole)) == whole
-    assert UNPACKERS[name](b"".join([piece async for piece in compression.packed_pieces(coding, one_by_one())])) == whole
+    assert UNPACKERS[name](b"".join([piece async for piece in compression.packed_chunks(coding, one_by_one())])) == whole

@@ -1,4 +1,4 @@
-"""Which browser pages may read our answers."""
+"""Which browser pages may read responses."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""Health: this gateway, and the whole suite."""
+"""Health of the gateway and of the whole suite."""
 
 from tests.support.nats_server import NatsServer
 from tests.unit.gateway.harness import running

@@ -1,4 +1,4 @@
-"""Answers that are written at once: what the client gets is as by ASGI's messages, and whoever does not read holds little."""
+"""Responses in one write: the client gets the same bytes as by ASGI messages, and a client that does not read takes little memory."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ BIG = bytes(8 << 20)
 
 
 class Answers:
-    """Answers by path; tells how many answers were written whole, and how many could not be."""
+    """Answers by path; counts the responses that were written at once, and those that could not be."""
 
     def __init__(self) -> None:
         self.written: list[bool] = []
@@ -56,7 +56,7 @@ async def answers() -> AsyncIterator[tuple[Answers, int]]:
 
 
 async def exchange(port: int, *requests: str) -> bytes:
-    """Send requests at once on one connection, close our side, and return all that comes."""
+    """Send all requests on one connection, close the sending side, and return all received bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write("".join(f"{request}\r\nHost: localhost\r\n\r\n" for request in requests).encode())
     writer.write_eof()
@@ -67,7 +67,7 @@ async def exchange(port: int, *requests: str) -> bytes:
 
 
 def without_date(answer: bytes) -> list[bytes]:
-    """Return the lines of an answer but for the date, which it must have."""
+    """Return the lines of a response without its Date, which must be present."""
     lines = answer.split(b"\r\n")
     assert sum(line.startswith(b"date: ") for line in lines) == 1
     return [line for line in lines if not line.startswith(b"date: ")]
@@ -147,7 +147,7 @@ Idle = Callable[[Callable[[], int]], Awaitable[None]]
 
 @pytest.fixture
 def until_idle() -> Idle:
-    """Wait until a number has stayed the same while the loop had many turns."""
+    """Wait until a number is stable over many iterations of the event loop."""
 
     async def wait(number: Callable[[], int]) -> None:
         seen, same = -1, 0

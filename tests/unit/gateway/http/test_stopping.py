@@ -1,4 +1,4 @@
-"""Tasks end when they are told to, also where a library loses the first cancellation."""
+"""Tasks end when they are cancelled, also if a library loses the first cancellation."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""URLs that we hand out, and UIDs of the path."""
+"""URLs in responses, and UIDs of the path."""
 
 import pytest
 

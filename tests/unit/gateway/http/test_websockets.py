@@ -1,4 +1,4 @@
-"""WebSockets are routes like any other: paths, errors, request ids, log lines, metrics and limits as requests have them."""
+"""WebSockets are routes like any other: they have the same paths, errors, request ids, log lines, metrics and limits as requests."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ async def http(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Http]:
 
 
 async def answer(http: Http, text: str) -> tuple[int, dict[str, str], str]:
-    """Send a request as it is; return status, header fields (names in lower case) and body of the answer."""
+    """Send the bytes of a request; return status, header fields (names in lower case) and body of the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(http.base).port)
     writer.write(text.encode("latin-1"))
     head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")

@@ -1,4 +1,4 @@
-"""Instances: PS3.10 files as stored or transcoded, streamed; partial answers; what the client does meanwhile."""
+"""Instances: PS3.10 files as stored or transcoded, streamed; partial responses; clients that disconnect or read slowly."""
 
 import resource
 from collections.abc import AsyncIterator
@@ -164,7 +164,7 @@ async def test_a_study_whose_pack_moved_is_asked_for_once_more(world: World) -> 
 
 
 async def test_a_big_instance_passes_through_in_pieces(world: World) -> None:
-    """600 MB as stored; the process grows by far less."""
+    """600 MB are sent as stored; the memory of the process grows by far less."""
     world.reader.warm = False
     big = world.reader.directory / "packs/big.pack"
     with big.open("wb") as file:

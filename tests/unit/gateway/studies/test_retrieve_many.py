@@ -1,4 +1,4 @@
-"""Studies of many instances, whatever each takes to be sent; clients that go away while their answer is made."""
+"""Studies with many instances, however each is sent; clients that disconnect while their response is computed."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ import pytest
 from gantry.blob.v1.blob_pb2 import StoredInstance
 from gantry.index.v1.index_pb2 import InstanceRecord
 from gantry_gateway.answers import bodies
-from gantry_gateway.content.answer_records import KeptRecords
+from gantry_gateway.content.answer_records import AnswerRecords
 from gantry_gateway.studies import bulkdata, retrieve
 from gantry_standard import errors
 from tests.support.nats_server import until
@@ -39,7 +39,7 @@ async def test_a_study_of_more_parts_than_are_held_has_its_length_and_every_part
 
 async def test_records_that_do_not_fit_are_asked_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (retrieve, bulkdata):
-        monkeypatch.setattr(module, "KeptRecords", lambda records, study: KeptRecords(records, study, most_bytes=0))
+        monkeypatch.setattr(module, "AnswerRecords", lambda records, study: AnswerRecords(records, study, most_bytes=0))
     everything = parts_of(await world.get(f"/studies/{STUDY}", f"{STORED}, {OCTETS};q=0.1"))
     assert [part.body for part in everything] == list(world.wire.values())
     world.index.asked.clear()
@@ -51,7 +51,7 @@ async def test_records_that_do_not_fit_are_asked_for_again(world: World, monkeyp
 
 
 def test_a_hundred_thousand_records_are_kept_in_little_memory() -> None:
-    kept = KeptRecords(None, "1.2.3")  # type: ignore[arg-type]
+    kept = AnswerRecords(None, "1.2.3")  # type: ignore[arg-type]
     stored = StoredInstance(study_instance_uid="1" * 60, series_instance_uid="2" * 60, dataset_digest=bytes(32))
     stored.location.object = "packs/2026/11/24/" + "x" * 40
     stored.layout.wire_transfer_syntax_uid = LE
@@ -69,7 +69,7 @@ def test_a_hundred_thousand_records_are_kept_in_little_memory() -> None:
 
 
 async def test_an_instance_that_was_replaced_is_not_sent_half(world: World) -> None:
-    kept = KeptRecords(world.records, STUDY, most_bytes=0)
+    kept = AnswerRecords(world.records, STUDY, most_bytes=0)
     kept.add(world.index.records[CT], whole=True)
     assert (await kept.record(0)).stored.sop_instance_uid == CT
     world.index.records[CT].stored.dataset_digest = b"other"

@@ -1,4 +1,4 @@
-"""Metadata as DICOM JSON, and bulkdata by the URIs that it names."""
+"""Metadata as DICOM JSON, and bulkdata by the BulkDataURIs in it."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 
 @pytest.fixture
 async def kept(tmp_path: Path) -> AsyncIterator[World]:
-    """An index that says in which state its metadata is, all of which it has itself."""
+    """An index that sends state tags, and all metadata inline."""
     async with running(tmp_path / "kept") as opened:
         opened.index.json_places.clear()
         opened.index.state = b"1"
@@ -122,7 +122,7 @@ async def test_much_metadata_is_streamed(world: World, monkeypatch: pytest.Monke
 
 
 async def all_of(world: World, path: str, **headers: str) -> httpx.Response:
-    """Return the metadata of what has none that lies in a pack."""
+    """Return the metadata of instances whose metadata is not in a pack."""
     return await world.get(f"/studies/{STUDY}{path}/metadata", JSON, **headers)
 
 
@@ -205,7 +205,7 @@ async def test_metadata_that_moved_is_asked_for_once_more(world: World) -> None:
 
 
 def native_models(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
-    """Return Content-Location and document, as DICOM JSON, of each part."""
+    """Return Content-Location and document (as DICOM JSON) of each part."""
     assert answer.status_code == 200
     parts = parts_of(answer)
     assert {part.headers["Content-Type"] for part in parts} == {"application/dicom+xml"}

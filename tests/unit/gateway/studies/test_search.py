@@ -1,4 +1,4 @@
-"""Search and Delete: what index is asked, and how its rows leave."""
+"""Search and Delete: the calls of index, and how its results are sent."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Store: what of a multipart payload reaches blob, and what the client is told."""
+"""Store: what blob receives of a multipart payload, and the response."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ ONE, TWO = b"1.2 1.2.3 1.2.3.4", b"1.2 1.2.3 1.2.3.5"
 
 
 def payload(*parts: bytes | tuple[bytes, bytes]) -> bytes:
-    """Make a multipart payload of instances, or of (headers, data)."""
+    """Return a multipart payload of instances, or of (headers, data)."""
     made = b""
     for part in parts:
         headers, data = part if isinstance(part, tuple) else (b"Content-Type: application/dicom\r\n", part)
@@ -41,7 +41,7 @@ def gateway(one: Running) -> Running:
 
 
 async def store(gateway: Running, content: object, path: str = "/studies", **headers: str):
-    """POST with the headers of an ordinary client."""
+    """Send a POST with the headers of an ordinary client."""
     given = {"Content-Type": RELATED, "Accept": "application/dicom+json"} | {k.replace("_", "-"): v for k, v in headers.items()}
     return await gateway.http.post(path, content=content, headers=given)
 
@@ -213,7 +213,7 @@ async def test_100_continue_is_said_only_where_the_body_is_wanted(gateway: Runni
 
 
 def _not_referenced(part: Uploaded) -> blob_pb2.PartResult:
-    """Decide as blob does where no metadata refers to a part that is no instance."""
+    """Return what blob decides about a part that is no instance, if no metadata refers to it."""
     if part.content_type == "application/dicom":
         return stored(part)
     return blob_pb2.PartResult(part_number=part.part_number, failure_reason=0xC002)

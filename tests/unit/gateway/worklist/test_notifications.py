@@ -32,7 +32,7 @@ def http(running: tuple[Worklist, Http]) -> Http:
 
 
 async def next_report(socket: ClientConnection) -> dict[str, Any]:
-    """Return the next event report that is about a workitem."""
+    """Return the next event report about a workitem."""
     while True:
         text = await asyncio.wait_for(socket.recv(), 10)
         assert isinstance(text, str)
@@ -117,7 +117,7 @@ async def test_a_connection_whose_sender_dies_is_cut(http: Http, monkeypatch: py
 async def test_a_cursor_that_cannot_be_read_does_not_keep_those_of_others_from_being_noted(
     http: Http, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications, "NOTE_S", 0.05)
+    monkeypatch.setattr(notifications, "STORE_S", 0.05)
     monkeypatch.setattr(notifications, "QUIET_S", 0.05)
     bucket = await streams.open_bucket(http.gateway.nats.jetstream(), "subscribers")
     hub = http.gateway.notifications

@@ -16,7 +16,7 @@ from tests.support.nats_server import NatsServer
 
 
 class World:
-    """The one true time, and what the clocks of two hosts show."""
+    """The true time, and the clocks of two hosts."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
