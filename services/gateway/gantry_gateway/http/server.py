@@ -1,4 +1,4 @@
-"""uvicorn inside our own process: bounded request heads, whole answers in one piece, no signals of its own, orderly end."""
+"""The HTTP server: uvicorn with bounded request headers, responses in one write, no signal handlers, and an orderly stop."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gantry_runtime.process import Process
 
 MAX_HEAD_BYTES = 256 << 10
-"""Longest request line with header fields; more is 431. A chunk of the socket is taken whole, so somewhat more may pass."""
+"""Most bytes of request line and header fields; more is 431. They are counted per read of the socket, so slightly more may be accepted."""
 
 MAX_TARGET_BYTES = 65_535
-"""Longest path with query that the parser takes; more is 414. Lists of a thousand UIDs pass."""
+"""Most bytes of path and query that the parser accepts; more is 414. A list of a thousand UIDs fits."""
 
 MAX_MESSAGE_BYTES = 64 << 10
-"""Longest WebSocket message that is taken; a longer one closes the connection with 1009. Nothing that a subscriber says has a meaning."""
+"""Most bytes of a WebSocket message; a longer one closes the connection with 1009. Messages of subscribers are ignored."""
 
 _CONTROL = bytes([*range(9), *range(10, 32), 127])
 _OF_THE_CONNECTION = (b"connection", b"transfer-encoding")
@@ -29,11 +29,11 @@ _WITHOUT_BODY = (204, 304)
 TICK_S = 0.1
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-"""Longer than the idle time of usual load balancers (60 s), so that they close first."""
+"""Seconds; more than the idle timeout of common load balancers (60 s), so that they close connections first."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it, with an end to what a client may send before its request can be looked at."""
+    """uvicorn's HTTP/1.1 with a limit for request line and header fields."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,7 +42,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._is_in_head = True
 
     def on_message_begin(self) -> None:
-        """Begin to count."""
+        """Begin to count the bytes of request line and header fields."""
         self._head_bytes, self._is_in_head = 0, True
         super().on_message_begin()
 
@@ -52,7 +52,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the socket."""
+        """Handle bytes of the socket."""
         super().data_received(data)
         if self._is_in_head:
             self._head_bytes += len(data)
@@ -60,7 +60,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse("431 Request Header Fields Too Large", f"request line and headers have more than {MAX_HEAD_BYTES} bytes")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and say where it was only too long."""
+        """Answer bytes that are not a request: 414 if the path is too long, else 400."""
         if len(self.url) > MAX_TARGET_BYTES:
             self._refuse("414 URI Too Long", f"path and query have more than {MAX_TARGET_BYTES} bytes")
         else:
@@ -68,7 +68,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: str, message: str) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            # An answer is on its way: nothing may be written into it.
+            # A response is being sent; other bytes would corrupt it
             self.transport.abort()
             return
         body = f"{status}: {message}\n"
@@ -80,19 +80,19 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def write_whole(send: Send, status: int, fields: Sequence[tuple[bytes, bytes]], bodies: Sequence[bytes | memoryview]) -> bool:
-    """Answer a request whose answer is there, in one write and without ASGI's messages, which cost a small answer a sixth of its time.
+    """Send a response whose body is in memory in one write, without ASGI messages, which take a sixth of the time of a small response.
 
     Args:
-        send: of the request, as uvicorn gave it.
-        fields: names in lower case.
-        bodies: left out for HEAD.
+        send: of the request, from uvicorn.
+        fields: header fields, names in lower case.
+        bodies: not sent for HEAD.
 
     Returns:
-        Whether it was written; else nothing was, and ASGI's messages must do: this is not uvicorn's `send`, the client is gone or has
-        not taken what was sent before, or the fields do not say how long the answer is.
+        Whether the response was written. If not, nothing was written, and ASGI messages must be used: `send` is not uvicorn's, the client
+        has disconnected or has not read preceding bytes, or the length of the response is not known.
 
     Raises:
-        RuntimeError: a field holds a control character, or the bodies are not as long as Content-Length says; nothing was written.
+        RuntimeError: a field has a control character, or Content-Length differs from the length of the bodies; nothing was written.
     """
     cycle = getattr(send, "__self__", None)
     if not isinstance(cycle, RequestResponseCycle) or cycle.disconnected or cycle.flow.write_paused or cycle.response_started:
@@ -109,7 +109,7 @@ def write_whole(send: Send, status: int, fields: Sequence[tuple[bytes, bytes]], 
     elif length < 0:
         return False
     elif length != sum(map(len, bodies)):
-        raise RuntimeError("the body is not as long as Content-Length says")
+        raise RuntimeError("Content-Length differs from the length of the body")
     if not cycle.keep_alive:
         head += (b"connection", b": ", b"close", b"\r\n")
     head.append(b"\r\n")
@@ -137,16 +137,16 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Install no signal handlers."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and tell."""
+        """Start, and set `up`."""
         await super().startup(sockets)
         self.up.set()
 
     async def main_loop(self) -> None:
-        """Tick as uvicorn does, but leave at once when told, not at the next tick."""
+        """Tick as uvicorn does, but end at once when `told_to_exit` is set, not at the next tick."""
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864_000
@@ -168,11 +168,11 @@ async def serving(
     """Serve HTTP and WebSockets while the context is open.
 
     Args:
-        port: 0 takes a free one.
+        port: 0 for a free port.
+        drain_s: seconds for running requests to end when the context closes; new requests are refused then.
+        ws_protocol: uvicorn's WebSocket protocol, or a subclass; None refuses upgrades.
         is_shared: other processes may listen on the same port; the kernel gives each connection to one of them.
-        drain_s: seconds that running requests have to end when the context closes; no new ones are taken then.
-        ws_protocol: uvicorn's, or a subclass; None refuses upgrades.
-        process: ends when the server ends by itself.
+        process: is ended if the server ends by itself.
 
     Yields:
         The port.
@@ -215,5 +215,5 @@ async def serving(
         server.told_to_exit.set()
         await asyncio.wait([task])
         if process is None:
-            # Where there is a process, it has the error already.
+            # With a process, `guarded` has already reported the error
             task.result()

@@ -1,8 +1,9 @@
-"""Store instances: multipart/related is split as it comes and its parts go to blob; then index says what each upload is.
+"""Store instances: multipart/related is parsed while it is received and its parts are sent to blob; then index decides about each upload.
 
-PS3.10 files, metadata and bulkdata all go there as they are; only pictures that must be transformed (PNG, GIF) pass the renderer first.
-Nothing is stored of a request that is not whole. Memory does not depend on the payload: the body is read as fast as blob takes it.
-200 means durable, announced and searchable; where index does not answer in time, 202 with a Warning that search may lag.
+PS3.10 files, metadata and bulkdata are sent to blob unchanged. Only images that must be transformed (PNG, GIF) are sent to the renderer
+first. Nothing is stored if the payload is incomplete. Memory does not depend on the size of the payload: the body is read as fast as blob
+accepts it. 200 means durable, announced and searchable. If index does not answer in time, the status is 202 with a Warning that searches
+may lag.
 
 Source: PS3.18 §10.5, Annex I.
 """
@@ -35,17 +36,17 @@ from gantry_standard.reasons import COERCION, DUPLICATE_SOP_INSTANCE, NOT_AUTHOR
 log = logging.getLogger(__name__)
 
 PART_TYPES = (DICOM, DICOM_JSON, DICOM_XML, *BULKDATA, *TRANSFORMED)
-"""What the type parameter of multipart/related may say; the parts say for themselves what they are."""
+"""Accepted type parameters of multipart/related. The Content-Type of each part decides about the part."""
 
 SUPPORTED = f"supported are {DICOM} and " + ", ".join(f'multipart/related; type="{name}"' for name in PART_TYPES)
 
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
-"""Failure reasons that say so (PS3.18 Table I.2-2)."""
+"""Failure reasons for missing resources (PS3.18 Table I.2-2)."""
 
 ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
 
 MAX_EXPLANATIONS = 20
-"""Refused parts of one request that are logged one by one."""
+"""Most refused parts of one request that are logged, one line each."""
 
 SEARCH_MAY_LAG = "stored, but not confirmed by the index in time: searches may lag, and a duplicate SOP Instance is not known yet"
 
@@ -81,7 +82,7 @@ async def store(request: Request) -> Response:
 
 
 async def _hidden_duplicates(request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int]) -> frozenset[int]:
-    """Return the parts whose SOP Instance UID has been taken by an instance that the caller may not see."""
+    """Return the numbers of the duplicates whose SOP Instance UID belongs to an instance that the caller may not see."""
     hidden = set()
     for result in results:
         if outcomes.get(result.part_number) == events_pb2.OUTCOME_DUPLICATE:
@@ -94,21 +95,21 @@ async def _hidden_duplicates(request: Request, results: list[blob_pb2.PartResult
 
 
 async def _take_payload(request: Request, boundary: str | None, part_type: str, upload: Upload) -> None:
-    """Pass the payload on as it comes; from the first picture on that must be transformed, by way of the renderer."""
-    async with aclosing(part_events(request, boundary)) as pieces:
-        async for events in pieces:
+    """Send the payload to blob while it is received. From the first image that must be transformed on, events are handled one by one."""
+    async with aclosing(part_events(request, boundary)) as batches:
+        async for events in batches:
             if not has_picture(events, part_type):
                 await upload.take(events)
                 continue
-            async with aclosing(transformed(request, _one_by_one(events, pieces), part_type)) as all_that_follows:
+            async with aclosing(transformed(request, _one_by_one(events, batches), part_type)) as all_that_follows:
                 async for event in all_that_follows:
                     await upload.take((event,))
 
 
-async def _one_by_one(events: Sequence[Event], pieces: AsyncIterator[Sequence[Event]]) -> AsyncIterator[Event]:
+async def _one_by_one(events: Sequence[Event], batches: AsyncIterator[Sequence[Event]]) -> AsyncIterator[Event]:
     for event in events:
         yield event
-    async for following in pieces:
+    async for following in batches:
         for event in following:
             yield event
 
@@ -117,16 +118,18 @@ def accepted_payload(request: Request) -> tuple[str | None, str]:
     """Check Content-Type and Content-Encoding.
 
     Returns:
-        The boundary of multipart/related, None for one instance as application/dicom; and the type of parts that name none.
+        The boundary of multipart/related, None for one instance as application/dicom; and the Content-Type of parts without this header.
 
     Raises:
-        errors.UnsupportedMediaType: it is something else.
+        errors.UnsupportedMediaType: the media type or content coding is not supported.
         errors.BadRequest: Content-Type cannot be read, or has no boundary.
 
     Source: PS3.18 Table 10.5.4-1.
     """
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise errors.UnsupportedMediaType("Content-Encoding is not supported for a store; send the payload as it is")
+        raise errors.UnsupportedMediaType(
+            "Content-Encoding is not supported for a store request; send the payload without a content coding"
+        )
     text = request.headers.get("content-type", "")
     if not text:
         raise errors.UnsupportedMediaType(f"Content-Type is missing; {SUPPORTED}")
@@ -144,10 +147,10 @@ def accepted_payload(request: Request) -> tuple[str | None, str]:
 
 
 async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[Sequence[Event]]:
-    """Yield the parts of the payload as they come, what is in each piece of it together; a single instance as one part.
+    """Yield the parts of the payload while it is received: the events of each received chunk together; a single instance as one part.
 
     Raises:
-        errors.BadRequest: the payload is empty, has no part, is broken or not whole.
+        errors.BadRequest: the payload is empty, malformed or incomplete, or has no part.
         errors.PayloadTooLarge: it has too many parts or bytes.
     """
     count = 0
@@ -169,17 +172,17 @@ async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[
         if not is_empty:
             reader.close()
     if not count:
-        raise errors.BadRequest("the payload holds no instance")
+        raise errors.BadRequest("the payload has no instance")
 
 
 def respond(
     request: Request, results: list[blob_pb2.PartResult], outcomes: dict[int, int], hidden: frozenset[int] = frozenset()
 ) -> Response:
-    """Build the answer from what blob and index said.
+    """Build the response from the results of blob and the outcomes of index.
 
     Args:
-        outcomes: by part number; a part that blob announced and that is missing here is stored, and told with a Warning.
-        hidden: of the duplicates, those of instances that the caller may not see.
+        outcomes: part number → outcome. An announced part without an outcome is stored, and the response has a Warning.
+        hidden: numbers of the duplicates of instances that the caller may not see.
 
     Source: PS3.18 §10.5.3.
     """
@@ -214,16 +217,16 @@ def _result(result: blob_pb2.PartResult, outcome: int | None, is_hidden: bool = 
     reason = result.failure_reason
     if outcome == events_pb2.OUTCOME_DUPLICATE and not reason:
         reason = NOT_AUTHORIZED if is_hidden else DUPLICATE_SOP_INSTANCE
-    # Of the same content again nothing is kept: what is stored was coerced when it came, if at all, and says so itself.
+    # An upload with the same content is discarded. The stored instance records in its own attributes whether it was coerced
     is_coerced = not reason and outcome != events_pb2.OUTCOME_SAME and result.original_attributes
-    told = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
+    warnings = [code for code in result.warning_reasons if not reason and (is_coerced or code != COERCION)]
     return StoreResult(
         result.study_instance_uid,
         result.series_instance_uid,
         result.sop_class_uid,
         result.sop_instance_uid,
         reason,
-        tuple(told),
+        tuple(warnings),
         tuple(orjson.loads(result.original_attributes)[ORIGINAL_ATTRIBUTES_SEQUENCE]["Value"]) if is_coerced else (),
     )
 

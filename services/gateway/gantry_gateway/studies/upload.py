@@ -1,4 +1,4 @@
-"""One store request on its way to blob, and what index decides of it.
+"""The transfer of one store request to blob, and the outcomes that index decides.
 
 Source: PS3.18 §10.5.
 """
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 512 << 10
-"""Piece of an instance in one message to blob."""
+"""Most bytes of an instance in one message to blob."""
 
 WHOLE_BYTES = 1 << 20
-"""A request whose parts have no more bytes goes to blob in one message."""
+"""Most bytes of the parts of a request that is sent to blob in one message."""
 
 WHOLE_MESSAGES = 256
+"""Most messages of such a request."""
 
 
 class Upload:
-    """One request on its way to blob: a call of StoreWhole where it turns out to be small, else one of StoreInstances.
+    """Sends one request to blob: with a call of StoreWhole if it is small, else with a call of StoreInstances.
 
-    Messages wait until one of both is known, at most WHOLE_BYTES of them. After that one message is on its way while the next is
-    gathered, so that reading the request and writing to blob overlap; what waits here is at most two messages of MESSAGE_BYTES.
+    Messages are held, at most WHOLE_BYTES of them, until it is known which call is used. With StoreInstances one message is sent while the
+    next is gathered, so that reading the request and writing to blob overlap. At most two messages of MESSAGE_BYTES are held then.
 
     Args:
-        part_type: Content-Type of a part that names none.
+        start: the first message.
+        part_type: Content-Type of a part without this header.
     """
 
     def __init__(self, request: Request, start: blob_pb2.StoreStart, part_type: str) -> None:
@@ -49,12 +51,16 @@ class Upload:
         self._writing: asyncio.Task[None] | None = None
         self._held: list[Message] = [blob_pb2.StoreInstancesRequest(start=start)]
         self._held_bytes = 0
-        self._pieces: list[memoryview] = []
+        self._views: list[memoryview] = []
         self._size = 0
         self._parts = 0
 
     async def take(self, events: Iterable[Event | blob_pb2.PartStart]) -> None:
-        """Pass events on; a PartStart begins a part that is not as the client sent it."""
+        """Send events to blob. A PartStart begins a part that was transformed.
+
+        Raises:
+            errors.GantryError: blob refuses the request or does not answer.
+        """
         for event in events:
             match event:
                 case PartData(data):
@@ -74,7 +80,7 @@ class Upload:
                     pass
 
     async def finish(self) -> list[blob_pb2.PartResult]:
-        """Say that the request is whole, and return what became of its instances, in the order of their numbers."""
+        """Send the end of the request; return the results of its instances, in the order of their part numbers."""
         end = blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
         return list(await (self._finish_whole(end) if self._call is None else self._finish_call(self._call, end)))
 
@@ -87,13 +93,13 @@ class Upload:
 
     async def _finish_call(self, call: "Call", end: blob_pb2.StoreInstancesRequest) -> Sequence[blob_pb2.PartResult]:
         await self._write(end)
-        await self._settle()
+        await self._written()
         with rpc_errors.translated("blob"):
             await call.done_writing()
             return [result async for response in call for result in response.parts]
 
     async def close(self) -> None:
-        """Let go. Without `finish` nothing is stored."""
+        """End the call. Without a preceding `finish` nothing is stored."""
         if self._call is not None:
             self._call.cancel()
         if self._writing is not None:
@@ -107,17 +113,17 @@ class Upload:
     async def _add(self, data: memoryview) -> None:
         while self._size + len(data) >= MESSAGE_BYTES:
             room = MESSAGE_BYTES - self._size
-            self._pieces.append(data[:room])
+            self._views.append(data[:room])
             data = data[room:]
             await self._flush()
         if data:
-            self._pieces.append(data)
+            self._views.append(data)
             self._size += len(data)
 
     async def _flush(self) -> None:
-        if self._pieces:
-            chunk = Chunk(self._pieces, sum(map(len, self._pieces)))
-            self._pieces, self._size = [], 0
+        if self._views:
+            chunk = Chunk(self._views, sum(map(len, self._views)))
+            self._views, self._size = [], 0
             await self._write(chunk)
 
     async def _write(self, message: Message) -> None:
@@ -128,14 +134,14 @@ class Upload:
                 return
             self._call = self._gateway.blob.StoreInstances(timeout=self._gateway.settings.store_max_s)
             held, self._held = self._held, []
-            for one in held:
-                await self._write(one)
+            for held_message in held:
+                await self._write(held_message)
             return
-        await self._settle()
+        await self._written()
         self._writing = asyncio.create_task(self._send(message))
 
-    async def _settle(self) -> None:
-        """Wait until the message before was taken."""
+    async def _written(self) -> None:
+        """Wait until the preceding message is written."""
         if self._writing is not None:
             await self._writing
 
@@ -144,10 +150,10 @@ class Upload:
 
 
 class Outcomes:
-    """What index decided of each part of one request, as far as it was told.
+    """The outcomes of the parts of one request that were received from index.
 
     Args:
-        most: parts that a request may have.
+        most: maximum number of parts of a request.
     """
 
     def __init__(self, most: int) -> None:
@@ -156,14 +162,14 @@ class Outcomes:
         self._changed = asyncio.Event()
 
     def add(self, data: bytes) -> None:
-        """Take a StoreOutcomes message."""
-        for told in events_pb2.StoreOutcomes.FromString(data).outcomes:
-            if told.part_number < self._most:
-                self.by_part[told.part_number] = told.outcome
+        """Handle a StoreOutcomes message."""
+        for part_outcome in events_pb2.StoreOutcomes.FromString(data).outcomes:
+            if part_outcome.part_number < self._most:
+                self.by_part[part_outcome.part_number] = part_outcome.outcome
         self._changed.set()
 
     async def wait_for(self, parts: set[int], timeout_s: float) -> None:
-        """Wait until the outcome of all parts is there, or the time is over."""
+        """Wait until the outcomes of all these parts were received, at most `timeout_s` seconds."""
         if parts <= self.by_part.keys():
             return
         try:
