@@ -43,6 +43,7 @@ from gantry_standard.dicom.pydicom_tables import tag_of
 from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query, by_path, matches, parse_filter, parse_query, parse_workitem_query
 from gantry_standard.query.query_attributes import vr_of
+from gantry_standard.query.terms import MAXIMUM_TERMS
 from tests.support.former_formats import DATA_DIRECTORY_1, unpack
 
 STUDY, SERIES = "1.2.3", "1.2.3.4"
@@ -647,6 +648,15 @@ async def test_a_long_value_of_an_instance_keeps_neither_it_nor_others_out_of_th
     (row,) = await found(store)
     assert value(row, "NumberOfStudyRelatedInstances") == 2
     assert await uids(store, "SOPInstanceUID", Level.INSTANCE) == ["1.1", "1.2"]
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+async def test_an_instance_with_as_many_items_as_it_may_have_terms_is_indexed(store: IndexStore) -> None:
+    item = {"0040A730": {"vr": "SQ", "Value": [element("Modality", "SR")]}}
+    change = put("1.1", 5)
+    sent = orjson.loads(change.dicom_json) | {"0040A730": {"vr": "SQ", "Value": [item] * MAXIMUM_TERMS}}
+    await store.apply(batch(5, replace(change, dicom_json=orjson.dumps(sent))))
+    assert await uids(store, "SOPInstanceUID", Level.INSTANCE) == ["1.1"]
 
 
 async def test_an_older_database_gets_its_outbox_when_it_is_opened(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from elasticsearch import ApiError, AsyncElasticsearch, NotFoundError, Transport
 
 from gantry_index.stores.port import PAGE
 from gantry_standard import errors
+from gantry_standard.query.terms import MAXIMUM_TERMS
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
@@ -20,7 +21,8 @@ SETTINGS = {
     "auto_expand_replicas": "0-1",
     "refresh_interval": "-1",
     "max_result_window": 110_000,
-    "mapping": {"nested_objects": {"limit": 20_000}},
+    # A term makes at most two of them: its item, and the item of the outermost sequence
+    "mapping": {"nested_objects": {"limit": 2 * MAXIMUM_TERMS}},
 }
 
 
