@@ -28,18 +28,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4 << 20
-"""Metadata in one message."""
+"""Number of metadata bytes after which a new message is begun."""
 UPLOADS_PER_EVENT = 500
-"""Keeps an event below 256 KiB."""
+"""Largest number of uploads in one event, which keeps it below 256 KiB."""
 APPLY_TIMEOUT_S = 10.0
 CURRENT_TIMEOUT_S = 10.0
-"""Seconds that the sweeper's questions wait for the stream's end."""
+"""Seconds for which a call of the sweeper waits until index has applied the whole stream."""
 MOST_DUE = 10_000
 MOST_DESCRIBED = 1000
 
 
 class IndexEdge(IndexServiceServicer):
-    """IndexService."""
+    """The handlers of IndexService.
+
+    Args:
+        search_maximum: largest number of rows of one search.
+        current_timeout_s: seconds for which a search of workitems waits until index is current.
+    """
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class IndexEdge(IndexServiceServicer):
         return index_pb2.SearchResponse(rows=page.rows, remaining=page.remaining)
 
     async def SearchWorkitems(self, request: index_pb2.SearchWorkitemsRequest, context: Any) -> index_pb2.SearchWorkitemsResponse:
-        """Search workitems, as of now when that is asked for."""
+        """Search workitems; if the request says so, after all changes up to now are applied."""
         if request.current:
             await self._workitems.wait_until_current(self._current_timeout_s)
         page = await self._workitems.store.search(visible(workitem_query_of(request, self._search_maximum)))
@@ -80,7 +85,7 @@ class IndexEdge(IndexServiceServicer):
             yield index_pb2.GetInstancesResponse(records=[index_pb2.InstanceRecord.FromString(record) for record in records])
 
     async def GetMetadata(self, request: index_pb2.GetMetadataRequest, context: Any) -> AsyncIterator[index_pb2.GetMetadataResponse]:
-        """Return the metadata of a scope, or that it is as the caller knows it."""
+        """Return the metadata of a scope, or "unchanged" if its state tag is the one in the request."""
         scope = scope_of(request.scope)
         state = await self._store.state(scope)
         if state and state == request.known_state:
@@ -89,12 +94,12 @@ class IndexEdge(IndexServiceServicer):
         async for fragments in self._store.fragments(scope):
             for part in _bounded(fragments):
                 answer, state = index_pb2.GetMetadataResponse(state=state), b""
-                for one in part:
-                    _add_fragment(answer, one)
+                for fragment in part:
+                    _add_fragment(answer, fragment)
                 yield answer
 
     async def DeleteInstances(self, request: index_pb2.DeleteInstancesRequest, context: Any) -> index_pb2.DeleteInstancesResponse:
-        """Announce the deletion, and wait until it is applied and its decision durable."""
+        """Publish the deletion, and wait until it is applied and its decision is durable."""
         by_collection: dict[str, list[NamedUpload]] = {}
         async for records in self._store.records(scope_of(request.scope)):
             for record in records:
@@ -105,13 +110,13 @@ class IndexEdge(IndexServiceServicer):
         return index_pb2.DeleteInstancesResponse(deleted=sum(len(uploads) for uploads in by_collection.values()))
 
     async def RestoreInstances(self, request: index_pb2.RestoreInstancesRequest, context: Any) -> index_pb2.RestoreInstancesResponse:
-        """Announce what is to be restored, wait until it is applied, and count what came of it."""
+        """Publish the restoration, wait until it is applied, and count the restored instances."""
         if not is_valid_uid(request.uid):
             raise errors.BadRequest(f"{request.uid[:80]!r} is not a UID")
         by_collection: dict[str, list[NamedUpload]] = {}
         async for tombstones in self._store.tombstones(request.uid, call_context.caller().visible_studies):
-            for one in tombstones:
-                by_collection.setdefault(collection_of(one.stored), []).append(named(one.stored))
+            for tombstone in tombstones:
+                by_collection.setdefault(collection_of(tombstone.stored), []).append(named(tombstone.stored))
         answer = index_pb2.RestoreInstancesResponse(here=await self._count_here(request.uid))
         if not by_collection and not answer.here:
             raise errors.NotFound(f"nothing is known of {request.uid}")
@@ -135,7 +140,9 @@ class IndexEdge(IndexServiceServicer):
         tags = {Level.STUDY: "0020000D", Level.SERIES: "0020000E"}
         present, _ = await self._store.present([uid], [])
         studies = call_context.caller().visible_studies
-        count = sum(not one.deleted and (studies is None or collection_of(one.stored) in studies) for one in present.values())
+        count = sum(
+            not instance.deleted and (studies is None or collection_of(instance.stored) in studies) for instance in present.values()
+        )
         for level, tag in tags.items():
             query = Query(Level.INSTANCE, keys=(MatchKey((tag,), Operation.EQUAL, (uid,), level=level),), limit=1)
             page = await self._store.search(visible(query))
@@ -145,7 +152,7 @@ class IndexEdge(IndexServiceServicer):
     async def _announce(
         self, name: str, message: type[InstancesDeleted | InstancesRestored], collection: str, uploads: Sequence[NamedUpload]
     ) -> None:
-        """Publish an event about uploads of a collection, in parts, and wait until each is applied."""
+        """Publish events about uploads of a collection, UPLOADS_PER_EVENT in each, and wait until each is applied."""
         subject = streams.SUBJECTS[name].format(partition=streams.partition_of(collection))
         for start in range(0, len(uploads), UPLOADS_PER_EVENT):
             reply_subject = self._client.new_inbox()
@@ -159,31 +166,31 @@ class IndexEdge(IndexServiceServicer):
     async def _publish(self, subject: str, data: bytes, reply_subject: str) -> None:
         applied = asyncio.get_running_loop().create_future()
 
-        async def heard(message: Any) -> None:
+        async def reply_received(message: Any) -> None:
             if not applied.done():
                 applied.set_result(None)
 
-        subscription = await self._client.subscribe(reply_subject, cb=heard)
+        subscription = await self._client.subscribe(reply_subject, cb=reply_received)
         try:
             await streams.publish(self._js, subject, data, {"Nats-Msg-Id": reply_subject})
             async with asyncio.timeout(APPLY_TIMEOUT_S):
                 await applied
         except TimeoutError as error:
-            raise errors.Unavailable("the change is announced and durable, but not applied yet") from error
+            raise errors.Unavailable("the change is stored and will be applied, but is not applied yet") from error
         finally:
             await subscription.unsubscribe()
 
     async def ListDue(self, request: index_pb2.ListDueRequest, context: Any) -> index_pb2.ListDueResponse:
-        """Return uploads whose bytes may go."""
+        """Return uploads whose bytes may be removed."""
         if not 1 <= request.limit <= MOST_DUE:
             raise errors.BadRequest(f"limit is {request.limit}, expected 1 to {MOST_DUE}")
         await self._following.wait_until_current(CURRENT_TIMEOUT_S)
-        found = await self._store.due(request.before_s, request.after_object, request.limit)
-        uploads = [index_pb2.DueUpload(name=Location(object=key, offset=offset), object=dead.object) for (key, offset), dead in found]
+        due = await self._store.due(request.before_s, request.after_object, request.limit)
+        uploads = [index_pb2.DueUpload(name=Location(object=key, offset=offset), object=dead.object) for (key, offset), dead in due]
         return index_pb2.ListDueResponse(uploads=uploads)
 
     async def DescribeUploads(self, request: index_pb2.DescribeUploadsRequest, context: Any) -> index_pb2.DescribeUploadsResponse:
-        """Return what became of uploads, and where they lie."""
+        """Return the conditions of uploads, and the objects that have their bytes."""
         if len(request.uploads) > MOST_DESCRIBED:
             raise errors.BadRequest(f"{len(request.uploads)} uploads, expected at most {MOST_DESCRIBED}")
         await self._following.wait_until_current(CURRENT_TIMEOUT_S)
@@ -192,13 +199,13 @@ class IndexEdge(IndexServiceServicer):
         return index_pb2.DescribeUploadsResponse(uploads=[state_of(present.get(uid), dead.get(place), place) for uid, place in named_by])
 
     async def FilterUnknownPacks(self, request: index_pb2.FilterUnknownPacksRequest, context: Any) -> index_pb2.FilterUnknownPacksResponse:
-        """Return the packs that were not announced completely, as far as this index has come."""
+        """Return the packs that were not announced completely, according to the events that index has applied."""
         if not await self._store.generation():
             raise errors.Unavailable("the index is being built")
         return index_pb2.FilterUnknownPacksResponse(objects=await self._store.unknown_packs(list(request.objects)))
 
     async def Reindex(self, request: index_pb2.ReindexRequest, context: Any) -> AsyncIterator[index_pb2.ReindexResponse]:
-        """Build a new generation from the object store and swap it in."""
+        """Build a new index generation from the object store and swap it in."""
         read = total = instances = 0
         async for progress in self._following.reindex():
             read, total, instances = progress.packs_read, progress.packs_total, progress.instances
@@ -206,13 +213,13 @@ class IndexEdge(IndexServiceServicer):
         yield index_pb2.ReindexResponse(packs_read=read, packs_total=total, instances=instances, done=True)
 
     async def GetAppliedSequence(self, request: index_pb2.GetAppliedSequenceRequest, context: Any) -> index_pb2.GetAppliedSequenceResponse:
-        """Return the cursor of the reader that has the collection's partition, whichever process that runs in."""
+        """Return the cursor of the reader of the collection's partition. The reader may run in another process."""
         readers = self._following.readers
         reader = readers[streams.partition_of(request.collection) % len(readers)]
         return index_pb2.GetAppliedSequenceResponse(sequence=await self._store.cursor(reader))
 
     async def GetStatus(self, request: index_pb2.GetStatusRequest, context: Any) -> index_pb2.GetStatusResponse:
-        """Return how far index is, and what is wrong."""
+        """Return the counts, the cursor, and the problem that keeps index from applying events."""
         status = index_pb2.GetStatusResponse(index_store=self._store.name, applied_sequence=self._following.reader.applied)
         try:
             counts = await self._store.counts()
@@ -230,25 +237,25 @@ class IndexEdge(IndexServiceServicer):
 
 
 def visible(query: Query) -> Query:
-    """Return a query for what the caller may see. For an unrestricted caller it is the query itself."""
+    """Return the query, restricted to the studies that the caller may see. For an unrestricted caller it is the same object."""
     studies = call_context.caller().visible_studies
     return query if studies is None else replace(query, visible_studies=studies)
 
 
 def scope_of(scope: index_pb2.Scope) -> Scope:
-    """Return a scope of what the caller may see.
+    """Return the scope of a message, restricted to the studies that the caller may see.
 
     Raises:
-        errors.BadRequest: nothing restricts it.
+        errors.BadRequest: the message names neither a collection nor an instance.
     """
     if not scope.collection and not scope.sop_instance_uid:
-        raise errors.BadRequest("a scope names a collection or an instance")
+        raise errors.BadRequest("a scope must name a collection or an instance")
     studies = call_context.caller().visible_studies
     return Scope(scope.collection, scope.series_instance_uid, scope.sop_instance_uid, studies)
 
 
 def named(stored: StoredInstance) -> NamedUpload:
-    """Return how events name the upload that an instance is."""
+    """Return the upload of an instance, as events name it."""
     object_key, offset = place_of(stored)
     return NamedUpload(
         series_instance_uid=stored.series_instance_uid,
@@ -258,7 +265,7 @@ def named(stored: StoredInstance) -> NamedUpload:
 
 
 def state_of(present: Present | None, dead: Dead | None, place: Place) -> index_pb2.UploadState:
-    """Return what became of an upload."""
+    """Return the condition of an upload as a message."""
     if present is not None and present.place == place and not present.deleted:
         return index_pb2.UploadState(condition=index_pb2.UploadState.CONDITION_LIVE, object=present.stored.location.object)
     if dead is None:
@@ -281,7 +288,7 @@ def _bounded(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
 
 
 def _add_fragment(answer: index_pb2.GetMetadataResponse, fragment: Fragment) -> None:
-    """Put a fragment into its place; a message that is made apart is copied when it is put into another one."""
+    """Add a fragment to a response in place, because protobuf would copy a separate message."""
     added = answer.fragments.add(dicom_json=fragment.dicom_json, sop_instance_uid=fragment.sop_instance_uid, version=fragment.version)
     if fragment.location:
         added.location.MergeFromString(fragment.location)

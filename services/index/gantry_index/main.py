@@ -1,4 +1,4 @@
-"""The index process: opens what the settings name, and runs."""
+"""gantry-index: opens the index store, follows the streams, and serves IndexService."""
 
 import asyncio
 import sys
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 async def stores(process: Process, settings: IndexSettings) -> tuple[IndexStore, WorkitemStore]:
-    """Open the stores; wait for Elasticsearch where it is not there yet."""
+    """Open the stores; wait until Elasticsearch answers."""
     store: IndexStore
     workitems: WorkitemStore
     if settings.index_store == "sqlite":
         store = await asyncio.to_thread(SqliteStore, settings.index_directory, settings.index_sqlite_readers)
         workitems = await asyncio.to_thread(SqliteWorkitemStore, settings.index_directory)
     else:
-        # Its client is large and slow to import: one machine does without.
+        # Imported only when needed, because the Elasticsearch client is large and slow to import.
         from gantry_index.stores.elasticsearch.store import ElasticsearchStore
         from gantry_index.stores.elasticsearch.workitem_store import ElasticsearchWorkitemStore
 

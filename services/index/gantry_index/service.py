@@ -1,4 +1,4 @@
-"""What runs in an index process beside its gRPC edge: the stream's owner, its readers, and reindexing."""
+"""Follows the stream STORE in an index process: creates the stream, runs its readers, and reindexes."""
 
 import asyncio
 import logging
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNNAMED = "unnamed"
-"""Generation of a stream whose metadata has none."""
+"""Generation of a stream whose metadata does not name one."""
 
 
 class Following:
-    """Owns the stream STORE and keeps the store's cursors to it.
+    """Owns the stream STORE, and ensures that the cursors of the index store belong to it.
 
-    A store that an older program made is not used until it is reindexed, where it cannot be migrated in place.
-    A store that never followed a stream is built from the object store first. A stream that was lost is created again above the
-    high-water mark. A stream of another generation, or one that ends before the cursor, is an error that a person must look at.
+    A store of an older program that cannot be migrated in place is not used until it is reindexed. A store that never followed a stream is
+    first built from the object store. A lost stream is created again, with sequences above all cursors. A stream of another generation, or
+    one that ends before the cursor, is an error that an operator must resolve.
     """
 
     def __init__(self, reader: Reader, blob: "BlobServiceAsyncStub", client: streams.Client) -> None:
@@ -42,11 +42,11 @@ class Following:
 
     @property
     def readers(self) -> list[str]:
-        """Names of the cursors: one for SQLite, one a partition for Elasticsearch."""
+        """Names of the readers: one for SQLite, one per partition for Elasticsearch."""
         return [ALL] if self.store.name == "sqlite" else [str(number) for number in range(streams.PARTITIONS)]
 
     async def run(self) -> None:
-        """Follow the stream for ever. What a task that belongs to it raises, the keeper of partitions or a reader, is raised here."""
+        """Follow the stream without end. Exceptions of the tasks that follow it are raised here."""
         while True:
             try:
                 await self.join()
@@ -83,7 +83,7 @@ class Following:
             await asyncio.sleep(1)
 
     async def join(self) -> None:
-        """See to it that the stream is there and the store's cursors belong to it.
+        """Ensure that the stream exists and that the cursors of the store belong to it.
 
         Raises:
             errors.Conflict: the stream is not the one that this index follows, or the store must be reindexed first.
@@ -103,7 +103,7 @@ class Following:
             log.info("stream created", extra={"stream": "STORE", "first_sequence": high_water + 1})
             state = await streams.describe_stream(self._js, streams.STORE)
             if state is None:
-                raise errors.Unavailable("the stream STORE is not there")
+                raise errors.Unavailable("the stream STORE does not exist")
         generation = state.metadata.get("generation", UNNAMED)
         if generation == known:
             if state.last_sequence < high_water:
@@ -116,7 +116,7 @@ class Following:
             raise errors.Conflict(f"STORE is of generation {generation}, the index follows {known}: reindex into an empty index store")
 
     async def _begin(self, generation: str, last_sequence: int) -> None:
-        """Fill a store that knows nothing from what lies in the object store; events up to `last_sequence` are in it."""
+        """Build an empty store from the object store, which contains the events up to `last_sequence`."""
         async with self.reader.lock:
             built = await self.store.build()
             async for progress in Rebuild(built, self._blob, None, last_sequence).run():
@@ -125,10 +125,13 @@ class Following:
             await self.store.swap(built)
 
     async def wait_until_current(self, timeout_s: float) -> None:
-        """Wait until every reader, in whatever process, has applied what is on the stream now.
+        """Wait until every reader, in any process, has applied all events that are on the stream now.
+
+        Args:
+            timeout_s: seconds.
 
         Raises:
-            errors.Unavailable: one has not within the time, or the store is being built.
+            errors.Unavailable: a reader has not done so in time, or the store is being built.
         """
         generation = await self.store.generation()
         state = await streams.describe_stream(self._js, streams.STORE)
@@ -139,15 +142,20 @@ class Following:
         end = asyncio.get_running_loop().time() + timeout_s
         while any(cursor < last[reader] for reader, cursor in (await self.store.cursors(self.readers)).items()):
             if asyncio.get_running_loop().time() > end:
-                raise errors.Unavailable("index has not applied what is on the stream")
+                raise errors.Unavailable("index has not applied all events on the stream yet")
             await asyncio.sleep(0.05)
 
     async def reindex(self) -> AsyncIterator[Progress]:
-        """Build a new generation on the live system and swap it in. Every reader pauses, in all processes; events wait on the stream."""
+        """Build a new index generation while the system runs, and swap it in. All readers pause; their events stay on the stream.
+
+        Raises:
+            errors.Conflict: a reindex is running, or another process did not stop reading.
+            errors.Unavailable: the index follows no stream yet, or NATS, blob or the store does not answer.
+        """
         if self._reindexing.locked():
             raise errors.Conflict("a reindex is running")
         if await self.store.outdated():
-            # Paused, an older program would read on after the swap, and take the new indices for its own.
+            # A process of an older program would only pause. After the swap it would continue, and write into the new generation.
             await self._partitions.check_nobody_reads()
         async with self._reindexing, self._others_paused() as check, self.reader.lock:
             generation = await self.store.generation()

@@ -30,7 +30,11 @@ class IndexSettings(ProcessSettings):
     index_sqlite_readers: int = setting(4, "Number of threads that read SQLite.")
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
+        """Check the values.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
         if not 1 <= self.index_search_maximum <= 10_000:
             raise ValueError(f"GANTRY_INDEX_SEARCH_MAXIMUM={self.index_search_maximum}: expected 1 to 10000")
         if not 0.1 <= self.study_settled_s <= 86_400:

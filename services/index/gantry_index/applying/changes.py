@@ -1,14 +1,14 @@
-"""Publishes on the stream CHANGES what was decided, from the outbox of the index store.
+"""Publishes the decisions of index on the stream CHANGES, from the outbox of the index store.
 
-An outbox row is written with the decision. It is removed with a later batch, after the stream has acknowledged it. So each decision is
-published at least once, also after a crash, and the rows of one study are published in order. Rows of one study that wait together share a
-message: StudyChanged is a list, and two serialized ones joined are one.
+An outbox row is written together with its decision. It is removed with a later batch, after NATS has confirmed that it is on the stream. So
+each decision is published at least once, also after a crash, and the rows of one study are published in order. Waiting rows of one study
+share a message: StudyChanged is a list, and two concatenated serialized lists are one list.
 
-When a study got no upload for `settled_s` seconds, it is published as settled, after everything else about it. Where another process takes
-over, that time begins again.
+When a study had no upload for `settled_s` seconds, it is published as settled, after all its other changes. If another process takes over,
+this time begins again.
 
-The answer to the gateway does not wait for any of this. Two processes may publish the same rows for a moment, with the same ids. Each
-begins with the oldest row that is not removed, so the first time that each change is published is in order.
+Store requests do not wait for any of this. For a moment two processes may publish the same rows, with the same ids. Each process begins
+with the oldest row that is not removed, so the first publications of the changes are in order.
 
 Source: docs/decisions/0131-changes.md.
 """
@@ -34,24 +34,24 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.1
 SLOW_GATHER_S = 0.5
-"""Seconds between a decision and its publication, so that changes of a study that come one by one share a message. With Elasticsearch
-reading the outbox is a refresh and a search, hence the longer time."""
+"""Seconds between a decision and its publication, so that successive changes of a study share a message. With Elasticsearch it is longer,
+because reading the outbox needs a refresh and a search."""
 TIDY_S = 1.0
-"""Seconds without a batch after which published rows are removed in a transaction of their own."""
+"""Seconds without a batch after which published rows are removed in a separate transaction."""
 ROWS = 200
 """Rows that are read from the outbox at once."""
 MESSAGE_BYTES = 256 << 10
-"""Rows of one study share a message up to this size. A row, of one event, is smaller."""
+"""Rows of one study share a message up to this size in bytes. A single row is smaller."""
 TOGETHER = 16
 """Studies whose rows are published at the same time."""
 RETRY_S = 0.2
 FIRST_PER_S = 1000
-"""A stream that is made anew begins at the milliseconds since 1970, above every sequence of one that was lost."""
+"""A created stream begins at the number of milliseconds since 1970, which is greater than every sequence of a lost stream."""
 
 
 @dataclass(slots=True)
 class _Window:
-    """Of a reader, up to which sequence rows are published, and up to which they are applied."""
+    """The sequences up to which the rows of one reader are published, and up to which its events are applied."""
 
     published: int
     applied: int
@@ -67,7 +67,7 @@ class _Settling:
 
 
 class Changes:
-    """Publishes what the readers of this process decided. `lock` is the readers': nothing is removed while it is held."""
+    """Publishes the decisions of the readers of this process. `lock` is the lock of the readers; nothing is removed while it is held."""
 
     def __init__(self, store: IndexStore, client: streams.Client, lock: asyncio.Lock, settled_s: float) -> None:
         self._store = store
@@ -80,18 +80,18 @@ class Changes:
         self._waiting: set[str] = set()
         """Readers that have rows to publish."""
         self._settling: dict[str, _Settling] = {}
-        """By study, the one that is due first first."""
+        """By study, in the order in which they are due."""
         self._published: set[int] = set()
         self._settled: dict[str, int] = {}
-        """What is published and to be removed."""
+        """Published settlings that are to be removed, as `_published` has the published rows."""
         self._applied_s = 0.0
         """When the last batch was applied, in monotonic seconds."""
         self._news = asyncio.Event()
         self._has_stream = False
-        """Whether the stream was there when a reader last began: a reader begins anew where NATS lost its streams."""
+        """Whether the stream is known to exist. A reader that begins sets it to false: readers begin again after NATS lost streams."""
 
     async def join(self, reader: str, cursor: int) -> None:
-        """Begin to publish for a reader, first what an earlier process left.
+        """Begin to publish for a reader, first the rows that an earlier process left.
 
         Raises:
             errors.Unavailable: the store does not answer.
@@ -106,24 +106,24 @@ class Changes:
         self._news.set()
 
     def leave(self, reader: str) -> None:
-        """Publish no more for a reader; another process may."""
+        """Stop publishing for a reader, because another process may do it."""
         self._windows.pop(reader, None)
         self._waiting.discard(reader)
-        self._settling = {study: one for study, one in self._settling.items() if one.reader != reader}
+        self._settling = {study: settling for study, settling in self._settling.items() if settling.reader != reader}
 
     def to_remove(self, settling: Mapping[str, int]) -> tuple[list[int], dict[str, int]]:
-        """Return what is to be removed with the next batch, `published` and `settled`; no study that the batch has uploads of."""
+        """Return `published` and `settled` for the next batch, without the studies of which the batch has uploads (`settling`)."""
         return list(self._published), {study: sequence for study, sequence in self._settled.items() if study not in settling}
 
     def removed(self, published: Sequence[int], settled: Mapping[str, int]) -> None:
-        """Note that what `to_remove` returned is removed."""
+        """Record that the result of `to_remove` was removed from the store."""
         self._published.difference_update(published)
         for study, sequence in settled.items():
             if self._settled.get(study) == sequence:
                 del self._settled[study]
 
     def applied(self, reader: str, sequence: int, has_rows: bool, settling: Mapping[str, int]) -> None:
-        """Note what a batch brought: whether there is something to publish, and uploads of studies."""
+        """Record an applied batch: its last sequence, whether it has rows to publish, and its uploads of studies."""
         self._applied_s = time.monotonic()
         for study, last in settling.items():
             self._settled.pop(study, None)
@@ -139,7 +139,7 @@ class Changes:
         self._settling[study] = _Settling(reader, sequence, time.monotonic() + self._settled_s)
 
     async def run(self) -> None:
-        """Publish for ever. Waits while NATS or the store does not answer."""
+        """Publish without end. Waits while NATS or the store does not answer."""
         await self._ensure()
         while True:
             with suppress(TimeoutError):
@@ -159,7 +159,7 @@ class Changes:
                 await asyncio.sleep(RETRY_S)
 
     async def _ensure(self) -> None:
-        """Make the stream where it is not there; wait while NATS does not answer."""
+        """Create the stream if it does not exist; wait while NATS does not answer."""
         js = self._client.jetstream()
         while True:
             try:
@@ -167,7 +167,7 @@ class Changes:
                 self._has_stream = True
                 return
             except errors.GantryError as error:
-                log.warning("the stream CHANGES is not there", extra={"reason": error.message})
+                log.warning("the stream CHANGES could not be created", extra={"reason": error.message})
             await asyncio.sleep(RETRY_S)
 
     async def _publish_decided(self) -> None:
@@ -187,11 +187,11 @@ class Changes:
                     self._waiting.discard(reader)
 
     async def _publish(self, rows: Sequence[OutboxRow]) -> None:
-        """Publish rows: those of one study one after the other, those of several at the same time."""
+        """Publish rows: in sequence for one study, concurrently for several studies."""
         by_study: dict[str, list[list[OutboxRow]]] = {}
         for row in rows:
             messages = by_study.setdefault(row.collection, [])
-            if not messages or sum(len(one.data) for one in messages[-1]) + len(row.data) > MESSAGE_BYTES:
+            if not messages or sum(len(waiting.data) for waiting in messages[-1]) + len(row.data) > MESSAGE_BYTES:
                 messages.append([])
             messages[-1].append(row)
         free = asyncio.Semaphore(TOGETHER)
@@ -200,7 +200,7 @@ class Changes:
             async with free:
                 for parts in messages:
                     data = b"".join(row.data for row in parts)
-                    # What a crash kept from being applied leaves a row without changes.
+                    # A row has no changes if a crash prevented them from being applied.
                     if StudyChanged.FromString(data).changes:
                         await self._publish_message(
                             _subject("StudyChanged", study), data, f"{study} {parts[0].sequence}-{parts[-1].sequence}"
@@ -217,7 +217,7 @@ class Changes:
             await end_tasks(publishing)
 
     async def _publish_message(self, subject: str, data: bytes, message_id: str) -> None:
-        """Publish one message, as often as it takes: what comes after it waits."""
+        """Publish one message; retry until it succeeds. Later messages wait."""
         begun_s = time.monotonic()
         while True:
             try:
@@ -233,20 +233,20 @@ class Changes:
     async def _publish_settled(self) -> None:
         now_s = time.monotonic()
         while self._settling:
-            study, one = next(iter(self._settling.items()))
-            window = self._windows.get(one.reader)
-            if one.due_s > now_s or window is None or (one.reader in self._waiting and window.published < one.sequence):
-                # It is not due, or not everything before it is published.
+            study, first = next(iter(self._settling.items()))
+            window = self._windows.get(first.reader)
+            if first.due_s > now_s or window is None or (first.reader in self._waiting and window.published < first.sequence):
+                # It is not due, or not all earlier changes are published.
                 return
             message = StudyChanged(collection=study)
-            message.changes.add(id=change_id(one.sequence, Change.KIND_SETTLED), kind=Change.KIND_SETTLED, sequence=one.sequence)
-            await self._publish_message(_subject("StudySettled", study), message.SerializeToString(), f"{study} {one.sequence} settled")
-            if self._settling.get(study) is one:
+            message.changes.add(id=change_id(first.sequence, Change.KIND_SETTLED), kind=Change.KIND_SETTLED, sequence=first.sequence)
+            await self._publish_message(_subject("StudySettled", study), message.SerializeToString(), f"{study} {first.sequence} settled")
+            if self._settling.get(study) is first:
                 del self._settling[study]
-                self._settled[study] = one.sequence
+                self._settled[study] = first.sequence
 
     async def _tidy(self) -> None:
-        """Remove what is published where no batch came to do it."""
+        """Remove published rows if there was no batch for TIDY_S seconds that could remove them."""
         if time.monotonic() - self._applied_s < TIDY_S or self._lock.locked() or not (self._published or self._settled):
             return
         async with self._lock:
@@ -256,6 +256,6 @@ class Changes:
 
 
 def _subject(name: str, collection: str) -> str:
-    """Return the subject of a message about a collection. A UID that is none could not stand in it."""
+    """Return the subject of a message about a collection. An invalid UID is replaced, because it may not be a valid part of a subject."""
     is_possible = not is_study(collection) or is_valid_uid(collection)
     return streams.SUBJECTS[name].format(uid=collection if is_possible else "invalid")

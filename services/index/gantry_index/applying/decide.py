@@ -1,8 +1,8 @@
-"""Index decides what an upload is, in stream order.
+"""Decides, in stream order, what an upload is: new, redundant (the same content again), a refused duplicate, or a new version.
 
-New; the same content again; a duplicate to refuse; a new version. And what is deleted, restored, swept, or lies elsewhere now. An upload is
-named by where it was first written (`place_of`). The same events against the same state decide the same, and an event whose upload is
-known already decides what it decided before, so events may be repeated.
+It also decides what is deleted, restored or swept, and records new locations. An upload is identified by its upload name (`place_of`). The
+same events with the same state give the same decisions. An event whose upload is already known gives the same decision as before, so events
+may be repeated.
 
 Source: PS3.18 §10.5; failure reason 0111H of PS3.4 §B.2.3 for a duplicate.
 """
@@ -43,7 +43,7 @@ KIND_NAMES = {
 
 
 def change_id(sequence: int, kind: "Change.Kind.ValueType") -> str:
-    """Return the id of a change on CHANGES. The sequence is of the event on STORE: sequences of STORE are never used twice."""
+    """Return the id of a change on CHANGES. `sequence` is that of the event on STORE, where no sequence is ever used twice."""
     return f"{sequence}-{KIND_NAMES[kind]}"
 
 
@@ -54,12 +54,12 @@ OUTCOME_OF_DEAD: dict[int, "Outcome.ValueType"] = {
     Decision.KIND_DELETED: events_pb2.OUTCOME_NEW,
     Decision.KIND_SWEPT: events_pb2.OUTCOME_NEW,
 }
-"""What was told of an upload whose place is dead by now."""
+"""The outcome that was reported for an upload that is dead now."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """InstancesStored with all facts; `dicom_json` by SOP Instance UID and part where it is not in the facts."""
+    """InstancesStored with all facts. `dicom_json` has, by part number, the DICOM JSON that is not in the facts."""
 
     sequence: int
     event: InstancesStored
@@ -79,7 +79,7 @@ class DeletedEvent:
 
 @dataclass(frozen=True, slots=True)
 class RestoredEvent:
-    """InstancesRestored, with the facts and the DICOM JSON of those whose bytes are there, by their names."""
+    """InstancesRestored, with facts and DICOM JSON, by upload name, of the uploads whose bytes still exist."""
 
     sequence: int
     event: InstancesRestored
@@ -97,11 +97,11 @@ class SweptEvent:
 
 
 Event = StoredEvent | DeletedEvent | RestoredEvent | SweptEvent
-"""`time_s`: when the event was published, seconds since 1970."""
+"""`time_s` is the time of publication, in seconds since 1970 UTC."""
 
 
 def uploads_of(event: Event) -> list[tuple[str, Place]]:
-    """Return the uploads that an event is about: SOP Instance UID and name."""
+    """Return the uploads of an event, as pairs of SOP Instance UID and upload name."""
     if isinstance(event, StoredEvent):
         return [(instance.sop_instance_uid, place_of(instance)) for instance in event.instances]
     return [(upload.sop_instance_uid, _named(upload)) for upload in event.event.instances]
@@ -113,17 +113,17 @@ def _named(upload: NamedUpload) -> Place:
 
 @dataclass(slots=True)
 class Decisions:
-    """What a batch of events comes to.
+    """The decisions about a batch of events.
 
     Attributes:
-        changes: by SOP Instance UID the last change.
-        dead: uploads that are dead from now on; None for those that are alive again.
-        uids: of those that were deleted.
-        moved: of `dead`, those of which only the place of their bytes is new.
-        outcomes: what to tell, by reply subject.
-        changed: instances whose records are no longer what they were, by collection.
-        applied: reply subjects of deletions and restores.
-        packs: of which nothing is missing on the stream.
+        changes: the last change of each SOP Instance UID.
+        dead: uploads that are dead from now on; None for uploads that are restored.
+        uids: UIDs of the deleted uploads.
+        moved: those uploads of `dead` for which only the location of the bytes is new.
+        outcomes: reply subjects, and the outcomes to report there.
+        changed: by collection, the SOP Instance UIDs whose instance records have changed.
+        applied: reply subjects of deletions and restorations.
+        packs: keys of packs all of whose events are on the stream.
         study_changes: by sequence of the event, what is to be published on CHANGES.
     """
 
@@ -144,7 +144,7 @@ class Decisions:
         ]
 
     def to_keep(self) -> list[tuple["Decision.Kind.ValueType", list[Location], list[InstanceUids]]]:
-        """Return what reindex must know: per kind the names of uploads and, of deleted ones, their UIDs."""
+        """Return what reindex must know: by kind, the upload names, and for deleted uploads the UIDs."""
         kinds: dict[Decision.Kind.ValueType, tuple[list[Location], list[InstanceUids]]] = {}
         for place, dead in self.dead.items():
             if place in self.moved:
@@ -162,12 +162,13 @@ def decide(
     dead: Mapping[Place, Dead],
     on_duplicate: OnDuplicate = "reject",
 ) -> Decisions:
-    """Decide a batch.
+    """Decide a batch of events.
 
     Args:
         events: in stream order.
-        present: what is known of every SOP Instance UID in them.
-        dead: which of their uploads are dead.
+        present: the state of every known SOP Instance UID in them.
+        dead: those of their uploads that are dead.
+        on_duplicate: whether to reject or replace when other content is stored under an existing SOP Instance UID.
     """
     batch = _Batch(dict(present), dict(dead), on_duplicate)
     for event in events:
@@ -212,7 +213,7 @@ class _Batch:
             self._note_change(event, Change.KIND_CREATED, instance, self._put(event, instance))
             return events_pb2.OUTCOME_NEW
         if now.place == place:
-            # Applied before: this is a repetition.
+            # The event was applied before.
             return events_pb2.OUTCOME_NEW
         if is_same(now.stored, instance):
             self._kill(place, Dead(Decision.KIND_REDUNDANT, event.time_s, instance.location.object))
@@ -226,7 +227,7 @@ class _Batch:
         return events_pb2.OUTCOME_DUPLICATE
 
     def _moved(self, event: StoredEvent, instance: StoredInstance, place: Place, now: Present | None) -> None:
-        """Note where a known upload lies now, whatever it is: an instance, a tombstone, kept aside."""
+        """Record the new location of a known upload, which may be an instance, a tombstone, or a dead upload."""
         if (dead := self.dead.get(place)) is not None:
             if place not in self.decisions.dead:
                 self.decisions.moved.add(place)
@@ -276,7 +277,7 @@ class _Batch:
             if dead is None or dead.kind != Decision.KIND_DELETED or facts is None:
                 continue
             if now is not None and not now.deleted and now.place != place:
-                # Stored anew since: that one stays.
+                # The instance was stored again after the deletion; that upload stays.
                 continue
             del self.dead[place]
             self.decisions.dead[place] = None
@@ -299,11 +300,11 @@ class _Batch:
                 self._kill(place, Dead(Decision.KIND_SWEPT, event.time_s, dead.object))
 
     def _note_change(self, event: Event, kind: "Change.Kind.ValueType", stored: StoredInstance, version: int) -> None:
-        """Note for CHANGES what an event does to an instance."""
+        """Record the change of an instance for the stream CHANGES."""
         message = self.decisions.study_changes.get(event.sequence)
         if message is None:
             message = self.decisions.study_changes[event.sequence] = StudyChanged(collection=event.event.collection)
-        change = next((one for one in message.changes if one.kind == kind), None)
+        change = next((existing for existing in message.changes if existing.kind == kind), None)
         if change is None:
             name = change_id(event.sequence, kind)
             change = message.changes.add(id=name, kind=kind, sequence=event.sequence, time_s=event.time_s)
@@ -314,7 +315,7 @@ class _Batch:
         kept = without_json(instance)
         dicom_json = event.dicom_json.get(instance.part_number, instance.dicom_json)
         now = self.state.get(instance.sop_instance_uid)
-        # Above what another partition has written under the same UID.
+        # Greater than a version that another partition has written for the same UID.
         version = max(event.sequence, now.version + 1) if now else event.sequence
         self.state[instance.sop_instance_uid] = Present(kept, version)
         self.decisions.changes[instance.sop_instance_uid] = Put(kept, dicom_json, version)
@@ -329,11 +330,11 @@ class _Batch:
 
 
 def without_json(instance: StoredInstance) -> StoredInstance:
-    """Return the facts as a store keeps them."""
-    kept = StoredInstance()
-    kept.CopyFrom(instance)
-    kept.ClearField("dicom_json")
-    return kept
+    """Return a copy of the facts without DICOM JSON, as index stores have them."""
+    facts = StoredInstance()
+    facts.CopyFrom(instance)
+    facts.ClearField("dicom_json")
+    return facts
 
 
 def is_same(one: StoredInstance, other: StoredInstance) -> bool:

@@ -1,7 +1,7 @@
-"""Follows the stream STORE into the index store: parse, decide, apply, tell.
+"""Applies the stream STORE to the index store: parse, decide, apply, notify.
 
-What is there when it looks is one batch: one group commit. An event that cannot be parsed is poison: it is recorded and passed, and its
-pack stays unknown, so that blob announces it again. Every other failure is waited for.
+All events that wait on the stream are one batch and one group commit. An event that cannot be parsed is poison: it is recorded and passed,
+and its pack stays unknown, so that blob announces it again. After any other failure the batch is tried again.
 """
 
 import asyncio
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALL = "all"
-"""The one reader of every partition."""
+"""Name of the reader that reads all partitions."""
 NOTICES = "notices"
-"""Under which a problem of core NATS is noted, beside the readers."""
+"""Key for a problem of core NATS, beside the names of readers."""
 BLOB_TIMEOUT_S = 10.0
 HEARTBEAT_S = 0.5
 LOCATIONS_PER_DECISION = 10_000
@@ -77,7 +77,7 @@ OUTCOME_NAMES = {
     events_pb2.OUTCOME_DUPLICATE: "duplicate",
     events_pb2.OUTCOME_REPLACED: "replaced",
 }
-# Labels are looked up once, not for each instance.
+# The label lookup is too expensive to repeat for each instance.
 _STORED = {outcome: telemetry.INSTANCES_STORED.labels(name) for outcome, name in OUTCOME_NAMES.items()}
 _STORE_EVENTS_APPLIED = telemetry.EVENTS_APPLIED.labels("store")
 
@@ -87,11 +87,11 @@ class Poison(Exception):
 
 
 LONGEST_WAIT_S = 5.0
-"""Seconds between two attempts to apply a batch that fails for a reason of which nobody thought."""
+"""Longest time in seconds between two attempts to apply a batch that fails with an unexpected exception."""
 
 
 class Reader:
-    """Applies events of STORE. `lock` is held for each batch: who holds it pauses every reader of this process."""
+    """Applies events of STORE. `lock` is held for each batch; code that holds it pauses all readers of this process."""
 
     def __init__(
         self,
@@ -104,8 +104,8 @@ class Reader:
         self.store = store
         self.lock = asyncio.Lock()
         self.changes = Changes(store, client, self.lock, settled_s)
-        self._problems = {"": "the stream has not been looked at yet"}
-        """What keeps a reader from applying, by its name; under "" what keeps all of them."""
+        self._problems = {"": "index has not read the stream yet"}
+        """By name of a reader, the problem that keeps it from applying events; under "" the problem of all readers."""
         self.applied = 0
         self._blob = blob
         self._client = client
@@ -115,7 +115,7 @@ class Reader:
 
     @property
     def problem(self) -> str:
-        """What keeps a reader of this process from applying events; "" where nothing does."""
+        """The problem that keeps a reader of this process from applying events; "" if there is none."""
         return next((problem for problem in self._problems.values() if problem), "")
 
     @problem.setter
@@ -123,12 +123,17 @@ class Reader:
         self._problems[""] = problem
 
     async def follow(self, reader: str, subjects: Sequence[str]) -> None:
-        """Apply the stream from the reader's cursor on, for ever; of ALL, until the stream or the store does not answer."""
+        """Apply the stream from the reader's cursor on, without end. The reader ALL returns when the stream or the store does not answer.
+
+        Args:
+            reader: its name.
+            subjects: of its events.
+        """
         try:
             await self._follow(reader, subjects)
         finally:
             if reader != ALL:
-                # Another process has the partition now, and its problem.
+                # Another process may read the partition now, and reports its problems.
                 self._problems.pop(reader, None)
 
     async def _follow(self, reader: str, subjects: Sequence[str]) -> None:
@@ -143,7 +148,7 @@ class Reader:
                     if messages:
                         await self.apply(reader, messages)
                     elif await streams.describe_stream(self._js, streams.STORE) is None:
-                        raise errors.Unavailable("the stream STORE is not there")
+                        raise errors.Unavailable("the stream STORE does not exist")
             except errors.Conflict as error:
                 self._problems[reader] = error.message
                 log.error("stream does not fit the index", extra={"reason": error.message})
@@ -157,7 +162,7 @@ class Reader:
                 self.changes.leave(reader)
 
     async def apply(self, reader: str, messages: Sequence[streams.Message]) -> None:
-        """Apply one batch; event by event where one of them is poison."""
+        """Apply one batch. If an event of it is poison, apply the events one by one."""
         try:
             decisions = await self._apply_when_possible(reader, messages)
         except (Poison, errors.CorruptInstance) as error:
@@ -172,7 +177,7 @@ class Reader:
         await self._tell(decisions)
 
     async def _apply_when_possible(self, reader: str, messages: Sequence[streams.Message]) -> Decisions:
-        """Apply one batch, however often that has to be tried.
+        """Apply one batch; retry until it succeeds.
 
         Raises:
             Poison, errors.CorruptInstance: an event of the batch cannot be parsed.
@@ -211,17 +216,17 @@ class Reader:
         removed = self.changes.to_remove(settling)
         decisions = Decisions()
 
-        def made(present: Mapping[str, Present]) -> Batch:
-            made = _batch(reader, sequence, decisions, present)
+        def store_batch(present: Mapping[str, Present]) -> Batch:
+            decided = _batch(reader, sequence, decisions, present)
             return replace(
-                made, healed=healed, outbox=decisions.outbox(reader), settling=settling, published=removed[0], settled=removed[1]
+                decided, healed=healed, outbox=decisions.outbox(reader), settling=settling, published=removed[0], settled=removed[1]
             )
 
         def decide_at_once(present: Mapping[str, Present], dead: Mapping[Place, Dead]) -> Batch | None:
             nonlocal decisions
             decisions = decide(batch, present, dead, self._on_duplicate)
-            # Decisions are kept before they are applied.
-            return None if decisions.dead else made(present)
+            # Decision objects must be durable before their decisions are applied.
+            return None if decisions.dead else store_batch(present)
 
         is_restoring = any(isinstance(event, RestoredEvent) for event in batch)
         if is_restoring or not await self.store.decided(uids, places, decide_at_once):
@@ -229,7 +234,7 @@ class Reader:
             batch = [await self._with_facts(event, present) if isinstance(event, RestoredEvent) else event for event in batch]
             decisions = decide(batch, present, dead, self._on_duplicate)
             await self._keep(decisions, messages[-1])
-            await self.store.apply(made(present))
+            await self.store.apply(store_batch(present))
         self.changes.removed(*removed)
         self.changes.applied(reader, sequence, bool(decisions.study_changes), settling)
         if poisoned:
@@ -252,24 +257,25 @@ class Reader:
                 case "swept":
                     return SweptEvent(sequence, InstancesSwept.FromString(message.data), time_s)
         except DecodeError as error:
-            raise Poison("not a message of its kind") from error
+            raise Poison("the data is not a message of the kind that its subject names") from error
         raise Poison(f"unknown subject {message.subject}")
 
     async def _stored(self, sequence: int, event: InstancesStored, time_s: int) -> StoredEvent:
         instances: Sequence[StoredInstance] = event.instances
         try:
             if event.facts_in_pack:
-                wanted = {instance.location.offset for instance in event.instances}
-                instances = [one for one in await read_trailer(self._blob, event.object) if one.location.offset in wanted]
-                if len(instances) != len(wanted):
-                    raise Poison(f"{event.object} has {len(instances)} of {len(wanted)} instances announced")
-            large = {one.part_number: await read_json(self._blob, one) for one in instances if not one.dicom_json}
+                announced = {instance.location.offset for instance in event.instances}
+                trailer = await read_trailer(self._blob, event.object)
+                instances = [instance for instance in trailer if instance.location.offset in announced]
+                if len(instances) != len(announced):
+                    raise Poison(f"{event.object} has {len(instances)} of the {len(announced)} announced instances")
+            large = {instance.part_number: await read_json(self._blob, instance) for instance in instances if not instance.dicom_json}
         except (errors.NotFound, errors.RequestError) as error:
             raise Poison(error.message) from error
         return StoredEvent(sequence, event, instances, large, time_s)
 
     async def _with_facts(self, event: RestoredEvent, present: Mapping[str, Present]) -> RestoredEvent:
-        """Read what is to be restored where its tombstone says that it lies; what is not there any more is left out."""
+        """Read the facts of the uploads to restore, from the packs that their tombstones name. Uploads without bytes are omitted."""
         wanted = {place for _, place in uploads_of(event)}
         lie_in = {
             present[uid].stored.location.object if uid in present and present[uid].place == place else place[0]
@@ -278,15 +284,15 @@ class Reader:
         facts: dict[Place, tuple[StoredInstance, bytes]] = {}
         for object_key in sorted(lie_in):
             try:
-                for one in await read_trailer(self._blob, object_key):
-                    if (place := place_of(one)) in wanted:
-                        facts[place] = (one, one.dicom_json or await read_json(self._blob, one))
+                for stored in await read_trailer(self._blob, object_key):
+                    if (place := place_of(stored)) in wanted:
+                        facts[place] = (stored, stored.dicom_json or await read_json(self._blob, stored))
             except (errors.NotFound, errors.CorruptInstance) as error:
                 log.warning("nothing to restore", extra={"object": object_key, "reason": error.message})
         return RestoredEvent(event.sequence, event.event, facts, event.time_s)
 
     async def _keep(self, decisions: Decisions, message: streams.Message) -> None:
-        """Make decisions durable; a retry writes the same objects again."""
+        """Write decision objects. A retry writes the same objects again."""
         for kind, locations, uids in decisions.to_keep():
             for start in range(0, len(locations), LOCATIONS_PER_DECISION):
                 part = slice(start, start + LOCATIONS_PER_DECISION)
@@ -294,7 +300,7 @@ class Reader:
                 await keep_decision(self._blob, decision, datetime.fromtimestamp(message.time_s, UTC))
 
     async def _tell(self, decisions: Decisions) -> None:
-        """Tell who waits, and who keeps records. What is told here is also known to the store: nobody decides by whether it was heard."""
+        """Send outcomes to waiting requests, and changed records to gateways. These messages may be lost: the store has the same facts."""
         for subject, outcomes in decisions.outcomes:
             await self._say(subject, outcomes.SerializeToString())
             for outcome in outcomes.outcomes:
@@ -307,18 +313,18 @@ class Reader:
             await self._say(subject, IndexLease(applied_sequence=self.applied).SerializeToString())
 
     async def _say(self, subject: str, data: bytes) -> None:
-        """Publish on core NATS; wait while NATS takes nothing. A message that NATS can never take is logged and left out."""
+        """Publish on core NATS; wait while NATS does not accept messages. A message that NATS can never accept is logged and dropped."""
         while True:
             try:
                 await streams.say(self._client, subject, data)
                 return
             except errors.RetryLater as error:
                 self._problems[NOTICES] = error.message
-                log.warning("telling waits", extra={"reason": error.message, "subject": subject})
+                log.warning("notification waits", extra={"reason": error.message, "subject": subject})
                 await asyncio.sleep(0.2)
                 self._problems[NOTICES] = ""
             except errors.BadRequest as error:
-                log.error("not told", extra={"reason": error.message, "subject": subject})
+                log.error("notification dropped", extra={"reason": error.message, "subject": subject})
                 return
 
     async def _pass(self, reader: str, message: streams.Message, error: Exception) -> None:
@@ -336,7 +342,7 @@ class Reader:
             await asyncio.sleep(0.2)
 
     async def heartbeat(self) -> None:
-        """Say that index is alive, every HEARTBEAT_S seconds, while it is."""
+        """Publish a heartbeat every HEARTBEAT_S seconds while index has no problem."""
         while True:
             if not self.problem and self._client.is_connected:
                 lease = IndexLease(applied_sequence=self.applied).SerializeToString()
@@ -346,17 +352,17 @@ class Reader:
 
 
 def name_of(message: streams.Message) -> str:
-    """Return the message id of an event: that of InstancesStored begins with the pack's key and is the same at each announcement."""
+    """Return the message id of an event. For InstancesStored it begins with the key of the pack, and is always the same."""
     return message.headers.get("Nats-Msg-Id", "")
 
 
 def _is_upload(event: StoredEvent) -> bool:
-    """Return whether an event announces uploads; else it announces copies in another pack, which are no news about a study."""
+    """Return whether an event announces uploads. Otherwise it announces copies in another pack, which do not change a study."""
     return any(not instance.HasField("origin") for instance in event.instances)
 
 
 def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[str, Present]) -> Batch:
-    """Return what decisions change, made on what was present."""
+    """Return the batch of decisions that were made with `present`."""
     versions: dict[str, int] = {}
     for known in present.values():
         collection = collection_of(known.stored)
@@ -367,28 +373,32 @@ def _batch(reader: str, sequence: int, decisions: Decisions, present: Mapping[st
 
 async def read_trailer(blob: "BlobServiceAsyncStub", key: str) -> list[StoredInstance]:
     """Return the facts of a pack."""
-    found: list[StoredInstance] = []
+    instances: list[StoredInstance] = []
     with rpc_errors.translated("blob"):
         async for answer in blob.ReadTrailer(ReadTrailerRequest(object=key), timeout=BLOB_TIMEOUT_S):
-            found += answer.instances
-    return found
+            instances += answer.instances
+    return instances
 
 
 async def read_json(blob: "BlobServiceAsyncStub", instance: StoredInstance) -> bytes:
-    """Return the DICOM JSON of an instance that keeps it in its pack only."""
-    place = instance.dicom_json_location
-    if not place.object:
+    """Return the DICOM JSON of an instance from its pack.
+
+    Raises:
+        Poison: the instance has no DICOM JSON.
+    """
+    location = instance.dicom_json_location
+    if not location.object:
         raise Poison(f"{instance.sop_instance_uid} is announced without DICOM JSON")
-    request = ReadRequest(object=place.object, ranges=[Range(offset=place.offset, length=place.length)])
-    pieces = bytearray()
+    request = ReadRequest(object=location.object, ranges=[Range(offset=location.offset, length=location.length)])
+    data = bytearray()
     with rpc_errors.translated("blob"):
         async for answer in blob.Read(request, timeout=BLOB_TIMEOUT_S):
-            pieces += answer.data
-    return bytes(pieces)
+            data += answer.data
+    return bytes(data)
 
 
 async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, time: datetime) -> None:
-    """Write a decision as an object whose key says what is in it, so that a retry is the same object."""
+    """Write a decision object. Its key has a digest of its content, so that a retry writes the same object."""
     decision.decided = time.strftime("%Y-%m-%dT%H:%M:%SZ")
     data = decision.SerializeToString(deterministic=True)
     name = f"{KIND_NAMES[decision.kind]}-{decision.sequence:020d}-{hashlib.sha256(data).hexdigest()[:16]}"
@@ -397,12 +407,12 @@ async def keep_decision(blob: "BlobServiceAsyncStub", decision: Decision, time: 
 
 
 REINDEX_LEASE = "index.reindex"
-"""While a process holds it, no other one reads a partition."""
+"""While a process holds this lease, no other process reads a partition."""
 PAUSE_TIMEOUT_S = 60.0
 
 
 class Partitions:
-    """Spreads the partitions of STORE over the index processes: a lease each, shared out evenly."""
+    """Distributes the partitions of STORE evenly over the index processes, with one lease per partition."""
 
     def __init__(self, reader: Reader, client: streams.Client) -> None:
         self._reader = reader
@@ -414,10 +424,10 @@ class Partitions:
         self._held: dict[int, tuple[leases.Lease, asyncio.Task[None]]] = {}
 
     async def keep(self) -> None:
-        """Take, renew and give back leases, for ever. The end of a partition's reader ends this too: what it raised is raised.
+        """Acquire, renew and release leases, without end. When the reader of a partition ends, its exception is raised.
 
         Raises:
-            RuntimeError: the reader of a partition ended without an error.
+            RuntimeError: the reader of a partition ended without an exception.
         """
         try:
             while True:
@@ -430,7 +440,7 @@ class Partitions:
             await self._member.release()
 
     async def _until_next_look(self) -> None:
-        """Return after RENEW_S seconds; raise as soon as a reader has ended."""
+        """Wait RENEW_S seconds; raise as soon as a reader has ended."""
         readers = [task for _, task in self._held.values()]
         if not readers:
             await asyncio.sleep(leases.RENEW_S)
@@ -471,13 +481,13 @@ class Partitions:
 
     @asynccontextmanager
     async def others_paused(self) -> AsyncIterator[Callable[[], None]]:
-        """Keep every other process from reading while the context is open; this one's reader is locked by the caller.
+        """Stop all other processes from reading while the context is open. The caller locks the readers of this process.
 
         Yields:
-            What raises errors.Conflict when the others may have begun to read again.
+            A function that raises errors.Conflict if other processes may have begun to read again.
 
         Raises:
-            errors.Conflict: another process reindexes, or one did not stop reading in time.
+            errors.Conflict: another process reindexes, or a process did not stop reading in time.
             errors.Unavailable: NATS does not answer.
         """
         lease = leases.Lease(self._js, REINDEX_LEASE, self._me)
@@ -488,7 +498,7 @@ class Partitions:
 
         def check() -> None:
             if renewing.done():
-                raise errors.Conflict("the lease of the reindexing was lost: other processes may have read on")
+                raise errors.Conflict("the lease for reindexing was lost: other processes may have continued to read")
 
         try:
             await self._until_others_stopped()
@@ -499,10 +509,10 @@ class Partitions:
             await lease.release()
 
     async def check_nobody_reads(self) -> None:
-        """Make sure that no other process reads a partition, once the leases of one that was killed have run out.
+        """Check that no other process reads a partition. Leases of a killed process have time to expire.
 
         Raises:
-            errors.Conflict: one does.
+            errors.Conflict: another process reads a partition.
             errors.Unavailable: NATS does not answer.
         """
         try:
@@ -512,7 +522,7 @@ class Partitions:
             raise errors.Conflict("an index process of an older program reads the stream: stop it, then reindex") from error
 
     async def _renew(self, lease: leases.Lease) -> None:
-        """Renew until the lease is lost."""
+        """Renew a lease until it is lost."""
         is_held = True
         while is_held:
             await asyncio.sleep(leases.RENEW_S)

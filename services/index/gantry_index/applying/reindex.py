@@ -1,7 +1,8 @@
-"""Builds a generation of the index store from the object store alone.
+"""Builds an index generation from the object store alone.
 
-Of the decisions about an upload the last one, by its sequence, says whether it is dead; what is left in the packs is live. What was copied
-into another pack is read from there. The same decisions come out again, so that reindexing twice, or on a live system, changes no answer.
+The last decision about an upload, by its sequence, says whether the upload is dead. All other uploads in packs are live. An upload that was
+copied is read from the pack with the copy. The result has the same decisions, so that reindexing twice, or while the system runs, does not
+change any response.
 """
 
 import logging
@@ -30,7 +31,7 @@ LIST_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a rebuild is."""
+    """Progress of a rebuild."""
 
     packs_read: int
     packs_total: int
@@ -38,7 +39,14 @@ class Progress:
 
 
 class Rebuild:
-    """One run. `versions_from` is the store whose versions stay where a place is the same; None on a store that knows nothing."""
+    """One run of a reindex.
+
+    Args:
+        built: the new generation.
+        blob: the object store.
+        versions_from: the store from which an instance takes its version if the upload name is the same; None if there is none.
+        version: of all other instances.
+    """
 
     def __init__(self, built: IndexStore, blob: "BlobServiceAsyncStub", versions_from: IndexStore | None, version: int) -> None:
         self._built = built
@@ -52,14 +60,14 @@ class Rebuild:
         self._instances = 0
 
     async def run(self) -> AsyncIterator[Progress]:
-        """Fill the new generation; yields after every pack."""
+        """Fill the new generation. Yields after every pack."""
         await self._read_decisions()
         packs = await self._packs()
         for pack in packs:
             if pack.endswith(COPY_SUFFIX):
                 self._copied |= {place_of(instance): pack for instance in await self._trailer(pack)}
         for number, pack in enumerate(packs, 1):
-            instances = [one for one in await self._trailer(pack) if self._copied.get(place_of(one), pack) == pack]
+            instances = [instance for instance in await self._trailer(pack) if self._copied.get(place_of(instance), pack) == pack]
             for start in range(0, len(instances), CHUNK):
                 await self._take(instances[start : start + CHUNK])
             await self._built.apply(Batch("", 0, packs=[pack]))
@@ -78,14 +86,14 @@ class Rebuild:
             return []
 
     async def _list(self, prefix: str) -> list[str]:
-        found: list[str] = []
+        keys: list[str] = []
         with rpc_errors.translated("blob"):
             async for answer in self._blob.ListObjects(ListObjectsRequest(prefix=prefix), timeout=LIST_TIMEOUT_S):
-                found += [entry.object for entry in answer.objects]
-        return found
+                keys += [entry.object for entry in answer.objects]
+        return keys
 
     async def _packs(self) -> list[str]:
-        """Return the packs that have been decided, oldest first; all of them where nobody knows."""
+        """Return the packs that the old store knows, oldest first; all packs if there is no old store."""
         packs = sorted(await self._list("packs/"))
         if self._old is None:
             return packs
@@ -112,7 +120,7 @@ class Rebuild:
     async def _take(self, instances: Sequence[StoredInstance]) -> None:
         uids = [instance.sop_instance_uid for instance in instances]
         present, _ = await self._built.present(uids, [])
-        known = {uid: one.stored for uid, one in present.items()}
+        known = {uid: instance.stored for uid, instance in present.items()}
         old, _ = await self._old.present(uids, []) if self._old else ({}, {})
         changes: dict[str, Change] = {}
         refused: dict[Decision.Kind.ValueType, list[Location]] = {}
@@ -142,13 +150,13 @@ class Rebuild:
         self._instances += len(changes)
 
     def _note_deleted(self, sequence: int, stored: StoredInstance) -> None:
-        """Note a deleted upload; of several of one UID the last one."""
+        """Record a deleted upload. For several with one UID, the last one is used."""
         before = self._deleted.get(stored.sop_instance_uid)
         if before is None or before[0] <= sequence:
             self._deleted[stored.sop_instance_uid] = sequence, stored
 
     async def _bury(self) -> None:
-        """Leave tombstones of what was deleted and not stored again, so that it stays Gone, also where its bytes are gone."""
+        """Write tombstones for deleted instances that were not stored again, so that they stay Gone even if their bytes were removed."""
         for place, last in self._last.items():
             if last.is_tombstone and last.uids is not None:
                 before = self._deleted.get(last.uids.sop_instance_uid)
@@ -169,7 +177,7 @@ class Rebuild:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """The last decision about an upload, and the UIDs that any of them named."""
+    """The last decision about an upload, and its UIDs if any decision named them."""
 
     sequence: int
     dead: Dead

@@ -1,4 +1,4 @@
-"""Follows the stream WORKITEMS into the searchable copy of workitems; its version is the stream's sequence."""
+"""Applies the stream WORKITEMS to the searchable copy of workitems. The version of a workitem is the sequence on the stream."""
 
 import asyncio
 import logging
@@ -16,8 +16,8 @@ from gantry_standard import errors
 log = logging.getLogger(__name__)
 SUBJECT = "workitem.>"
 GATHER_S = 0.05
-"""Least time between two transactions, so that the states that a workitem passes through in quick succession are one. A change that
-comes alone is applied at once, and so is everything that a search waits for."""
+"""Shortest time in seconds between two batches, so that several quick changes of a workitem are written once. A single change is applied at
+once, and so are changes for which a search waits."""
 
 
 class WorkitemReader:
@@ -32,7 +32,7 @@ class WorkitemReader:
         self._waiting = 0
 
     async def run(self) -> None:
-        """Follow the stream for ever; wait where there is none yet."""
+        """Follow the stream without end; wait until it exists."""
         while True:
             try:
                 if await streams.describe_stream(self._js, streams.WORKITEMS) is None:
@@ -40,7 +40,7 @@ class WorkitemReader:
                     continue
                 await self._follow()
             except errors.Conflict:
-                log.warning("workitems begin anew")
+                log.warning("index of workitems is built again, because the stream is another one")
                 await self.store.clear()
                 self.applied = 0
             except errors.RetryLater:
@@ -66,7 +66,7 @@ class WorkitemReader:
                     await self._is_waited_for.wait()
 
     async def _apply(self, documents: list[WorkitemDocument], sequence: int) -> None:
-        """Apply documents; pass those that the store cannot parse."""
+        """Apply documents. Those that the store cannot parse are logged and passed."""
         try:
             await self.store.apply(documents, sequence)
         except errors.CorruptInstance as error:
@@ -79,10 +79,10 @@ class WorkitemReader:
             await self.store.apply([], sequence)
 
     async def wait_until_current(self, timeout_s: float) -> None:
-        """Wait until what is on the stream now is applied.
+        """Wait until all events that are on the stream now are applied.
 
         Raises:
-            errors.Unavailable: it is not within the time.
+            errors.Unavailable: they are not applied within `timeout_s` seconds.
         """
         last = await streams.last_sequence(self._js, streams.WORKITEMS, SUBJECT)
         self._waiting += 1

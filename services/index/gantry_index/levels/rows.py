@@ -1,4 +1,4 @@
-"""Search rows: which attributes of which level are in the answer, as DICOM JSON ready to join.
+"""Search rows: selects the attributes of each level that a response has, and encodes them as DICOM JSON.
 
 Source: PS3.18 §10.6.3.3, Tables 10.6.3-3 to 10.6.3-5; for workitems §11.9.3 and PS3.4 Table CC.2.5-3.
 """
@@ -100,7 +100,7 @@ def row(query: Query, identity: Identity, attributes: Mapping[Level, Attributes]
 
 
 def _resource_row(query: Query, identity: Identity, own: Attributes, metadata: Attributes) -> bytes:
-    """Return the row of an instance of a non-patient resource: its class, its UID, its URL, and what was asked for."""
+    """Return the row of an instance of a non-patient resource: SOP class, UID, URL, and the requested attributes."""
     answer: dict[str, Element] = {**metadata} if query.include_all else {}
     for path in query.include_fields:
         tag, _, creator = path.partition(":")
@@ -137,7 +137,7 @@ def _include_private(answer: dict[str, Element], tag: str, creator: str, metadat
 
 
 def _add(answer: dict[str, Element], path: str, element: Element | None) -> None:
-    """Add an attribute, or of a sequence that is not there as a whole only what the path names."""
+    """Add an attribute. If the path goes into a sequence that the row does not have completely, add only what the path names."""
     tag, _, rest = path.partition(".")
     if element is None:
         answer.setdefault(tag, {"vr": vr_of(tag)})
@@ -165,7 +165,7 @@ WORKITEM_EMPTY = tuple((tag, {"vr": vr_of(tag)}) for tag, row in WORKITEM.items(
 
 
 def workitem_row(query: Query, workitem: Mapping[str, Any]) -> bytes:
-    """Return the row of a workitem: return keys 1 and 2 always, others where they have a value or are asked for."""
+    """Return the row of a workitem: return keys of type 1 and 2 always, others if they have a value or are requested."""
     answer: dict[str, Element] = {tag: workitem.get(tag, empty) for tag, empty in WORKITEM_EMPTY}
     for tag, element in workitem.items():
         known = WORKITEM.get(tag)

@@ -1,7 +1,7 @@
-"""What a study and a series say as a whole: counts, and attributes gathered from their instances.
+"""Summaries of studies and series: counts, and attributes that are gathered from their instances.
 
-Where instances disagree, the non-empty value of the smallest SOP Instance UID stands. Both stores keep these as JSON and derive
-search rows and terms from them.
+If instances have different values, the non-empty value of the smallest SOP Instance UID is used. Both stores hold the summaries as JSON,
+and derive search rows and index terms from them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from gantry_standard.query.query_attributes import COMPUTED, RETURNED
 from gantry_standard.query.terms import Term
 
 BASE_MARK = "\ufdd0"
-"""Stands for the byte 0x00 while JSON is decoded: a noncharacter, which no value may have."""
+"""Represents the byte 0x00 in decoded JSON. It is a Unicode noncharacter, which no value may contain."""
 
 Element = dict[str, Any]
 Attributes = dict[str, Element]
@@ -38,25 +38,33 @@ START_DATE_TIME = tag_of("ScheduledProcedureStepStartDateTime")
 KEPT = {level: frozenset(rows) - COMPUTED for level, rows in RETURNED.items()}
 ABOVE_INSTANCE = KEPT[Level.STUDY] | KEPT[Level.SERIES]
 UID_COLUMNS = frozenset({STUDY_UID, SERIES_UID, SOP_UID})
-"""Never terms: both stores have them as columns."""
+"""Tags that are never index terms, because both stores have columns for them."""
 NOT_TERMS_OF_INSTANCE = (ABOVE_INSTANCE - KEPT[Level.INSTANCE]) | UID_COLUMNS
-"""Attributes of studies and series are matched there; instances of non-patient resources have neither."""
+"""Tags that are not index terms of an instance of a study, because they are matched in its study or series."""
 
 
 def not_terms_of(collection: str) -> frozenset[str]:
-    """Return the tags that are no terms of the instances of a collection."""
+    """Return the tags that are not index terms of the instances of a collection."""
     return NOT_TERMS_OF_INSTANCE if is_study(collection) else UID_COLUMNS
 
 
 def decoded(dicom_json: bytes) -> Attributes:
-    """Return a DICOM JSON object, its 0x00 as BASE_MARK. Raises ValueError when it is none."""
+    """Return a decoded DICOM JSON object, with BASE_MARK in place of 0x00.
+
+    Raises:
+        ValueError: the bytes are not JSON.
+    """
     dataset: Attributes = orjson.loads(dicom_json.replace(b"\0", BASE_MARK.encode()))
     return dataset
 
 
 @contextmanager
 def parsing(sop_instance_uid: str) -> Iterator[None]:
-    """Raise errors.CorruptInstance for what goes wrong while the DICOM JSON of an instance is parsed: it would go wrong each time."""
+    """Translate exceptions while the DICOM JSON of an instance is parsed to CorruptInstance, because every retry would fail, too.
+
+    Raises:
+        errors.CorruptInstance: the DICOM JSON cannot be parsed.
+    """
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -64,24 +72,24 @@ def parsing(sop_instance_uid: str) -> Iterator[None]:
 
 
 def encoded(dataset: Mapping[str, Any]) -> bytes:
-    """Return a DICOM JSON object with its keys in order and 0x00 where the base URL goes."""
+    """Return an encoded DICOM JSON object with sorted keys, and 0x00 in place of BASE_MARK."""
     return orjson.dumps(dataset, option=orjson.OPT_SORT_KEYS).replace(BASE_MARK.encode(), b"\0")
 
 
 def tabulated(dataset: Attributes) -> Attributes:
-    """Return those attributes that a search returns without reading the metadata, where they have a value."""
+    """Return those attributes with a value that a search returns without reading the metadata."""
     every = ABOVE_INSTANCE | KEPT[Level.INSTANCE]
     return {tag: element for tag, element in dataset.items() if tag in every and (element.get("Value"))}
 
 
 def first(attributes: Attributes, tag: str) -> str:
-    """Return the first value of an attribute as text, "" without one."""
+    """Return the first value of an attribute as text; "" if there is none."""
     values = attributes.get(tag, {}).get("Value") or [""]
     return "" if values[0] is None else str(values[0])
 
 
 def sort_number(attributes: Attributes, tag: str, absent: int) -> int:
-    """Return a Series or Instance Number to sort by."""
+    """Return the sort value of a Series or Instance Number; `absent` if there is none."""
     try:
         return max(min(int(first(attributes, tag)), absent - 1), -absent)
     except ValueError:
@@ -90,7 +98,13 @@ def sort_number(attributes: Attributes, tag: str, absent: int) -> int:
 
 @dataclass(slots=True)
 class Gathered:
-    """Attributes of one level: per tag the element, and the SOP Instance UID that it is of. `is_changed`: an element is not what it was."""
+    """Gathered attributes of one level.
+
+    Attributes:
+        holders: by tag, the SOP Instance UID from which the element is taken.
+        elements: by tag, the element.
+        is_changed: whether an element has changed since this object was created.
+    """
 
     level: Level
     holders: dict[str, str] = field(default_factory=dict)
@@ -99,7 +113,7 @@ class Gathered:
     _state: dict[str, Any] | None = None
 
     def add(self, sop_instance_uid: str, attributes: Attributes) -> None:
-        """Take over what a smaller UID says, and what nobody said."""
+        """Add the attributes of an instance that no instance has yet, or only instances with a greater UID."""
         holders, elements = self.holders, self.elements
         for tag in KEPT[self.level]:
             element = attributes.get(tag)
@@ -110,7 +124,7 @@ class Gathered:
                 self._state = None
 
     def state(self) -> dict[str, Any]:
-        """Return what `restored` takes: a list of UIDs, and per tag the number of its holder."""
+        """Return the state for `restored`: a list of UIDs, by tag the index of its holder, and the elements."""
         if self._state is None:
             uids = sorted(set(self.holders.values()))
             number = {uid: index for index, uid in enumerate(uids)}
@@ -119,7 +133,7 @@ class Gathered:
 
     @classmethod
     def restored(cls, level: Level, state: Mapping[str, Any]) -> "Gathered":
-        """Return what `state` described."""
+        """Return the object that `state` described."""
         return cls(level, {tag: state["uids"][number] for tag, number in state["of"].items()}, state["elements"])
 
 
@@ -137,11 +151,11 @@ class SeriesSummary:
 
     @property
     def modality(self) -> str:
-        """(0008,0060)."""
+        """Modality (0008,0060); "" if there is none."""
         return first(self.gathered.elements, MODALITY)
 
     def attributes(self) -> Attributes:
-        """Return everything that a search row shows of the series."""
+        """Return all attributes of the series that search rows can have."""
         return {**self.gathered.elements, INSTANCES_IN_SERIES: {"vr": "IS", "Value": [self.instances]}}
 
     def to_json(self) -> bytes:
@@ -157,7 +171,7 @@ class SeriesSummary:
 
 @dataclass(slots=True)
 class StudySummary:
-    """One study: `modalities` per Series Instance UID, instances per SOP Class UID."""
+    """One study. `modalities` has the Modality of each Series Instance UID, `classes` the number of instances of each SOP Class UID."""
 
     gathered: Gathered = field(default_factory=lambda: Gathered(Level.STUDY))
     instances: int = 0
@@ -172,7 +186,7 @@ class StudySummary:
         self.classes[sop_class_uid] = self.classes.get(sop_class_uid, 0) + 1
 
     def attributes(self) -> Attributes:
-        """Return everything that a search row shows of the study."""
+        """Return all attributes of the study that search rows can have."""
         modalities = sorted(set(self.modalities.values()) - {""})
         return {
             **self.gathered.elements,
@@ -184,7 +198,7 @@ class StudySummary:
 
     @property
     def sort_key(self) -> str:
-        """Date and time, "" where there is no date."""
+        """Study Date and Study Time as text that sorts by time; "" if there is no date."""
         try:
             date = terms.date(first(self.gathered.elements, STUDY_DATE))
         except ValueError:
@@ -206,26 +220,26 @@ class StudySummary:
 
 
 SUMMARISED = frozenset({MODALITIES, SOP_CLASSES, SERIES_IN_STUDY, INSTANCES_IN_STUDY, INSTANCES_IN_SERIES})
-"""What a study or series has from counting its instances."""
+"""Tags of the attributes that are computed from all instances of a study or series."""
 
 
 def gathered_of(attributes: Attributes) -> Attributes:
-    """Return what of a study's or series's `attributes` was gathered, not counted."""
+    """Return those `attributes` of a study or series that were gathered, not computed."""
     return {tag: element for tag, element in attributes.items() if tag not in SUMMARISED}
 
 
 def computed_terms(attributes: Attributes) -> list[Term]:
-    """Return the terms of what was counted."""
+    """Return the index terms of the computed attributes."""
     return [Term(tag, terms.cut(str(value))) for tag in sorted(SUMMARISED) for value in attributes.get(tag, {}).get("Value", ())]
 
 
 def level_terms(attributes: Attributes) -> list[Term]:
-    """Return the terms of a study or series, from its `attributes`."""
+    """Return the index terms of a study or series, from its `attributes`."""
     return terms.derive(attributes, UID_COLUMNS).terms + computed_terms(attributes)
 
 
 def start_of(workitem: Attributes) -> str:
-    """Return Scheduled Procedure Step Start DateTime to sort by, "" where it has none."""
+    """Return the sort value of Scheduled Procedure Step Start DateTime; "" if there is none."""
     try:
         return terms.date_time(first(workitem, START_DATE_TIME))
     except ValueError:
@@ -233,7 +247,7 @@ def start_of(workitem: Attributes) -> str:
 
 
 def workitem_terms(document: WorkitemDocument, dataset: Attributes) -> list[Term]:
-    """Return what of a workitem can be matched, its UID included."""
+    """Return the index terms of a workitem, including its UID; none for a deleted one."""
     if document.deleted:
         return []
     return [Term(SOP_UID, document.workitem_uid), *terms.derive(dataset, frozenset({SOP_UID}), with_texts=True).terms]

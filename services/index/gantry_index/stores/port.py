@@ -1,6 +1,6 @@
-"""The port of index: what a store of facts about instances and workitems must do.
+"""The ports of the index store: facts about instances, and about workitems.
 
-Adapters: `sqlite_store` (one machine) and `elasticsearch_store`. One contract suite runs against both: `tests/stores/test_index_store.py`.
+The adapters are in `sqlite/` (one machine) and `elasticsearch/`. One contract suite tests both: `tests/stores/test_index_store.py`.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -13,31 +13,31 @@ from gantry_standard.dicom.collections import is_study
 from gantry_standard.query.matching import Query
 
 PAGE = 500
-"""Records or fragments in one piece of an answer."""
+"""Largest number of records or fragments that are yielded at once."""
 
 NUMBER_ABSENT = 1 << 53
-"""Where a Series or Instance Number is missing, the series or instance comes last."""
+"""Sort value of a missing Series or Instance Number: the series or instance comes last."""
 
 Place = tuple[str, int]
-"""Object and offset at which an upload was first written: its name, wherever its bytes lie now."""
+"""Upload name: object and offset at which an upload was first written. It does not change when the bytes are copied."""
 
 DUE_KINDS = (Decision.KIND_DELETED, Decision.KIND_REPLACED, Decision.KIND_REDUNDANT)
-"""Of dead uploads, those whose bytes go after a time. What was refused is kept aside."""
+"""Kinds of dead uploads whose bytes are removed after the undo window. Refused duplicates are set aside and not removed."""
 
 
 def place_of(stored: StoredInstance) -> Place:
-    """Return the name of an upload."""
-    named = stored.origin if stored.HasField("origin") else stored.location
-    return named.object, named.offset
+    """Return the upload name of an instance."""
+    location = stored.origin if stored.HasField("origin") else stored.location
+    return location.object, location.offset
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A collection, a series of a study, or an instance; what is empty is not restricted. Collection or instance is given.
+    """A collection, a series of a study, or an instance. An empty field does not restrict; collection or instance must be given.
 
     Attributes:
         collection: key of a study or a non-patient resource (`gantry_standard.dicom.collections`).
-        visible_studies: everything else does not exist for who asks; None: everything is visible.
+        visible_studies: the studies that the caller may see; everything else is treated as absent. None if there is no restriction.
     """
 
     collection: str = ""
@@ -46,12 +46,12 @@ class Scope:
     visible_studies: frozenset[str] | None = None
 
     def hides(self, collection: str) -> bool:
-        """Say whether a collection does not exist for who asks."""
+        """Return whether the caller may not see a collection."""
         return self.visible_studies is not None and collection not in self.visible_studies
 
 
 def name_of(scope: Scope) -> str:
-    """Return how messages name a collection or series."""
+    """Return the name of a collection or series for messages to users."""
     if scope.series_instance_uid:
         return f"series {scope.series_instance_uid}"
     return f"study {scope.collection}" if is_study(scope.collection) else scope.collection
@@ -59,7 +59,7 @@ def name_of(scope: Scope) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What is known of a SOP Instance UID: the last version, or the tombstone that took its place."""
+    """The current state of a SOP Instance UID: the last version of the instance, or its tombstone."""
 
     stored: StoredInstance
     version: int
@@ -67,7 +67,7 @@ class Present:
 
     @property
     def place(self) -> Place:
-        """The name of the upload that this version is."""
+        """The upload name of this version."""
         return place_of(self.stored)
 
 
@@ -76,9 +76,9 @@ class Put:
     """A new version of an instance.
 
     Attributes:
-        stored: all facts without `dicom_json`; with `dicom_json_location` where it is kept in the pack only.
-        dicom_json: the whole data set, for search, wherever it is kept.
-        version: stream sequence of the fact.
+        stored: all facts without `dicom_json`; with `dicom_json_location` if the DICOM JSON is stored only in the pack.
+        dicom_json: the whole data set, for search.
+        version: stream sequence of the event.
     """
 
     stored: StoredInstance
@@ -88,7 +88,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A deletion; a tombstone with the facts takes the place of whatever was there, or was not."""
+    """A deletion. A tombstone with these facts replaces the instance; it is also written if there is no instance."""
 
     stored: StoredInstance
     version: int
@@ -96,7 +96,7 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The bytes of what is there, an instance or a tombstone, lie elsewhere now; nothing else changes. A move of nothing is nothing."""
+    """A new location of the bytes of an instance or tombstone. Nothing else changes. Without instance and tombstone it has no effect."""
 
     stored: StoredInstance
     version: int
@@ -107,11 +107,12 @@ Change = Put | Remove | Move
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """An upload that is not to be found.
+    """An upload that is not part of the archive: refused, redundant, replaced, deleted or swept.
 
     Attributes:
-        decided_s: when, seconds since 1970.
-        object: in which its bytes lie.
+        kind: why.
+        decided_s: time of the decision, in seconds since 1970 UTC.
+        object: key of the object that has its bytes.
     """
 
     kind: "Decision.Kind.ValueType"
@@ -121,11 +122,13 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class PoisonEvent:
-    """An event that cannot be parsed, and why.
+    """An event that cannot be parsed, and the reason.
 
     Attributes:
-        name: the same each time that the event is announced; "" where it has none.
-        pack: the object that it announces, which stays unknown while the event is poison; "" where it announces none.
+        sequence: of the event on the stream.
+        reason: for an operator.
+        name: message id, the same each time that the event is published; "" if it has none.
+        pack: key of the pack that it announces. The pack counts as unknown while the event is poison. "" if it announces none.
     """
 
     sequence: int
@@ -139,8 +142,9 @@ class OutboxRow:
     """One row of the outbox: what one event changed, until it is published on the stream CHANGES.
 
     Attributes:
-        reader: whose batch it was in.
-        sequence: of the event on STORE; no other row has it.
+        reader: name of the reader whose batch contained the event.
+        sequence: of the event on STORE; it is unique among the rows.
+        collection: that the event changed.
         data: serialized StudyChanged.
     """
 
@@ -152,25 +156,25 @@ class OutboxRow:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one group commit changes.
+    """The changes of one group commit.
 
     Attributes:
-        reader: whose cursor moves: "all", or a partition's number; "" where none does.
-        sequence: the cursor after it.
-        changes: by SOP Instance UID, the last change of each.
-        seen: by SOP Instance UID, the version on which the change was decided, 0 for none: where the store has another one, somebody
-            else was faster. UIDs that are not named are not compared.
-        dead: uploads that are not to be found any more; None for those that are again.
-        packs: objects of which every instance has been announced.
-        versions: by collection, the greatest version that `present` gave for an instance of the batch: where a store's
-            study has not applied that, a crash came between.
+        reader: name of the reader whose cursor moves: "all", or the number of a partition; "" if no cursor moves.
+        sequence: the cursor after the batch.
+        changes: the last change of each SOP Instance UID.
+        seen: expected version of each SOP Instance UID, 0 for none. `apply` fails if the store has another version. UIDs that are not
+            in `seen` are not compared.
+        dead: uploads that are no longer part of the archive; None for uploads that are part of it again.
+        packs: keys of packs of which every instance has been announced.
+        versions: by collection, the greatest version that `present` returned for an instance of the batch. If the summary of a study in
+            the store has an older version, a crash interrupted an earlier batch.
         poison: events that were passed because they cannot be parsed.
-        healed: names of poison events that were announced again and applied.
-        outbox: what is to be published about these changes.
-        settling: by Study Instance UID, the sequence of the last upload of a study: to be published when the study has settled.
-        published: sequences of outbox rows, of any reader, that were published and are to be removed.
-        settled: by Study Instance UID, the sequence of the last upload when it was published that the study has settled. The study is
-            removed from `settling`, unless another upload came. Of any reader.
+        healed: names of poison events that were published again and applied.
+        outbox: rows to publish for these changes.
+        settling: by Study Instance UID, the sequence of the last upload of a study that has not settled.
+        published: sequences of outbox rows, of any reader, that were published and are removed.
+        settled: by Study Instance UID, the sequence of the last upload of a study, of any reader, whose settling was published. The study
+            is removed from `settling` unless it has a later upload.
     """
 
     reader: str
@@ -189,12 +193,12 @@ class Batch:
 
 
 Decide = Callable[[dict[str, Present], dict[Place, Dead]], Batch | None]
-"""Makes a batch of what is known; None where something else is to be done first."""
+"""Returns a batch for the present instances and the dead uploads; None if something else must be done first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows of a search: DICOM JSON objects with 0x00 where the base URL goes, and how many matches follow."""
+    """Rows of a search: DICOM JSON objects with a byte 0x00 in place of the base URL, and the number of further matches."""
 
     rows: list[bytes]
     remaining: int
@@ -202,7 +206,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """DICOM JSON of one instance, or its serialized Location when it is too large to be kept here."""
+    """DICOM JSON of one instance, or its serialized Location if it is too large for the index store."""
 
     sop_instance_uid: str
     version: int
@@ -222,7 +226,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class WorkitemDocument:
-    """The searchable copy of a workitem; a deleted one is not found."""
+    """The searchable copy of a workitem. A deleted one does not match any search."""
 
     workitem_uid: str
     version: int
@@ -231,33 +235,33 @@ class WorkitemDocument:
 
 
 class IndexStore(Protocol):
-    """Facts about instances, by the sequences of the stream STORE.
+    """Facts about instances, with the sequences of the stream STORE as versions.
 
-    Every method raises `errors.Unavailable` when the store does not answer; nothing is half-applied then that applying the same batch
-    again would not repair. What `apply` wrote is durable, and seen by every read that begins after it returned.
+    Every method raises `errors.Unavailable` if the store does not answer. A batch may then be applied in part; applying it again completes
+    it. When `apply` has returned, its changes are durable, and every read that begins afterwards sees them.
     """
 
     name: str
     """sqlite or elasticsearch."""
 
     async def outdated(self) -> str:
-        """Return why the store must be reindexed before it is used, as a sentence; "" where it need not.
+        """Return a sentence that says why the store must be reindexed before it can be used; "" if it need not be.
 
         A store of an older program that cannot be migrated in place is outdated until `swap`. Until then `search`, `records`, `fragments`
-        and `tombstones` raise `errors.Unavailable` with that sentence, and nothing may be applied; what a reindex needs works.
+        and `tombstones` raise `errors.Unavailable` with that sentence, and nothing may be applied. The methods that a reindex needs work.
         """
         ...
 
     async def generation(self) -> str:
-        """Return the generation of the stream that this store follows; "" of a store that never followed one."""
+        """Return the generation of the stream that this store follows; "" if it never followed one."""
         ...
 
     async def follow(self, generation: str, sequence: int) -> None:
-        """Note the stream's generation and set every cursor to `sequence`; durable."""
+        """Record the generation of the stream and set every cursor to `sequence`, durably."""
         ...
 
     async def cursor(self, reader: str) -> int:
-        """Return the sequence up to which a reader has applied the stream; what `follow` set when it has not applied anything."""
+        """Return the sequence up to which a reader has applied the stream; before its first batch, the sequence that `follow` set."""
         ...
 
     async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
@@ -269,55 +273,56 @@ class IndexStore(Protocol):
         ...
 
     async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
-        """Return what is known of these UIDs, tombstones included, and which of these places are dead. The unknown are left out."""
+        """Return the state of these UIDs, including tombstones, and which of these uploads are dead. Unknown ones are omitted."""
         ...
 
     async def decided(self, sop_instance_uids: Sequence[str], places: Sequence[Place], decide: Decide) -> bool:
-        """Give `decide` what `present` returns and apply the batch that it returns, as `apply` does.
-
-        Returns:
-            Whether it returned one.
+        """Call `decide` with the result of `present`, and apply the batch that it returns, as `apply` does.
 
         Args:
-            decide: pure; it may be called in another thread.
+            sop_instance_uids, places: as for `present`.
+            decide: must have no side effects on the store; it may be called in another thread.
+
+        Returns:
+            Whether `decide` returned a batch.
 
         Raises:
-            errors.Unavailable: as `apply`; also what `decide` raises.
+            errors.Unavailable: as for `apply`. Exceptions of `decide` are raised, too.
         """
         ...
 
     async def apply(self, batch: Batch) -> None:
         """Apply a batch and move its reader's cursor.
 
-        Applying a batch again, or one whose changes are older than what is there, changes nothing. Counts stay exact.
-        Study and series attributes are the non-empty values of the smallest SOP Instance UID. Instances of non-patient resources
-        make no study and no series.
+        Applying a batch again, or a batch with changes older than the stored versions, changes nothing. Counts stay exact.
+        An attribute of a study or series is the non-empty value of the instance with the smallest SOP Instance UID. Instances of
+        non-patient resources create no study and no series.
 
         Raises:
-            errors.Unavailable: also where a version is not the one in `seen`: look again and decide again.
-            errors.CorruptInstance: the store cannot parse the DICOM JSON of a change, now or ever.
+            errors.Unavailable: also if a version differs from `seen`; then read again and decide again.
+            errors.CorruptInstance: the DICOM JSON of a change can never be parsed.
         """
         ...
 
     async def search(self, query: Query) -> Page:
-        """Return what matches: studies by date and time descending, then UID; series and instances by number, then UID.
+        """Return the matches: studies by date and time descending, then UID; series and instances by number, then UID.
 
-        A query without a collection is about studies: instances of non-patient resources are found only where theirs is named.
-        What lies in none of `query.visible_studies` neither matches nor counts.
+        A query without a collection searches studies only; instances of a non-patient resource match only if the query names the resource.
+        Entities outside `query.visible_studies` neither match nor count.
 
         Raises:
-            errors.PayloadTooLarge: keys of another level match more than the store can join.
+            errors.PayloadTooLarge: matching keys of another level have more matches than the store can join.
         """
         ...
 
     def records(self, scope: Scope) -> AsyncIterator[list[bytes]]:
         """Yield serialized InstanceRecords, at most PAGE at a time: series by number then UID, instances by number then UID.
 
-        A non-patient resource has no series: instances by number then UID.
+        A non-patient resource has no series: its instances are in order of number, then UID.
 
-        Raises (before the first piece):
-            errors.NotFound: there is nothing in the scope, or nothing visible; the same message for both.
-            errors.Gone: there is nothing any more: it was deleted.
+        Raises (before the first page):
+            errors.NotFound: the scope has no instances, or no visible ones; the message is the same.
+            errors.Gone: all instances of the scope were deleted.
         """
         ...
 
@@ -326,30 +331,37 @@ class IndexStore(Protocol):
         ...
 
     async def state(self, scope: Scope) -> bytes:
-        """Return what differs as soon as anything in the scope does; b"" where that is not known at much less cost than `fragments`, or
-        nothing is visible.
+        """Return the state tag of a scope, which changes with every change in the scope.
 
-        What is read after it is at least as new.
+        It is b"" if it would cost about as much as `fragments`, or if nothing is visible. Data that is read afterwards is at least as new
+        as the state tag.
 
         Raises:
-            errors.Unavailable: as `apply`.
+            errors.Unavailable: the store does not answer.
         """
         ...
 
     def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
-        """Yield the tombstones of a study, a series or an instance, at most PAGE at a time; nothing where there is none.
+        """Yield the tombstones of a study, a series or an instance, at most PAGE at a time.
 
         Args:
-            visible_studies: only tombstones in these; None: all.
+            uid: of the study, series or instance.
+            visible_studies: yield only tombstones in these studies; None for all.
         """
         ...
 
     async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
-        """Return uploads of DUE_KINDS decided before a time, in objects above `after_object`, by object, name."""
+        """Return dead uploads of DUE_KINDS, in order of object and upload name.
+
+        Args:
+            before_s: only uploads that were decided before this time, in seconds since 1970 UTC.
+            after_object: only uploads whose object has a greater key.
+            limit: largest number of uploads.
+        """
         ...
 
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
-        """Return, in order, those packs that no batch has named in `packs`, and those of which an event is poison."""
+        """Return those of these packs that were in the `packs` of no batch, or of which an event is poison, in the given order."""
         ...
 
     async def poisoned(self) -> set[str]:
@@ -357,12 +369,13 @@ class IndexStore(Protocol):
         ...
 
     async def outbox_rows(self, windows: Mapping[str, tuple[int, int]], limit: int) -> list[OutboxRow]:
-        """Return rows of the outbox, by sequence, at most `limit`. They are written with the changes that they are about, or before.
+        """Return rows of the outbox in order of sequence. Rows are written together with their changes, or before them.
 
-        A row of which nothing was applied, because something else was decided after a crash, has no changes.
+        If a crash interrupted a batch and something else was decided afterwards, a row whose changes were not applied has no changes.
 
         Args:
-            windows: by reader, above which and up to which sequence.
+            windows: by reader, the range of sequences: above the first, up to and including the second.
+            limit: largest number of rows.
         """
         ...
 
@@ -375,13 +388,13 @@ class IndexStore(Protocol):
         ...
 
     async def build(self) -> "IndexStore":
-        """Begin a new, empty generation of this store; nobody sees it before `swap`."""
+        """Create a new, empty index generation. It is not visible before `swap`."""
         ...
 
     async def swap(self, built: "IndexStore") -> None:
-        """Take over what was built, at once for every read that begins after it; what was there before is dropped.
+        """Replace the current index generation by `built`. Every read that begins afterwards sees the new one; the old one is deleted.
 
-        What is in the outbox, and the studies that have not settled, stay.
+        The outbox and the studies that have not settled are retained.
         """
         ...
 
@@ -398,11 +411,11 @@ class WorkitemStore(Protocol):
         ...
 
     async def apply(self, documents: Sequence[WorkitemDocument], sequence: int) -> None:
-        """Take over documents and move the cursor; a document older than what is there is left out."""
+        """Store documents and move the cursor. A document that is older than the stored one is ignored."""
         ...
 
     async def clear(self) -> None:
-        """Forget every workitem and begin at 0."""
+        """Delete all workitems and set the cursor to 0."""
         ...
 
     async def search(self, query: Query) -> Page:

@@ -1,4 +1,4 @@
-"""A client of Elasticsearch (its only import), and the indices of one generation."""
+"""The Elasticsearch client, which only this module imports, and the indices of one index generation."""
 
 import base64
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
@@ -14,7 +14,7 @@ from gantry_standard.query.terms import MAXIMUM_TERMS
 T = TypeVar("T")
 TIMEOUT_S = 30.0
 BULK_BYTES = 512 << 10
-"""Body of one bulk request."""
+"""Size in bytes above which the body of a bulk request is split."""
 
 SETTINGS = {
     "number_of_shards": 1,
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 async def answered(call: Awaitable[T]) -> T:
-    """Await a call and translate what it may raise."""
+    """Await a call of the client, and translate its exceptions to Unavailable."""
     try:
         return await call
     except (TransportError, ApiError) as error:
@@ -43,19 +43,19 @@ def unpacked(text: str) -> bytes:
 
 
 UNPARSABLE = frozenset({"document_parsing_exception", "mapper_parsing_exception", "max_bytes_length_exceeded_exception"})
-"""Types of errors that are about the document alone: it holds more nested documents, longer terms or other types of values than the
-mapping allows. Every other error (a read-only index, a full disk, a mapping of another version) can be repaired in the cluster."""
+"""Types of errors that are caused by the document itself: it has more nested documents, longer terms or other types of values than the
+mapping allows. All other errors (a read-only index, a full disk, a mapping of another version) can be repaired in the cluster."""
 
 
 def _is_unparsable(error: Mapping[str, Any]) -> bool:
-    """Return whether an error of a bulk item, or what caused it, is about the document alone."""
+    """Return whether an error of a bulk item, or its cause, is one of the types that are caused by the document itself."""
     if error["type"] in UNPARSABLE:
         return True
     return "caused_by" in error and _is_unparsable(error["caused_by"])
 
 
 def _bounded(operations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Split a bulk into bodies of about BULK_BYTES, an action and its document together."""
+    """Split operations into bodies of about BULK_BYTES. An action and its document stay in one body."""
     parts: list[list[dict[str, Any]]] = []
     size = BULK_BYTES
     for operation in operations:
@@ -69,7 +69,7 @@ def _bounded(operations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 class Cluster:
-    """One client, and the names under which a generation's indices are found."""
+    """One client, and the names of the indices of one index generation."""
 
     def __init__(self, client: AsyncElasticsearch, prefix: str, generation: str = "") -> None:
         self.client = client
@@ -77,16 +77,16 @@ class Cluster:
         self.generation = generation
 
     def index(self, kind: str) -> str:
-        """Return an index of this generation, or the alias for that of the current one."""
+        """Return the name of an index of this generation, or the alias for the index of the current generation."""
         return f"{self.prefix}-{kind}" + (f"-{self.generation}" if self.generation else "")
 
     @property
     def outbox(self) -> str:
-        """The index of the outbox, the same for each generation."""
+        """Name of the index of the outbox, which is the same for all generations."""
         return f"{self.prefix}-outbox"
 
     async def create_outbox(self, mapping: dict[str, Any]) -> None:
-        """Create the outbox where it is not there yet."""
+        """Create the index of the outbox if it does not exist."""
         if not await answered(self.client.indices.exists(index=self.outbox)):
             mappings = {"dynamic": "strict", "properties": mapping}
             await answered(self.client.indices.create(index=self.outbox, settings=SETTINGS, mappings=mappings))
@@ -98,7 +98,7 @@ class Cluster:
             await answered(self.client.indices.create(index=self.index(kind), settings=SETTINGS, mappings=mapping))
 
     async def behind(self, alias: str) -> list[str]:
-        """Return the indices that an alias stands for."""
+        """Return the names of the indices that an alias refers to."""
         try:
             return list((await self.client.indices.get_alias(name=alias)).body)
         except NotFoundError:
@@ -107,14 +107,14 @@ class Cluster:
             raise errors.Unavailable("Elasticsearch does not answer") from error
 
     async def bulk(self, operations: list[dict[str, Any]], *, refresh: bool) -> list[str]:
-        """Write; an external version that is not newer is as good as written.
+        """Write operations with bulk requests. An operation whose external version is not newer counts as written.
 
         Returns:
-            The ids of rows of the outbox that were to be created and were there already.
+            The ids of outbox rows that should have been created but existed already.
 
         Raises:
-            errors.Unavailable: Elasticsearch is busy or refuses writes for now, or another writer was faster: read again.
-            errors.CorruptInstance: Elasticsearch cannot parse a document, now or ever.
+            errors.Unavailable: Elasticsearch is busy or refuses writes for now, or another process changed a document: read it again.
+            errors.CorruptInstance: Elasticsearch can never parse a document.
         """
         parts = _bounded(operations)
         existing: list[str] = []
@@ -132,7 +132,7 @@ class Cluster:
         for item in answer["items"]:
             (result,) = item.values()
             status = result["status"]
-            # A deletion of what is not there is 404 without an error.
+            # Deleting a document that does not exist gives 404 without an error.
             if "error" not in result or (status == 409 and result["_id"] in by_version):
                 continue
             if status == 409 and result["_index"] == self.outbox:
@@ -144,19 +144,19 @@ class Cluster:
         return existing
 
     async def get(self, kind: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
-        """Return the documents that are there, by id; as of now, not as of the last refresh."""
+        """Return the existing documents by id, in their current state and not that of the last refresh."""
         return await self.get_from(self.index(kind), ids, source)
 
     async def get_from(self, index: str, ids: Sequence[str], source: bool | list[str] = True) -> dict[str, dict[str, Any]]:
-        """Return the documents of an index that are there, as `get`."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return the existing documents of an index, as `get` does."""
+        documents: dict[str, dict[str, Any]] = {}
         for start in range(0, len(ids), PAGE):
             docs = [{"_index": index, "_id": one, "_source": source} for one in ids[start : start + PAGE]]
             answer = await answered(self.client.mget(docs=docs))
             if any("error" in doc for doc in answer["docs"]):
                 raise errors.Unavailable("Elasticsearch could not read a document")
-            found.update({doc["_id"]: doc for doc in answer["docs"] if doc["found"]})
-        return found
+            documents.update({doc["_id"]: doc for doc in answer["docs"] if doc["found"]})
+        return documents
 
     async def pages(self, kind: str, query: dict[str, Any], sort: list[Any], source: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the sources of all hits in order, PAGE at a time."""
@@ -164,7 +164,7 @@ class Cluster:
             yield page
 
     async def pages_of(self, index: str, query: dict[str, Any], sort: list[Any], source: list[str]) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield the sources of all hits in an index, as `pages`."""
+        """Yield the sources of all hits in an index, as `pages` does."""
         after: list[Any] | None = None
         while True:
             answer = await answered(

@@ -1,4 +1,4 @@
-"""Documents of the index store in Elasticsearch: their mappings, their ids, and the terms by which they are matched."""
+"""Documents of the index store in Elasticsearch: their mappings, their ids, and the index terms by which they are matched."""
 
 import hashlib
 from collections.abc import Iterable
@@ -42,8 +42,8 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "meta": {
         "kind": KEYWORD,
         "value": {"type": "keyword", "index": False, "doc_values": False},
-        # Of a poison event: its name and its pack.
-        # Of what is dead: its name and where it lies; when that was decided, twice where its bytes go after a time.
+        # For a poison event: its name and its pack.
+        # For a dead upload: its upload name and its object, and the time of the decision (in two fields if its bytes will be removed).
         "name": KEYWORD,
         "lies_in": KEYWORD,
         "decided": {"type": "long", "index": False, "doc_values": False},
@@ -57,13 +57,13 @@ OUTBOX_MAPPING: dict[str, Any] = {
     "sequence": {"type": "long"},
     "data": KEPT,
 }
-"""Of one index that belongs to no generation: rows that are not published yet stay when the index is rebuilt."""
+"""Mapping of the outbox. Its index does not belong to a generation, so that rows that are not published survive a reindex."""
 WORKITEM_MAPPING = {
     "uid": KEYWORD,
     "sort_key": KEYWORD,
     "deleted": {"type": "boolean"},
     "dicom_json": KEPT,
-    # The studies that it refers to, and how many they are.
+    # The studies that the workitem refers to, and their number.
     "studies": KEYWORD,
     "studies_count": {"type": "integer"},
     "value": {"type": "keyword", "index": False, "doc_values": False},
@@ -71,15 +71,15 @@ WORKITEM_MAPPING = {
 }
 KIND = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_FIELDS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("collection", "series", "sop")}
-"""A study's key is `study` in its own document and in those of its series, and a `collection` in those of instances. `series` is empty
-where that is a non-patient resource."""
+"""The key of a study is the field `study` in the documents of the study and its series, and `collection` in those of instances. `series` is
+empty if the collection is a non-patient resource."""
 
 
-def term_fields(found: Iterable[Term]) -> dict[str, Any]:
+def term_fields(index_terms: Iterable[Term]) -> dict[str, Any]:
     """Return the fields `terms` and `items` of a document."""
     plain: list[str] = []
     items: dict[int, tuple[str, list[str]]] = {}
-    for term in found:
+    for term in index_terms:
         text = term.path + SEPARATOR + term.value
         if not term.root:
             plain.append(text)
@@ -99,22 +99,22 @@ def dead_id(place: Place) -> str:
 
 
 def name_of(place: Place) -> str:
-    """Return a name whose order is that of places."""
+    """Return a text for an upload name. The texts sort like upload names."""
     return f"{place[0]} {place[1]:020d}"
 
 
 def poison_id(name: str) -> str:
-    """Return the id of a poison event: of an id of Elasticsearch at most 512 bytes are allowed."""
+    """Return the document id of a poison event. Elasticsearch allows ids of at most 512 bytes."""
     return f"poison {name}" if len(name.encode()) < 400 else f"poison {hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def change_id(sequence: int) -> str:
-    """Return the id of a row of the outbox."""
+    """Return the document id of a row of the outbox."""
     return f"change {sequence}"
 
 
 def settling_id(study: str) -> str:
-    """Return the id of a study that has not settled."""
+    """Return the document id of a study that has not settled."""
     return f"settling {study}"
 
 

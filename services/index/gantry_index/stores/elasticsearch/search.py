@@ -16,11 +16,11 @@ from gantry_standard.query.matching import MatchKey, Operation, Query, group_key
 from gantry_standard.query.terms import PER_FRAME_FUNCTIONAL_GROUPS
 
 JOIN_MAXIMUM = 10_000
-"""Most studies or series that keys of another level may match."""
+"""Largest number of studies or series that matching keys of another level may match."""
 
 UID_LEVEL = {STUDY_UID: Level.STUDY, SERIES_UID: Level.SERIES, SOP_UID: Level.INSTANCE}
 IN_STUDIES = {"bool": {"must_not": {"term": {"series": ""}}}}
-"""Of instances: those that are in a study."""
+"""Filter for the instances that belong to a study."""
 ORDER: dict[Level, list[Any]] = {
     Level.STUDY: [{"sort_key": "desc"}, {"study": "asc"}],
     Level.SERIES: [{"number": "asc"}, {"series": "asc"}, {"study": "asc"}],
@@ -41,7 +41,7 @@ def _comparison(key: MatchKey, field: str) -> list[dict[str, Any]]:
 
 
 def group_query(group: Sequence[MatchKey]) -> dict[str, Any]:
-    """Return the query for keys that must match together; ABSENT ones are of no item."""
+    """Return the query for keys that must match in the same item. A key with ABSENT matches if no item has the attribute."""
     filters: list[dict[str, Any]] = []
     absent: list[dict[str, Any]] = []
     wanted = [key for key in group if key.operation is not Operation.ABSENT]
@@ -92,7 +92,7 @@ class Searching:
         return Page(rows, max(0, answer["hits"]["total"]["value"] - query.offset - len(rows)) if rows else 0)
 
     async def _fragment(self, source: Mapping[str, Any]) -> Any:
-        """Return the metadata of the instance with the smallest UID of a study or series that has it at hand."""
+        """Return the metadata of the instance with the smallest UID of a study or series, of those whose metadata is in the index."""
         fields = zip(KEY_FIELDS[Level.INSTANCE], KEY_FIELDS[self._query.level], strict=False)
         answer = await answered(
             self._cluster.client.search(
@@ -116,12 +116,12 @@ class Searching:
         return row(query, identity, attributes, decoded(fragment) if fragment else None)
 
     async def _parents(self, sources: Sequence[Mapping[str, Any]]) -> dict[Level, dict[str, Attributes]]:
-        found: dict[Level, dict[str, Attributes]] = {}
+        parents: dict[Level, dict[str, Attributes]] = {}
         for level in levels_needed(self._query) - {self._query.level}:
             ids = list({self._id_at(level, source) for source in sources})
             docs = await self._cluster.get(KIND[level], ids, ["attributes"])
-            found[level] = {one: orjson.loads(unpacked(doc["_source"]["attributes"])) for one, doc in docs.items()}
-        return found
+            parents[level] = {one: orjson.loads(unpacked(doc["_source"]["attributes"])) for one, doc in docs.items()}
+        return parents
 
     async def _filters(self) -> list[dict[str, Any]]:
         query = self._query
@@ -143,7 +143,7 @@ class Searching:
         return filters
 
     def _within(self, level: Level) -> list[dict[str, Any]]:
-        """Return the filters of a level for the collection, and its series, that the query names, and for what the caller may see."""
+        """Return the filters of a level for the collection and series of the query, and for the studies that the caller may see."""
         query = self._query
         named = zip(KEY_FIELDS[level], (query.collection, query.series_instance_uid), strict=False)
         filters: list[dict[str, Any]] = [{"term": {field: uid}} for field, uid in named if uid]
@@ -152,7 +152,11 @@ class Searching:
         return filters
 
     async def _joined(self, group: Sequence[MatchKey], level: Level) -> dict[str, Any]:
-        """Return which studies or series match keys of another level."""
+        """Return the studies or series that match keys of another level.
+
+        Raises:
+            errors.PayloadTooLarge: there are more than JOIN_MAXIMUM.
+        """
         shared = min(level, self._query.level, key=lambda one: one.value)
         fields = KEY_FIELDS[level][: shared.value]
         own = KEY_FIELDS[self._query.level][shared.value - 1]

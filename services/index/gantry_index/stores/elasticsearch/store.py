@@ -1,18 +1,20 @@
 """The index store for many machines: Elasticsearch.
 
-Documents: instances (tombstones are documents too), series and studies. What can be matched is a keyword `terms` of path + 0x1F + value;
-attributes of sequence items are nested documents `items`, one per item with everything below it, so that keys meet in the same item.
+There are documents for instances (including tombstones), series and studies. Attributes are matched by the keyword field `terms`, with
+path + 0x1F + value. Attributes of sequence items are nested documents `items`, one per item with everything below it, so that several keys
+can be matched in the same item.
 
-Every document is compared and set: an instance that another reader wrote since it was looked at (one SOP Instance UID in studies of two
-partitions) is decided again. A bulk is not atomic: what is dead is written first; a study says up to which sequence its instances are in
-its counts (`applied`); where that disagrees with its instances after a crash, it is counted anew. The cursor is written last.
+Every write is compare-and-set. If another reader has written an instance since it was read (one SOP Instance UID in studies of two
+partitions), the event is decided again. A bulk request is not atomic. Dead uploads are therefore written first, and the cursor last. A
+study records the sequence up to which its counts include its instances (`applied`); if that differs from its instances after a crash, they
+are counted again.
 
-The outbox rows of a batch are written before its instances. After a crash between, the same events are decided again: a row that is
-there already gets what is new beside what it has. A row that was not written in one undisturbed run of this process is compared with the
-instances before it is published, since another reader may have written one of them meanwhile.
+The outbox rows of a batch are written before its instances. After a crash in between, the same events are decided again, and new changes
+are added to an existing row. A row that was not written in one uninterrupted run of this process is compared with the instances before it
+is published, because another reader may have written one of them in the meantime.
 
-The client and its indices: `elasticsearch_cluster`; mappings and ids: `elasticsearch_mappings`; what a batch writes:
-`elasticsearch_writing`; queries: `elasticsearch_search`.
+The other modules: `cluster` has the client and its indices, `mappings` the mappings and ids, `writing` the writes of a batch, and `search`
+the queries.
 """
 
 import time
@@ -33,7 +35,7 @@ from gantry_standard.query.levels import Level
 from gantry_standard.query.matching import Query
 
 MOST_UNDISTURBED = 100_000
-"""Rows of the outbox of which it is remembered that they need not be compared."""
+"""Largest number of outbox rows that are remembered as not needing a comparison."""
 
 
 class ElasticsearchStore:
@@ -45,11 +47,11 @@ class ElasticsearchStore:
         self._cluster = cluster
         self._outdated = ""
         self._undisturbed: set[int] = set()
-        """Sequences of rows of the outbox whose changes were all applied, by this process and at once."""
+        """Sequences of outbox rows whose changes were all applied by this process, without interruption."""
 
     @classmethod
     async def opened(cls, url: str, prefix: str) -> "ElasticsearchStore":
-        """Connect, and create the indices when they are not there.
+        """Connect, and create the indices if they do not exist.
 
         Raises:
             errors.Unavailable: Elasticsearch does not answer.
@@ -67,11 +69,11 @@ class ElasticsearchStore:
         return store
 
     async def outdated(self) -> str:
-        """See IndexStore. Indices of an older program lack fields."""
+        """See IndexStore. Indices of an older program do not have all fields."""
         missing: list[str] = []
         for kind, mapping in MAPPINGS.items():
-            found = await answered(self._cluster.client.indices.get_mapping(index=self._cluster.index(kind)))
-            fields = {name for index in found.body.values() for name in index["mappings"].get("properties", ())}
+            mappings = await answered(self._cluster.client.indices.get_mapping(index=self._cluster.index(kind)))
+            fields = {name for index in mappings.body.values() for name in index["mappings"].get("properties", ())}
             missing += [f"{kind}.{name}" for name in sorted(mapping.keys() - fields)]
         self._outdated = (
             f"the indices {self._cluster.prefix}-* have no {', '.join(missing)}: an older program made them."
@@ -90,8 +92,8 @@ class ElasticsearchStore:
         return await self._meta("generation")
 
     async def _meta(self, name: str) -> str:
-        found = await self._cluster.get("meta", [name])
-        return str(found[name]["_source"]["value"]) if name in found else ""
+        documents = await self._cluster.get("meta", [name])
+        return str(documents[name]["_source"]["value"]) if name in documents else ""
 
     async def follow(self, generation: str, sequence: int) -> None:
         """See IndexStore."""
@@ -109,22 +111,22 @@ class ElasticsearchStore:
 
     async def cursors(self, readers: Sequence[str]) -> dict[str, int]:
         """See IndexStore."""
-        found = await self._cluster.get("meta", ["followed", *(f"cursor {reader}" for reader in readers)])
-        values = {name: int(doc["_source"]["value"]) for name, doc in found.items()}
+        documents = await self._cluster.get("meta", ["followed", *(f"cursor {reader}" for reader in readers)])
+        values = {name: int(doc["_source"]["value"]) for name, doc in documents.items()}
         return {reader: values.get(f"cursor {reader}", values.get("followed", 0)) for reader in readers}
 
     async def high_water(self) -> int:
         """See IndexStore."""
-        found = await self._cluster.get("meta", [*_cursor_names(), "followed"])
-        return max((int(doc["_source"]["value"]) for doc in found.values()), default=0)
+        documents = await self._cluster.get("meta", [*_cursor_names(), "followed"])
+        return max((int(doc["_source"]["value"]) for doc in documents.values()), default=0)
 
     async def present(self, sop_instance_uids: Sequence[str], places: Sequence[Place]) -> tuple[dict[str, Present], dict[Place, Dead]]:
         """See IndexStore."""
         docs = await self._cluster.get("instances", sop_instance_uids, ["record", "deleted"])
-        found = {uid: _present(doc["_source"]) for uid, doc in docs.items()}
+        present_by_uid = {uid: _present(doc["_source"]) for uid, doc in docs.items()}
         by_id = {dead_id(place): place for place in places}
         dead = await self._cluster.get("meta", list(by_id))
-        return found, {by_id[name]: _dead(doc["_source"]) for name, doc in dead.items()}
+        return present_by_uid, {by_id[name]: _dead(doc["_source"]) for name, doc in dead.items()}
 
     async def decided(self, sop_instance_uids: Sequence[str], places: Sequence[Place], decide: Decide) -> bool:
         """See IndexStore."""
@@ -181,7 +183,7 @@ class ElasticsearchStore:
             await self._missing(scope)
 
     async def _series(self, scope: Scope) -> AsyncIterator[str]:
-        """Yield the series of a study in their order; of a non-patient resource the one that has no name."""
+        """Yield the series of a study in their order; for a non-patient resource one series without a name."""
         if not is_study(scope.collection):
             if not scope.series_instance_uid:
                 yield ""
@@ -215,7 +217,7 @@ class ElasticsearchStore:
         raise errors.NotFound(f"{name_of(scope)} is not here")
 
     async def state(self, scope: Scope) -> bytes:
-        """See IndexStore. It would be a request to Elasticsearch like the one for the fragments."""
+        """See IndexStore. Always empty, because it would cost a request to Elasticsearch, as the fragments do."""
         return b""
 
     async def tombstones(self, uid: str, visible_studies: frozenset[str] | None = None) -> AsyncIterator[list[Present]]:
@@ -233,13 +235,13 @@ class ElasticsearchStore:
         """See IndexStore."""
         await answered(self._cluster.client.indices.refresh(index=self._cluster.index("meta")))
         query = {"bool": {"filter": [{"range": {"due": {"lt": before_s}}}, {"range": {"lies_in": {"gt": after_object}}}]}}
-        found: list[tuple[Place, Dead]] = []
+        due: list[tuple[Place, Dead]] = []
         order = [{"lies_in": "asc"}, {"name": "asc"}]
         async for page in self._cluster.pages("meta", query, order, ["value", "name", "lies_in", "decided"]):
-            found += [(_named(source["name"]), _dead(source)) for source in page]
-            if len(found) >= limit:
+            due += [(_named(source["name"]), _dead(source)) for source in page]
+            if len(due) >= limit:
                 break
-        return found[:limit]
+        return due[:limit]
 
     async def unknown_packs(self, objects: Sequence[str]) -> list[str]:
         """See IndexStore."""
@@ -252,7 +254,7 @@ class ElasticsearchStore:
         return {name for name, _ in await self._poison()}
 
     async def _poison(self) -> list[tuple[str, str]]:
-        """Return name and pack of each poison event that has a name."""
+        """Return the name and the pack of each poison event that has a name."""
         await answered(self._cluster.client.indices.refresh(index=self._cluster.index("meta")))
         query = {"bool": {"filter": [{"term": {"kind": "poison"}}, {"exists": {"field": "name"}}]}}
         pages = self._cluster.pages("meta", query, [{"name": "asc"}], ["name", "lies_in"])
@@ -266,7 +268,7 @@ class ElasticsearchStore:
             for reader, (above, up_to) in windows.items()
         ]
         query = {"bool": {"filter": [{"term": {"kind": "change"}}], "should": each, "minimum_should_match": 1}}
-        found = await answered(
+        response = await answered(
             self._cluster.client.search(
                 index=self._cluster.outbox,
                 query=query,
@@ -276,12 +278,12 @@ class ElasticsearchStore:
                 track_total_hits=False,
             )
         )
-        sources = [hit["_source"] for hit in found["hits"]["hits"]]
-        rows = [OutboxRow(one["reader"], one["sequence"], one["study"], unpacked(one["data"])) for one in sources]
+        sources = [hit["_source"] for hit in response["hits"]["hits"]]
+        rows = [OutboxRow(source["reader"], source["sequence"], source["study"], unpacked(source["data"])) for source in sources]
         return [row if row.sequence in self._undisturbed else await self._applied(row) for row in rows]
 
     async def _applied(self, row: OutboxRow) -> OutboxRow:
-        """Return a row with those of its changes that were applied."""
+        """Return a row with only those of its changes that were applied."""
         message = StudyChanged.FromString(row.data)
         uids = [one.sop_instance_uid for change in message.changes for one in change.instances]
         docs = await self._cluster.get("instances", uids, ["collection", "version"])
@@ -341,7 +343,7 @@ class ElasticsearchStore:
 
 
 def _within(collection: str, series_instance_uid: str) -> list[dict[str, Any]]:
-    """Return the filters of instances for a collection, and for one of its series where it is named."""
+    """Return the filters of instances for a collection, and for one of its series if the scope names it."""
     clauses = [{"term": {"collection": collection}}]
     return [*clauses, {"term": {"series": series_instance_uid}}] if series_instance_uid else clauses
 

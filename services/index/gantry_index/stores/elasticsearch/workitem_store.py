@@ -21,7 +21,11 @@ class ElasticsearchWorkitemStore:
 
     @classmethod
     async def opened(cls, url: str, prefix: str) -> "ElasticsearchWorkitemStore":
-        """Connect, and create the index when it is not there. Raises errors.Unavailable as ElasticsearchStore does."""
+        """Connect, and create the index if it does not exist.
+
+        Raises:
+            errors.Unavailable: Elasticsearch does not answer.
+        """
         client = await opened(url)
         cluster = Cluster(client, prefix)
         try:
@@ -29,7 +33,7 @@ class ElasticsearchWorkitemStore:
             if not await answered(client.indices.exists(index=cluster.index("workitems"))):
                 await cluster.create({"workitems": WORKITEM_MAPPING})
             elif not await store._is_of_this_format():
-                # An older program made it. It fills as the stream is read again from its beginning: everything in it is a copy.
+                # An older program created the index. It is created again and filled from the stream, because it has only copies.
                 await store.clear()
         except BaseException:
             await client.close()
@@ -37,15 +41,15 @@ class ElasticsearchWorkitemStore:
         return store
 
     async def _is_of_this_format(self) -> bool:
-        """Say whether the index has every field."""
+        """Return whether the index has all fields."""
         index = self._cluster.index("workitems")
-        found = await answered(self._cluster.client.indices.get_mapping(index=index))
-        return WORKITEM_MAPPING.keys() <= set(found[index]["mappings"].get("properties", ()))
+        mappings = await answered(self._cluster.client.indices.get_mapping(index=index))
+        return WORKITEM_MAPPING.keys() <= set(mappings[index]["mappings"].get("properties", ()))
 
     async def cursor(self) -> int:
         """See WorkitemStore."""
-        found = await self._cluster.get("workitems", ["cursor"])
-        return int(found["cursor"]["_source"]["value"]) if found else 0
+        documents = await self._cluster.get("workitems", ["cursor"])
+        return int(documents["cursor"]["_source"]["value"]) if documents else 0
 
     async def apply(self, documents: Sequence[WorkitemDocument], sequence: int) -> None:
         """See WorkitemStore."""
@@ -79,7 +83,7 @@ class ElasticsearchWorkitemStore:
         """See WorkitemStore."""
         filters: list[dict[str, Any]] = [{"term": {"deleted": False}}, *(group_query(group) for group in group_keys(query.keys))]
         if query.visible_studies is not None:
-            # As many of its studies are visible as it has, and it has some.
+            # The workitem refers to at least one study, and all its studies are visible.
             seen = {"terms": sorted(query.visible_studies), "minimum_should_match_field": "studies_count"}
             filters += [{"range": {"studies_count": {"gte": 1}}}, {"terms_set": {"studies": seen}}]
         answer = await answered(

@@ -1,4 +1,4 @@
-"""One batch of changes in Elasticsearch: instances first, then the studies and series that they add up to."""
+"""Writes one batch of changes to Elasticsearch: first the instances, then the summaries of their studies and series."""
 
 import asyncio
 from collections import defaultdict
@@ -44,7 +44,7 @@ from gantry_standard.query import terms
 
 
 class Writing:
-    """Applies one batch: first instances, then what follows from them."""
+    """Applies one batch: first the instances, then the documents that depend on them."""
 
     def __init__(self, cluster: Cluster, batch: Batch) -> None:
         self._cluster = cluster
@@ -53,7 +53,7 @@ class Writing:
         self._recount: set[str] = set()
         self._last: defaultdict[str, int] = defaultdict(int, batch.versions)
         self.is_undisturbed = True
-        """Whether no row of the outbox was there already."""
+        """Whether none of the outbox rows existed before."""
 
     async def run(self) -> None:
         batch = self._batch
@@ -78,8 +78,8 @@ class Writing:
         for study, doc in studies.items():
             if study in self._added and doc["_source"]["applied"] >= min(batch.changes[sop].version for _, sop, _ in self._added[study]):
                 self._recount.add(study)
-        # What is dead comes before what takes its place, and what lives again before it is dead no more: after a crash between, the same
-        # events decide the same.
+        # A replaced upload is marked as dead before its replacement is written, and a restored instance is written before its mark as dead
+        # is removed. So the same events give the same decisions after a crash in between.
         await self._cluster.bulk(self._deaths(), refresh=False)
         touched = {*self._added, *self._recount}
         await self._cluster.bulk(operations, refresh=bool(self._recount) or not touched)
@@ -97,7 +97,7 @@ class Writing:
         await answered(self._cluster.client.indices.refresh(index=changed))
 
     async def _write_outbox(self) -> None:
-        """Write the outbox rows, before the instances that they are about."""
+        """Write the outbox rows, before the instances that they refer to."""
         index = self._cluster.outbox
         rows = {change_id(one.sequence): one for one in self._batch.outbox}
         operations: list[dict[str, Any]] = []
@@ -119,17 +119,21 @@ class Writing:
         await self._cluster.bulk(operations, refresh=False)
 
     def outbox_removals(self) -> list[dict[str, Any]]:
-        """Return the operations that remove what was published."""
+        """Return the operations that remove published rows and settlings."""
         index = self._cluster.outbox
         operations: list[dict[str, Any]] = [{"delete": {"_index": index, "_id": change_id(sequence)}} for sequence in self._batch.published]
         for study, sequence in self._batch.settled.items():
-            # Where another upload came, what is there has a higher version.
+            # If the study has a later upload, the document has a higher version and is not removed.
             action = {"_index": index, "_id": settling_id(study), "version": sequence, "version_type": "external_gte"}
             operations.append({"delete": action})
         return operations
 
     def _check(self, before: Mapping[str, dict[str, Any]]) -> None:
-        """Compare what is there with what the decisions were made on."""
+        """Compare the stored versions with those on which the decisions were made.
+
+        Raises:
+            errors.Unavailable: a version differs.
+        """
         for sop, seen in self._batch.seen.items():
             if (change := self._batch.changes.get(sop)) is None:
                 continue
@@ -139,7 +143,7 @@ class Writing:
                 raise errors.Unavailable(f"instance {sop} is no longer at version {seen}")
 
     def _deaths(self) -> list[dict[str, Any]]:
-        """Return the operations for what is dead from now on."""
+        """Return the operations for uploads that are dead from now on."""
         index = self._cluster.index("meta")
         operations: list[dict[str, Any]] = []
         for place, one in self._batch.dead.items():
@@ -153,7 +157,7 @@ class Writing:
         return operations
 
     def _facts(self) -> list[dict[str, Any]]:
-        """Return the operations for what is dead no more, packs and poison."""
+        """Return the operations for restored uploads, packs and poison events."""
         documents = {pack_id(key): {"kind": "pack", "value": ""} for key in self._batch.packs}
         documents |= {poison_id(one.name or str(one.sequence)): _poison(one) for one in self._batch.poison}
         index = self._cluster.index("meta")
@@ -256,7 +260,7 @@ class Writing:
             one = series_id(study, series)
             operations += self._level("series", one, series_before.get(one), of_series, own)
         applied = max(self._last[study], before["_source"]["applied"] if before else 0)
-        # The study last: while it does not say `applied`, its instances count as not yet applied.
+        # The study is written last: until its field `applied` is updated, its instances count as not applied.
         return operations + self._level(
             "studies", study, before, summary, {"study": study, "sort_key": summary.sort_key, "applied": applied}
         )
@@ -286,9 +290,9 @@ def _row(one: OutboxRow) -> dict[str, Any]:
 
 
 def _both(before: bytes, now: bytes) -> bytes:
-    """Return what a row has, and beside it what it has not of the same event that was decided again.
+    """Return a row with the changes that it has, and the further changes of the same event when it was decided again.
 
-    Of an instance that is in both, the kind in the row counts: the first decision was made on what was there before.
+    For an instance in both, the kind in the existing row is used, because the first decision was made on the state before the event.
     """
     both, new = StudyChanged.FromString(before), StudyChanged.FromString(now)
     both.collection = new.collection
@@ -314,7 +318,7 @@ def _poison(one: PoisonEvent) -> dict[str, Any]:
 
 
 def _compared(action: dict[str, Any], before: Mapping[str, Any] | None, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the operation that writes a document where it is still as it was read."""
+    """Return the operation that writes a document if it has not changed since it was read."""
     if before is None:
         return [{"create": action}, document]
     return [{"index": {**action, "if_seq_no": before["_seq_no"], "if_primary_term": before["_primary_term"]}}, document]

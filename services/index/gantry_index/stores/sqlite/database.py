@@ -1,7 +1,7 @@
-"""One SQLite database file: its connections, its threads, its transactions.
+"""One SQLite database file: its connections, threads and transactions.
 
-WAL mode, one writer connection in a thread of its own, a small pool of readers in others, and one on the event loop for a few rows by
-their key. `synchronous=FULL`: a commit is on disk when it returns.
+The file is in WAL mode. There is one writer connection in its own thread, a small pool of reader connections in other threads, and one
+connection on the event loop that reads a few rows by their key. With `synchronous=FULL` a commit is on disk when it returns.
 """
 
 import logging
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 S = TypeVar("S", StudySummary, SeriesSummary)
 PAGE_BYTES = 8192
-"""Of a new database; one that is there keeps what it has. With 4,096 a batch changes more of them, at two calls of the system each."""
+"""Page size of a new database; an existing one keeps its own. With 4,096 a batch changes more pages, and each takes two system calls."""
 CHECKPOINT_PAGES = 2000
-"""Pages of the write-ahead log from which on they are copied into the database: 16 MB."""
+"""Number of pages of the write-ahead log from which on it is copied into the database: 16 MB."""
 PRAGMAS = (
     f"page_size={PAGE_BYTES}",
     "journal_mode=WAL",
@@ -40,10 +40,10 @@ PRAGMAS = (
 )
 KEPT_SUMMARIES = 64
 KEPT_MEMORIES = 16
-"""Each of at most the elements of one data set whose DICOM JSON is up to INLINE_JSON_BYTES."""
+"""Number of entries of the cache. Each has at most the elements of one data set whose DICOM JSON has up to INLINE_JSON_BYTES."""
 
 CHUNK = 500
-"""Parameters in one statement."""
+"""Largest number of parameters in one statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Schema:
     """Tables of a database file.
 
     Attributes:
-        statements: that make them.
-        format: version of them, which the file remembers.
-        migrations: by an older version, the statements that make the next one of it.
+        statements: create the tables of a new file.
+        format: version of the tables, which is stored in the file.
+        migrations: by older version, the statements that migrate the tables to the next version.
     """
 
     statements: str
@@ -63,7 +63,7 @@ class Schema:
 
 @dataclass(slots=True)
 class Kept(Generic[S]):
-    """A study or series: what it is to be, its row (0: none yet), and the attributes whose terms are in the database."""
+    """A study or series: its new summary, its row id (0 if it has none yet), and the attributes whose terms are in the database."""
 
     summary: S
     row_id: int = 0
@@ -71,7 +71,7 @@ class Kept(Generic[S]):
 
 
 class Database:
-    """One database file: a writer connection in its thread, reader connections in theirs.
+    """One database file, with a writer connection and reader connections in their threads.
 
     Opening a file of an older format migrates it.
 
@@ -82,7 +82,7 @@ class Database:
     def __init__(self, path: Path, schema: Schema, readers: int) -> None:
         self.path = path
         self.opened = random_hex(16)
-        """A name that no other database has, nor this one when it is opened again."""
+        """A random name. It is unique, and another one whenever the file is opened."""
         self._closing: list[sqlite3.Connection] = []
         self._local = threading.local()
         self._writer_thread = Threads(1, "index-writer")
@@ -95,28 +95,32 @@ class Database:
         self._migrate(schema)
         self._here = self._connected()
         self.path_ids: dict[str, int] = {}
-        """Of the table `paths`, the number of each."""
+        """The numbers of the paths in the table `paths`."""
         self.recent_terms = 0
-        """How many there are in the table. What is kept here is the writer thread's, and read anew after a transaction failed."""
+        """Number of rows in `recent_terms`. Only the writer thread uses these caches; after a failed transaction they are read again."""
         self.kept = CountBoundedCache[tuple[str, ...], Kept[Any]](KEPT_SUMMARIES)
-        """The studies and series that were written last, as they are in the database."""
+        """The most recently written studies and series, as they are in the database."""
         self.memories = CountBoundedCache[tuple[str, ...], terms.Memory](KEPT_MEMORIES)
-        """Of series, what the terms of their last instance were derived from."""
+        """By series, the attributes from which the terms of its last instance were derived."""
         self._read_anew()
 
     def _migrate(self, schema: Schema) -> None:
-        """Bring the file to the format of this program, one version at a time; each is one transaction."""
-        found = int(meta(self.writer, "format"))
-        for version in range(found, schema.format):
+        """Migrate the file to the format of this program, one version at a time, each in one transaction.
+
+        Raises:
+            errors.Conflict: the file has a format that this program does not know.
+        """
+        file_format = int(meta(self.writer, "format"))
+        for version in range(file_format, schema.format):
             if version not in schema.migrations:
                 break
             remembered = f"UPDATE meta SET value = '{version + 1}' WHERE name = 'format'"
             self.writer.executescript(f"BEGIN IMMEDIATE; {schema.migrations[version]} {remembered}; COMMIT;")
             log.info("index store migrated", extra={"file": self.path.name, "format": version + 1})
-        found = int(meta(self.writer, "format"))
-        if found != schema.format:
+        file_format = int(meta(self.writer, "format"))
+        if file_format != schema.format:
             self.close()
-            raise errors.Conflict(f"{self.path} has format {found}, this program writes {schema.format}: delete it and reindex")
+            raise errors.Conflict(f"{self.path} has format {file_format}, this program writes {schema.format}: delete it and reindex")
 
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=30)
@@ -130,24 +134,24 @@ class Database:
         return await self._run(self._reader_threads, lambda: work(self._reader()))
 
     def look_up(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a read of a few rows by their key right here, on the event loop: some 20 µs, where a thread would take ten times as long."""
+        """Read a few rows by their key on the event loop. This takes about 20 µs; in a thread it would take ten times as long."""
         try:
             return work(self._here)
         except sqlite3.Error as error:
             raise errors.Unavailable(f"the index store failed: {error}") from error
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run one transaction in the writer thread; durable when it returns."""
+        """Run one transaction in the writer thread. It is durable when the call returns."""
         return await self._run(self._writer_thread, lambda: self._transaction(work))
 
     def write_later(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Run one transaction in the writer thread after those that wait; one that fails changes nothing and is logged."""
+        """Run one transaction in the writer thread after all waiting ones, and do not wait. A failure is logged and changes nothing."""
 
         def attempt() -> None:
             try:
                 self._transaction(work)
             except sqlite3.Error as error:
-                log.warning("index store is not tidied up", extra={"reason": str(error)})
+                log.warning("maintenance of the index store failed", extra={"reason": str(error)})
 
         self._writer_thread.submit(attempt)
 
@@ -182,28 +186,28 @@ class Database:
         self.kept.clear()
 
     def path_id(self, path: str) -> int:
-        """Return the number of a path, made when it is new; in a transaction only."""
-        found = self.path_ids.get(path)
-        if found is None:
+        """Return the number of a path; create it if the path is new. Only within a transaction."""
+        path_id = self.path_ids.get(path)
+        if path_id is None:
             cursor = self.writer.execute("INSERT INTO paths (path) VALUES (?)", (path,))
-            found = self.path_ids[path] = int(cursor.lastrowid or 0)
-        return found
+            path_id = self.path_ids[path] = int(cursor.lastrowid or 0)
+        return path_id
 
-    def add_terms(self, owner: int, found: Iterable[Term]) -> None:
-        """Write terms; in a transaction only."""
+    def add_terms(self, owner: int, index_terms: Iterable[Term]) -> None:
+        """Write index terms. Only within a transaction."""
         known = self.path_ids
-        rows = [(known.get(path) or self.path_id(path), value, owner, item, root) for path, value, item, root in found]
+        rows = [(known.get(path) or self.path_id(path), value, owner, item, root) for path, value, item, root in index_terms]
         self.writer.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", rows)
 
-    def remove_terms(self, owner: int, found: Iterable[Term]) -> None:
-        """Delete terms; in a transaction only."""
+    def remove_terms(self, owner: int, index_terms: Iterable[Term]) -> None:
+        """Delete index terms. Only within a transaction."""
         self.writer.executemany(
             "DELETE FROM terms WHERE path = ? AND value = ? AND owner = ? AND item = ?",
-            [(self.path_id(term.path), term.value, owner, term.item) for term in found],
+            [(self.path_id(term.path), term.value, owner, term.item) for term in index_terms],
         )
 
     def close(self) -> None:
-        """Wait for what runs and close every connection."""
+        """Wait for running calls and close all connections."""
         self._writer_thread.close()
         self._reader_threads.close()
         for connection in self._closing:
@@ -219,8 +223,8 @@ def fsync_directory(path: Path) -> None:
 
 
 def meta(connection: sqlite3.Connection, name: str) -> str:
-    found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return found[0] if found else ""
+    row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else ""
 
 
 def set_meta(connection: sqlite3.Connection, name: str, value: str) -> None:

@@ -1,18 +1,19 @@
 """Tables of the index store in SQLite.
 
-`outbox` has two kinds of rows, so that a commit changes one page for both: `c` and the sequence in 20 digits, what one event changed and is
-to be published; `s` and the study, the last upload of a study that has not settled. Its `study` is the key of any collection.
+`outbox` has two kinds of rows in one table, so that a commit changes one page for both. Rows with the key `c` and the sequence in 20 digits
+have the changes of one event that are to be published. Rows with the key `s` and the study have the last upload of a study that has not
+settled. The column `study` has the key of any collection.
 
-`instances` has everything that is kept, by the key of its collection. `series` is empty where that is a non-patient resource, which has
-no row in `studies` and `series`.
+`instances` has all instances and tombstones, with the key of their collection. `series` is empty if the collection is a non-patient
+resource, which has no rows in `studies` and `series`.
 
-Terms are rows (path, value, owner, item, root); an owner is the row id of a study, series or instance times 4 plus its level. Terms of
-an instance that is gone stay until the next generation: their owner is not live any more, and row ids are never used again.
+Index terms are rows (path, value, owner, item, root). An owner is the row id of a study, series or instance times 4 plus its level. Terms
+of a removed instance stay until the next index generation: their owner is no longer live, and row ids are never used again.
 
-Terms of new instances go into `recent_terms`, which is clustered by owner: a commit appends to it and touches a few pages, where `terms`,
-clustered by value, would take a page a term. Once there are enough of them all move, sorted, into `terms`, in a transaction of their
-own after the batch was answered. Terms of one owner stand in one of the two tables, never in both; a search by attributes of instances
-reads both (docs/decisions/0004-recent-terms.md).
+Terms of new instances are written to `recent_terms`, which is clustered by owner. A commit appends to it and changes a few pages; in
+`terms`, which is clustered by value, it would change one page per term. When there are enough recent terms, all of them are moved to
+`terms`, sorted, in a separate transaction after the batch. The terms of one owner are always in only one of the two tables. A search by
+attributes of instances reads both tables (docs/decisions/0004-recent-terms.md).
 """
 
 from gantry_index.stores.sqlite.database import Schema
@@ -69,19 +70,19 @@ CREATE TABLE IF NOT EXISTS outbox (
 ) WITHOUT ROWID;
 """,
 }
-"""Format 4 has collections, of which a study is one, the names of poison events, and the outbox."""
+"""Format 4 adds collections (a study is one of them), the names of poison events, and the outbox."""
 
 SCHEMA = Schema(STATEMENTS, 4, MIGRATIONS)
 TABLE = {Level.STUDY: "studies", Level.SERIES: "series", Level.INSTANCE: "instances"}
 KEY_COLUMNS = {Level.STUDY: ("study",), Level.SERIES: ("study", "series"), Level.INSTANCE: ("collection", "series", "sop")}
-"""A study's key is `study` in its own table and in that of its series, and a `collection` in that of instances."""
+"""The column with the key of a study: `study` in the tables of studies and series, `collection` in the table of instances."""
 
 
 def change_key(sequence: int) -> str:
-    """Return the key of a row of the outbox: what the event of this sequence changed."""
+    """Return the key of the outbox row with the changes of the event of this sequence."""
     return f"c{sequence:020d}"
 
 
 def settling_key(study_instance_uid: str) -> str:
-    """Return the key of a row of the outbox: a study that has not settled."""
+    """Return the key of the outbox row of a study that has not settled."""
     return f"s{study_instance_uid}"

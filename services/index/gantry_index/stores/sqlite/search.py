@@ -24,12 +24,12 @@ FRAGMENT = {
         for level in (Level.STUDY, Level.SERIES)
     },
 }
-"""Metadata of a row: its own, or that of the instance with the smallest UID that has it at hand."""
+"""SQL for the metadata of a row: its own, or that of its instance with the smallest UID among those whose metadata is in the index."""
 ORDER = {Level.STUDY: "x.sort_key DESC, x.study", Level.SERIES: "x.number, x.series, x.study", Level.INSTANCE: "x.number, x.sop"}
 
 
 class Condition:
-    """SQL text with its parameters."""
+    """An SQL text with its parameters."""
 
     def __init__(self, path_ids: dict[str, int]) -> None:
         self.path_ids = path_ids
@@ -48,7 +48,7 @@ class Condition:
         """Return a subquery for the row ids of owners that match all keys of a group, in the same item.
 
         Args:
-            recent: also among recent terms, one look-up a recent owner.
+            recent: search the recent terms as well, with one look-up per recent owner.
         """
         tables, clauses, parameters = [], [], []
         same_path = len({key.path[:-1] for key in group}) == 1
@@ -67,7 +67,7 @@ class Condition:
         statement = f"SELECT t0.owner >> 2 FROM {merged} WHERE (t0.owner & 3) = ? AND {matches}"
         if not recent:
             return statement, [level, *parameters]
-        # CROSS JOIN: the order of the tables is the order of the look-ups.
+        # CROSS JOIN makes SQLite look up the tables in the given order.
         unmerged = " CROSS JOIN ".join(("recent r", *(f"recent_terms {table}" for table in tables)))
         statement += f" UNION ALL SELECT t0.owner >> 2 FROM {unmerged} WHERE t0.owner = r.owner AND {matches}"
         return statement, [level, *parameters, *parameters]
@@ -92,7 +92,7 @@ class Condition:
 
 
 def _split_all(group: Sequence[MatchKey]) -> list[MatchKey]:
-    """ALL is an EQUAL for each value."""
+    """Replace a key with ALL by one key with EQUAL per value."""
     split: list[MatchKey] = []
     for key in group:
         if key.operation is Operation.ALL:
@@ -128,18 +128,18 @@ class Searching:
         if with_metadata:
             columns += ", " + FRAGMENT[query.level]
         source = f"FROM {TABLE[query.level]} x WHERE {condition.text}"
-        found = self.connection.execute(
+        page_rows = self.connection.execute(
             f"SELECT {columns} {source} ORDER BY {ORDER[query.level]} LIMIT ? OFFSET ?",
             (*condition.parameters, query.limit + 1, query.offset),
         ).fetchall()
         remaining = 0
-        if len(found) > query.limit:
+        if len(page_rows) > query.limit:
             total = self.connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
             remaining = total - query.offset - query.limit
         needed = levels_needed(query)
         depth = len(KEY_COLUMNS[query.level])
         rows = []
-        for values in found[: query.limit]:
+        for values in page_rows[: query.limit]:
             key = values[:depth]
             attributes = {level: self._parent(level, key) for level in needed if level is not query.level}
             attributes[query.level] = orjson.loads(values[depth])
@@ -152,8 +152,8 @@ class Searching:
         own = key[: len(columns)]
         if own not in self._parents:
             condition = " AND ".join(f"{column} = ?" for column in columns)
-            found = self.connection.execute(f"SELECT attributes FROM {TABLE[level]} WHERE {condition}", own).fetchone()
-            self._parents[own] = orjson.loads(found[0]) if found else {}
+            parent_row = self.connection.execute(f"SELECT attributes FROM {TABLE[level]} WHERE {condition}", own).fetchone()
+            self._parents[own] = orjson.loads(parent_row[0]) if parent_row else {}
         return self._parents[own]
 
     def _add_group(self, group: tuple[MatchKey, ...]) -> None:

@@ -1,7 +1,7 @@
 """The index store on one machine: SQLite.
 
-A batch is one transaction, its cursor in it, so that nothing is ever half-applied. Tables: `sqlite_schema`; connections and threads:
-`sqlite_database`; what a batch writes: `sqlite_writing`; queries: `sqlite_search`.
+A batch and its cursor are one transaction, so that a batch is never applied in part. The other modules: `schema` has the tables, `database`
+the connections and threads, `writing` the writes of a batch, and `search` the queries.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ from gantry_standard.query.matching import Operation, Query
 
 T = TypeVar("T")
 LOOKED_UP = 4
-"""Rows by their key that are read on the event loop."""
+"""Largest number of rows that are read by their key on the event loop."""
 MOST_IN_STATE = 500
-"""Instances whose versions are read to tell the state of a study or a series: 0.1 ms."""
+"""Largest number of instances whose versions are read for a state tag, which takes 0.1 ms."""
 
 
 class SqliteStore:
-    """IndexStore in one directory: `current` names the database file of this generation."""
+    """IndexStore in one directory, in which the file `current` names the database file of the current index generation."""
 
     name = "sqlite"
 
@@ -176,7 +176,7 @@ class SqliteStore:
                     yield rows
 
     async def state(self, scope: Scope) -> bytes:
-        """See IndexStore. Every change of an instance has a new, higher version, and a deletion leaves one less."""
+        """See IndexStore. Every change of an instance gives it a higher version, and a deletion reduces the number of instances."""
         if scope.sop_instance_uid or scope.hides(scope.collection):
             return b""
         database = self._database
@@ -194,23 +194,23 @@ class SqliteStore:
         dead = "deleted = 1" if visible_studies is None else f"deleted = 1 AND collection IN ({places})"
         columns = KEY_COLUMNS[Level.INSTANCE]
         for number, column in enumerate(columns):
-            # A UID may be that of a series and of an instance: what an earlier column has found is left out.
+            # One UID may identify both a series and an instance. Rows that matched an earlier column are omitted.
             condition = " AND ".join([f"{column} = ?1", *(f"{earlier} <> ?1" for earlier in columns[:number])])
             statement = f"SELECT sop, version, record FROM instances WHERE {condition} AND {dead} AND sop > ?2 ORDER BY sop LIMIT ?3"
             after: str | None = ""
             while after is not None:
-                found = await self._database.read(
+                rows = await self._database.read(
                     lambda connection, statement=statement, after=after: connection.execute(
                         statement, (uid, after, PAGE, *visible)
                     ).fetchall()  # type: ignore[misc]
                 )
-                if found:
-                    yield [Present(InstanceRecord.FromString(record).stored, version, deleted=True) for _, version, record in found]
-                after = found[-1][0] if len(found) == PAGE else None
+                if rows:
+                    yield [Present(InstanceRecord.FromString(record).stored, version, deleted=True) for _, version, record in rows]
+                after = rows[-1][0] if len(rows) == PAGE else None
 
     async def due(self, before_s: int, after_object: str, limit: int) -> list[tuple[Place, Dead]]:
         """See IndexStore."""
-        # Each kind is read in the order of the index and no further than needed.
+        # Each kind is read in the order of the database index, and only as far as needed.
         each = (
             "SELECT * FROM (SELECT object, offset, kind, decided, lies_in FROM dead"
             " WHERE kind = ? AND lies_in > ? AND decided < ? ORDER BY lies_in, object, offset LIMIT ?)"
@@ -263,7 +263,7 @@ class SqliteStore:
             statements = (
                 "SELECT count(*) FROM studies",
                 "SELECT count(*) FROM series",
-                # Each part is counted in an index of its own.
+                # Each part is counted with its own database index.
                 "SELECT (SELECT count(*) FROM instances WHERE deleted = 0 AND series <> '')"
                 " + (SELECT count(*) FROM instances WHERE collection >= 'a' AND deleted = 0)",
                 "SELECT count(*) FROM poison",
@@ -277,7 +277,7 @@ class SqliteStore:
         return await asyncio.to_thread(SqliteStore, self._directory, self._readers, f"index-{uuid.uuid4().hex[:12]}.sqlite")
 
     async def swap(self, built: IndexStore) -> None:
-        """See IndexStore. Reads that run go on in the old file, which is deleted when this store closes."""
+        """See IndexStore. Running reads continue in the old file, which is deleted when this store is closed."""
         if not isinstance(built, SqliteStore):
             raise TypeError("a SQLite store takes over what a SQLite store built")
         rows = await self._database.read(lambda connection: connection.execute("SELECT * FROM outbox").fetchall())
@@ -300,7 +300,7 @@ def _take_outbox(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]
 
 
 def _names_studies(query: Query) -> bool:
-    """Whether a search is for at most LOOKED_UP studies by their UIDs and nothing else."""
+    """Return whether a search is for at most LOOKED_UP studies by their UIDs, without other keys."""
     named = [key for key in query.keys if key.path == (STUDY_UID,) and key.operation is Operation.EQUAL]
     return query.level is Level.STUDY and len(query.keys) == len(named) == 1 and len(named[0].values) <= LOOKED_UP
 
@@ -308,17 +308,17 @@ def _names_studies(query: Query) -> bool:
 def _present(
     connection: sqlite3.Connection, sop_instance_uids: Sequence[str], places: Sequence[Place]
 ) -> tuple[dict[str, Present], dict[Place, Dead]]:
-    found: dict[str, Present] = {}
+    present_by_uid: dict[str, Present] = {}
     for uids in chunks(sop_instance_uids):
         statement = f"SELECT sop, version, deleted, record FROM instances WHERE sop IN ({marks(uids)})"
         for sop, version, deleted, record in connection.execute(statement, uids):
-            found[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
+            present_by_uid[sop] = Present(InstanceRecord.FromString(record).stored, version, bool(deleted))
     dead: dict[Place, Dead] = {}
     for place in places:
         values = connection.execute("SELECT kind, decided, lies_in FROM dead WHERE object = ? AND offset = ?", place).fetchone()
         if values:
             dead[place] = Dead(*values)
-    return found, dead
+    return present_by_uid, dead
 
 
 def _high_water(connection: sqlite3.Connection) -> int:
@@ -332,10 +332,10 @@ def _fragment(sop: str, version: int, fragment: bytes, record: bytes | None) -> 
 
 
 def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list[Any]:
-    found = connection.execute(
+    cursor = connection.execute(
         f"SELECT deleted, collection, series, sop, {columns} FROM instances WHERE sop = ?", (scope.sop_instance_uid,)
     )
-    values = found.fetchone()
+    values = cursor.fetchone()
     if (
         values is None
         or (scope.collection and scope.collection != values[1])
@@ -349,7 +349,7 @@ def _one_row(connection: sqlite3.Connection, scope: Scope, columns: str) -> list
 
 
 def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple[str, str]]:
-    """Return collection and series of what there is; a non-patient resource is one series without a name."""
+    """Return collection and series of a scope that has instances. A non-patient resource has one series without a name."""
     within, parameters = "", [scope.collection]
     if scope.series_instance_uid:
         within, parameters = " AND series = ?", [*parameters, scope.series_instance_uid]
@@ -358,8 +358,8 @@ def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple
     else:
         statement = f"SELECT collection, series FROM instances WHERE collection = ?{within} AND deleted = 0 LIMIT 1"
     is_hidden = scope.hides(scope.collection)
-    if not is_hidden and (found := connection.execute(statement, parameters).fetchall()):
-        return found
+    if not is_hidden and (rows := connection.execute(statement, parameters).fetchall()):
+        return rows
     what = name_of(scope)
     if not is_hidden and connection.execute(f"SELECT 1 FROM instances WHERE collection = ?{within} LIMIT 1", parameters).fetchone():
         raise errors.Gone(f"{what} was deleted")
@@ -369,9 +369,9 @@ def _series_in_order(connection: sqlite3.Connection, scope: Scope) -> list[tuple
 def _page_of_series(
     connection: sqlite3.Connection, series: tuple[str, str], columns: str, after: tuple[int, str]
 ) -> tuple[list[Any], tuple[int, str] | None]:
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT number, sop, {columns} FROM instances"
         " WHERE collection = ? AND series = ? AND deleted = 0 AND (number, sop) > (?, ?) ORDER BY number, sop LIMIT ?",
         (*series, *after, PAGE),
     ).fetchall()
-    return [values[1:] for values in found], (found[-1][0], found[-1][1]) if len(found) == PAGE else None
+    return [values[1:] for values in rows], (rows[-1][0], rows[-1][1]) if len(rows) == PAGE else None

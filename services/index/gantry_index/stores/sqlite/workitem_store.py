@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS studies (workitem INTEGER NOT NULL, study TEXT NOT NU
 {CLEAR}
 """,
 }
-"""Format 4 has the studies that a workitem refers to. They fill as the stream is read again from its beginning: everything is a copy."""
+"""Format 4 adds the studies that a workitem refers to. The tables are filled again from the stream, because they have only copies."""
 
 WORKITEM_SCHEMA = Schema(WORKITEM_STATEMENTS, 4, MIGRATIONS)
 
@@ -105,15 +105,15 @@ class SqliteWorkitemStore:
                     owners, parameters = condition.owners(wanted, Level.INSTANCE.value)
                     condition.add(f"x.id IN ({owners})", *parameters)
             source = f"FROM workitems x WHERE {condition.text}"
-            found = connection.execute(
+            rows = connection.execute(
                 f"SELECT x.dicom_json {source} ORDER BY x.sort_key, x.uid LIMIT ? OFFSET ?",
                 (*condition.parameters, query.limit + 1, query.offset),
             ).fetchall()
             remaining = 0
-            if len(found) > query.limit:
+            if len(rows) > query.limit:
                 total = connection.execute(f"SELECT count(*) {source}", condition.parameters).fetchone()[0]
                 remaining = total - query.offset - query.limit
-            return Page([workitem_row(query, decoded(dicom_json)) for (dicom_json,) in found[: query.limit]], remaining)
+            return Page([workitem_row(query, decoded(dicom_json)) for (dicom_json,) in rows[: query.limit]], remaining)
 
         return await self._database.read(work)
 

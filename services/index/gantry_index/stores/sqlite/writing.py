@@ -1,4 +1,4 @@
-"""One batch of changes, written in one transaction: instances, their terms, the studies and series that they add up to."""
+"""Writes one batch of changes in one transaction: instances, their index terms, and the summaries of their studies and series."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -33,17 +33,17 @@ from gantry_standard.query.levels import Level
 from gantry_standard.query.terms import Term
 
 RECENT_TERMS = 16_384
-"""Terms in `recent_terms` from which on they are moved: some 200 instances of CT, 0.2 ms of a search. A batch of more goes
-into `terms` at once, so that there are never twice as many."""
+"""Number of rows in `recent_terms` from which on they are moved. It corresponds to about 200 CT instances, and to 0.2 ms of a search. A
+larger batch is written directly to `terms`, so that there are never twice as many recent terms."""
 
 
 def is_merge_due(database: Database) -> bool:
-    """Say whether there are so many recent terms that they are to be moved."""
+    """Return whether there are enough recent terms to move them."""
     return database.recent_terms >= RECENT_TERMS
 
 
 def merge_recent_terms(connection: sqlite3.Connection) -> None:
-    """Move recent terms to where they are found by value, in the order in which they stand there."""
+    """Move the recent terms to the table `terms`, in the order of that table."""
     connection.execute(
         "INSERT OR IGNORE INTO terms SELECT path, value, owner, item, root FROM recent_terms WHERE true ORDER BY path, value, owner, item"
     )
@@ -57,14 +57,18 @@ class Writing:
     def __init__(self, database: Database, connection: sqlite3.Connection) -> None:
         self.connection = connection
         self.absent: frozenset[str] = frozenset()
-        """SOP Instance UIDs of which it was seen in this transaction that nothing is known."""
+        """SOP Instance UIDs that had no row when they were looked up in this transaction."""
         self._database = database
         self._added: dict[str, list[tuple[str, str, Attributes]]] = {}
         self._recount: set[str] = set()
         self._terms: list[tuple[int, Sequence[Term]]] = []
 
     def apply(self, batch: Batch) -> None:
-        """Write what changes."""
+        """Write all changes of the batch.
+
+        Raises:
+            errors.Unavailable: a version differs from `Batch.seen`.
+        """
         connection = self.connection
         for sop, change in batch.changes.items():
             before = self._before(sop)
@@ -98,7 +102,7 @@ class Writing:
             set_meta(connection, f"cursor {batch.reader}", str(batch.sequence))
 
     def _outbox(self, batch: Batch) -> None:
-        """Write what is to be published, and remove what was."""
+        """Write the rows to publish, and remove the published ones."""
         if batch.published:
             self.connection.executemany("DELETE FROM outbox WHERE key = ?", [(change_key(sequence),) for sequence in batch.published])
         if batch.settled:
@@ -110,7 +114,7 @@ class Writing:
             self.connection.executemany("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)", rows)
 
     def _poison(self, one: PoisonEvent) -> None:
-        """Record a poison event; one that is announced again is recorded once."""
+        """Record a poison event. An event that was published again is recorded only once."""
         if one.name:
             statement = "INSERT OR IGNORE INTO poison_names VALUES (?, ?, ?)"
             if not self.connection.execute(statement, (one.name, one.sequence, one.pack)).rowcount:
@@ -118,33 +122,33 @@ class Writing:
         self.connection.execute("INSERT OR IGNORE INTO poison VALUES (?, ?)", (one.sequence, one.reason))
 
     def _write_terms(self) -> None:
-        """Write the terms of new instances, in the order of the table that takes them."""
+        """Write the terms of new instances, in the order of the table to which they are written."""
         known, path_id = self._database.path_ids, self._database.path_id
-        if sum(len(found) for _, found in self._terms) >= RECENT_TERMS:
+        if sum(len(index_terms) for _, index_terms in self._terms) >= RECENT_TERMS:
             merged = [
                 (known.get(path) or path_id(path), value, owner, item, root)
-                for owner, found in self._terms
-                for path, value, item, root in found
+                for owner, index_terms in self._terms
+                for path, value, item, root in index_terms
             ]
             self.connection.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?, ?)", sorted(merged))
             return
         recent = [
             (owner, known.get(path) or path_id(path), value, item, root)
-            for owner, found in self._terms
-            for path, value, item, root in found
+            for owner, index_terms in self._terms
+            for path, value, item, root in index_terms
         ]
         recent.sort()
         self.connection.executemany("INSERT OR IGNORE INTO recent_terms VALUES (?, ?, ?, ?, ?)", recent)
-        self.connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(found)) for owner, found in self._terms])
-        self._database.recent_terms += sum(len(found) for _, found in self._terms)
+        self.connection.executemany("INSERT INTO recent VALUES (?, ?)", [(owner, len(index_terms)) for owner, index_terms in self._terms])
+        self._database.recent_terms += sum(len(index_terms) for _, index_terms in self._terms)
 
     def _before(self, sop: str) -> tuple[int, str, int, int]:
-        """Return row id, collection, version and whether it is a tombstone of what is there; zeros where nothing is."""
+        """Return row id, collection, version, and whether the row is a tombstone; zeros and "" if there is no row."""
         if sop in self.absent:
             return 0, "", 0, 0
         statement = "SELECT id, collection, version, deleted FROM instances WHERE sop = ?"
-        found: tuple[int, str, int, int] | None = self.connection.execute(statement, (sop,)).fetchone()
-        return found or (0, "", 0, 0)
+        row: tuple[int, str, int, int] | None = self.connection.execute(statement, (sop,)).fetchone()
+        return row or (0, "", 0, 0)
 
     def _put(self, sop: str, put: Put, before: tuple[int, str, int, int]) -> None:
         collection = collection_of(put.stored)
@@ -182,7 +186,7 @@ class Writing:
             self._added.setdefault(collection, []).append((stored.series_instance_uid, sop, attributes))
 
     def _memory(self, put: Put) -> terms.Memory | None:
-        """Return what is remembered of the series of an instance; of a large one nothing is."""
+        """Return the cached attributes of an instance's series. Those of a large instance are not cached."""
         if len(put.dicom_json) > INLINE_JSON_BYTES:
             return None
         memories, series = self._database.memories, (collection_of(put.stored), put.stored.series_instance_uid)
@@ -190,7 +194,7 @@ class Writing:
         return memory if memory is not None else memories.put(series, {})
 
     def _remove(self, sop: str, remove: Remove) -> None:
-        """Leave a tombstone, also of what was never here."""
+        """Write a tombstone, also if there was no instance."""
         before = self.connection.execute("SELECT collection, version, deleted FROM instances WHERE sop = ?", (sop,)).fetchone()
         if before and before[1] >= remove.version:
             return
@@ -233,15 +237,15 @@ class Writing:
         self._gather(study, of_study, by_series, live)
 
     def _kept(self, level: Level, key: tuple[str, ...], summary: S) -> Kept[S]:
-        """Return a study or series as it is in the database; with the empty `summary` when it is not there."""
+        """Return a study or series from the database; with the empty `summary` if it has no row."""
         if (kept := self._database.kept.get(key)) is not None:
             return kept
         condition = " AND ".join(f"{column} = ?" for column in KEY_COLUMNS[level])
-        found = self.connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
-        if not found:
+        row = self.connection.execute(f"SELECT id, summary FROM {TABLE[level]} WHERE {condition}", key).fetchone()
+        if not row:
             return self._database.kept.put(key, Kept(summary))
-        known = summary.from_json(found[1])
-        return self._database.kept.put(key, Kept(known, found[0], known.attributes()))
+        known = summary.from_json(row[1])
+        return self._database.kept.put(key, Kept(known, row[0], known.attributes()))
 
     def _gather(
         self,
@@ -260,7 +264,7 @@ class Writing:
         self._write(Level.STUDY, (study,), of_study.summary.sort_key, of_study)
 
     def _write(self, level: Level, key: tuple[str, ...], order: int | str, kept: Kept[Any]) -> None:
-        """Write a study or series and, of its terms, only what changed."""
+        """Write a study or series, and only those of its terms that have changed."""
         table, order_column = TABLE[level], "sort_key" if level is Level.STUDY else "number"
         attributes = kept.summary.attributes()
         values = (order, kept.summary.to_json(), orjson.dumps(attributes))
@@ -275,7 +279,7 @@ class Writing:
         if not kept.row_id:
             self._database.add_terms(owner, level_terms(attributes))
         else:
-            # Where only counts changed, and that is nearly always, the gathered attributes need not be derived.
+            # Usually only counts have changed. Then terms need not be derived from the gathered attributes.
             terms_of = level_terms if kept.summary.gathered.is_changed else computed_terms
             old, new = set(terms_of(kept.before)), set(terms_of(attributes))
             self._database.remove_terms(owner, old - new)
