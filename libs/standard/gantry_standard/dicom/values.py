@@ -34,6 +34,8 @@ _PLAIN_DECIMALS = re.compile(_DECIMAL + rb"(?:\\" + _DECIMAL + rb")*")
 _INTEGER = rb"-?(?:0|[1-9][0-9]{0,14})"
 _PLAIN_INTEGERS = re.compile(_INTEGER + rb"(?:\\" + _INTEGER + rb")*")
 _ANY_INTEGER = re.compile(r"[+-]?[0-9]{1,32}")
+_MOST_DECIMAL_CHARACTERS = 64
+"""A DS has at most 16 (PS3.5 Table 6.2-1), of some writers 25. A longer one stays text."""
 _ANY_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 Encoder = Callable[[bytes, CharacterSet], bytes]
@@ -102,7 +104,7 @@ def _integer_strings(value: bytes, _: CharacterSet) -> bytes:
 
 
 def _decimal_string(text: str) -> int | float | str | None:
-    if not _ANY_DECIMAL.fullmatch(text):
+    if len(text) > _MOST_DECIMAL_CHARACTERS or not _ANY_DECIMAL.fullmatch(text):
         return text or None
     number = float(text)
     try:

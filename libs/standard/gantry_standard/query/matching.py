@@ -116,6 +116,8 @@ class Query:
 
 
 MAXIMUM_OFFSET = 100_000
+MAXIMUM_RANGE_CHARACTERS = 128
+"""Two DT of 26 characters, a hyphen, and padding. Each hyphen of a value is tried."""
 FUZZY_WARNING = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 WILDCARDS = frozenset(["AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"])
 """VRs that allow * and ?; LT, ST and UT are indexed for workitems only."""
@@ -573,6 +575,8 @@ def _moment_key(path: tuple[str, ...], vr: str, value: str) -> MatchKey:
 
 def _range(value: str, earliest: Callable[[str], str], latest: Callable[[str], str]) -> tuple[str, str, bool]:
     """Split at the hyphen that makes both sides valid; a DT with a negative offset is one value (PS3.4 §C.2.2.2.5)."""
+    if len(value) > MAXIMUM_RANGE_CHARACTERS:
+        raise ValueError(f"{len(value)} characters are no range")
     try:
         return earliest(value), "", False
     except ValueError:

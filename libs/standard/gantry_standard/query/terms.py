@@ -25,7 +25,11 @@ NOT_INDEXED = frozenset(["OB", "OD", "OF", "OL", "OV", "OW", "UN", "LT", "ST", "
 TEXTS = frozenset(["LT", "ST", "UT"])
 """The VRs of long text among them; they are indexed for workitems."""
 NUMBERS = frozenset(["DS", "IS", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"])
+SHORT_FORMS = NUMBERS | {"AT", "DA", "DT", "TM"}
+"""VRs whose values have few characters."""
 MAXIMUM_CHARACTERS = 1024
+MAXIMUM_FOLDED_CHARACTERS = 2 * MAXIMUM_CHARACTERS
+"""Characters of a name that are folded; half of them may be combining marks, which folding removes."""
 MAXIMUM_TERMS = 20_000
 MAXIMUM_DEPTH = 64
 MAXIMUM_CREATOR_CHARACTERS = 64
@@ -80,8 +84,11 @@ def combined(date_tag: str) -> str:
 
 @lru_cache(4096)
 def fold_name(text: str) -> str:
-    """Return a component group of a PN for comparison: without case, accents, and trailing delimiters."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    """Return a component group of a PN for comparison: without case, accents, and trailing delimiters.
+
+    Only the first 2,048 characters count: the time to sort combining marks grows with the square of their number.
+    """
+    decomposed = unicodedata.normalize("NFKD", text[:MAXIMUM_FOLDED_CHARACTERS].casefold())
     bare = "".join(character for character in decomposed if not unicodedata.combining(character))
     return "^".join(part.strip() for part in bare.split("^")).rstrip("^")
 
@@ -165,10 +172,12 @@ def normalise(vr: str, text: str) -> str:
     Raises:
         ValueError: the value is invalid for the VR.
     """
+    if len(text) > MAXIMUM_CHARACTERS and vr in SHORT_FORMS:
+        raise ValueError(f"a value of {len(text)} characters is no {vr}")
     if vr in NUMBERS:
         return number(text)
     if vr == "PN":
-        return cut(fold_name(text))
+        return cut(fold_name(text[:MAXIMUM_FOLDED_CHARACTERS]))
     if vr == "DA":
         return date(text)
     if vr == "TM":
