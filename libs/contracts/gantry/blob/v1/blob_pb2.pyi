@@ -44,7 +44,7 @@ Global___Range: _TypeAlias = Range  # noqa: Y015
 
 @_typing.final
 class Location(_message.Message):
-    """Where bytes lie."""
+    """A range of bytes in an object."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,7 +72,7 @@ Global___Location: _TypeAlias = Location  # noqa: Y015
 
 @_typing.final
 class StoredInstance(_message.Message):
-    """What blob found out about one instance while its bytes passed. All ranges are in the object of `location`."""
+    """The facts that blob derives from one instance while it is uploaded. All ranges are in the object of `location`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -97,41 +97,41 @@ class StoredInstance(_message.Message):
     sop_instance_uid: _builtins.str
     sop_class_uid: _builtins.str
     transfer_syntax_uid: _builtins.str
-    """Of the bytes as they were sent to us."""
+    """Of the uploaded file."""
     dataset_digest: _builtins.bytes
-    """SHA-256 of the data set after group 2, as encoded in transfer_syntax_uid."""
+    """SHA-256 of the data set after group 2, in the encoding of transfer_syntax_uid."""
     head_digest: _builtins.bytes
     """SHA-256 of everything before the data set (preamble, DICM, group 2)."""
     head_length: _builtins.int
-    """Length in bytes of what head_digest covers."""
+    """Number of bytes before the data set, which head_digest covers."""
     part_number: _builtins.int
-    """Position of the part in the request, from 0, or the number that a data set of a metadata part was given. The order in which duplicates
-    within one request are decided.
+    """Position of the part in the request, from 0, or the number of a data set of a metadata part. Duplicates within one request are decided in
+    this order.
     """
     dicom_json: _builtins.bytes
-    """DICOM JSON object of the data set; a byte 0x00 stands where the base URL goes. Absent when dicom_json_location is set."""
+    """DICOM JSON object of the data set, with a byte 0x00 in place of the base URL. Absent if dicom_json_location is set."""
     resource: _builtins.str
-    """Name of the non-patient resource that the instance is kept in, such as hanging-protocols; Study and Series Instance UID are empty then.
-    Empty: it is kept in its study. Packs of before this field have studies only.
+    """Name of the non-patient resource that the instance belongs to, such as hanging-protocols; Study and Series Instance UID are empty then.
+    Empty if it belongs to a study. Packs that were written before this field existed have only instances of studies.
     """
     @_builtins.property
     def location(self) -> Global___Location:
-        """The uploaded file, byte for byte."""
+        """The uploaded file, unchanged."""
 
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
     def dicom_json_location(self) -> Global___Location:
-        """Where a DICOM JSON object above 64 KiB lies in the pack."""
+        """Location in the pack of a DICOM JSON object that is larger than 64 KiB."""
 
     @_builtins.property
     def warning_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Warning reasons (0008,1196) of the store, such as 45063 (B007)."""
+        """Values of Warning Reason (0008,1196), such as 45063 (B007)."""
 
     @_builtins.property
     def origin(self) -> Global___Location:
-        """Of an instance that was copied from another pack: where it was first written. This is its name in events and decisions; without it,
-        `location` is.
+        """Location at which an instance that was copied from another pack was first written. It is the upload name in events and decisions. If it is
+        absent, `location` is the upload name.
         """
 
     def __init__(
@@ -164,7 +164,7 @@ Global___StoredInstance: _TypeAlias = StoredInstance  # noqa: Y015
 
 @_typing.final
 class Layout(_message.Message):
-    """How to send an instance and its parts without parsing it again. Offsets are those of the pack object."""
+    """Ranges with which an instance and its parts can be sent without parsing it again. Offsets count from the first byte of the pack."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -176,27 +176,29 @@ class Layout(_message.Message):
     PIXEL_FIELD_NUMBER: _builtins.int
     PIXEL_ELEMENT_HEADER_FIELD_NUMBER: _builtins.int
     wire_transfer_syntax_uid: _builtins.str
-    """Transfer syntax of `wire` and `frames`: never Implicit VR LE, Explicit VR BE or Deflated, which PS3.18 §8.7.3 keeps off the wire."""
+    """Transfer syntax of `wire` and `frames`. It is never Implicit VR LE, Explicit VR BE or Deflated, which PS3.18 §8.7.3 does not allow."""
     @_builtins.property
     def wire(self) -> _containers.RepeatedCompositeFieldContainer[Global___Range]:
-        """The PS3.10 file as it leaves as stored: preamble of zeros, group 2, Explicit VR LE data set. In order."""
+        """The served form, in order: a PS3.10 file with a preamble of zeros, group 2, and an Explicit VR LE data set."""
 
     @_builtins.property
     def pixel_element(self) -> Global___Range:
-        """The whole Pixel Data element (7FE0,0010), (7FE0,0008) or (7FE0,0009) of the wire form, header included; absent without pixel data."""
+        """The whole element of the pixel data (7FE0,0010), (7FE0,0008) or (7FE0,0009) in the served form, including its header. Absent without pixel
+        data.
+        """
 
     @_builtins.property
     def frames(self) -> Global___FrameTable: ...
     @_builtins.property
     def bulk(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkElement]:
-        """Every value that DICOM JSON replaces by a BulkDataURI, of the wire form."""
+        """All values of the served form that DICOM JSON replaces by a BulkDataURI."""
 
     @_builtins.property
     def pixel(self) -> Global___PixelDescription: ...
     @_builtins.property
     def pixel_element_header(self) -> Global___Range:
-        """Set where the header of the pixel element lies apart (Implicit VR: made by us, before the untouched value): pixel_element is then
-        the value alone, and this comes directly before it in `wire`.
+        """Set if the header of the pixel element is not next to its value (Implicit VR: blob writes a new header for the unchanged value). Then
+        pixel_element is only the value, and this range directly precedes it in `wire`.
         """
 
     def __init__(
@@ -220,7 +222,7 @@ Global___Layout: _TypeAlias = Layout  # noqa: Y015
 
 @_typing.final
 class FrameTable(_message.Message):
-    """Where each frame lies. Frame index 0 is frame number 1."""
+    """The byte ranges of each frame. Frame index 0 is frame number 1."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,7 +253,7 @@ Global___FrameTable: _TypeAlias = FrameTable  # noqa: Y015
 
 @_typing.final
 class NativeFrames(_message.Message):
-    """Frames of equal size one after another: frame index i begins at bit offset * 8 + i * frame_bits."""
+    """Consecutive frames of equal size: frame index i begins at bit offset * 8 + i * frame_bits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,7 +261,7 @@ class NativeFrames(_message.Message):
     FRAME_BITS_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     frame_bits: _builtins.int
-    """Bits of one frame; not a multiple of 8 only for 1-bit pixels."""
+    """Number of bits of one frame. It is a multiple of 8, except for 1-bit pixels."""
     def __init__(
         self,
         *,
@@ -276,7 +278,7 @@ Global___NativeFrames: _TypeAlias = NativeFrames  # noqa: Y015
 
 @_typing.final
 class EncapsulatedFrames(_message.Message):
-    """Fragments of encapsulated Pixel Data, item headers left out."""
+    """Fragments of encapsulated Pixel Data, without item headers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,7 +291,7 @@ class EncapsulatedFrames(_message.Message):
     def fragment_lengths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def first_fragments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Per frame, the index of its first fragment. Empty when every frame is exactly one fragment."""
+        """For each frame the index of its first fragment. Empty if every frame is exactly one fragment."""
 
     def __init__(
         self,
@@ -318,7 +320,7 @@ class BulkElement(_message.Message):
     vr: _builtins.str
     @_builtins.property
     def value(self) -> Global___Range:
-        """Value field, little endian. Of encapsulated pixel data: everything between the element's header and the sequence delimiter."""
+        """Value field, little endian. For encapsulated pixel data all bytes between the header of the element and the sequence delimiter."""
 
     def __init__(
         self,
@@ -337,7 +339,7 @@ Global___BulkElement: _TypeAlias = BulkElement  # noqa: Y015
 
 @_typing.final
 class PixelDescription(_message.Message):
-    """Image Pixel Description of the data set (PS3.3 C.7.6.3), as stored."""
+    """Image Pixel Description Macro of the data set (PS3.3 C.7.6.3), as stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -472,14 +474,14 @@ class StoreStart(_message.Message):
     REQUEST_URI_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     reply_subject: _builtins.str
-    """Where index tells the outcome of each announced instance (core NATS subject)."""
+    """Core NATS subject on which index reports the outcome of each announced instance."""
     collection: _builtins.str
-    """The collection that the instances go to. Empty: each goes to its study. A Study Instance UID: every instance must have it; others fail
-    with A900. The name of a non-patient resource, such as hanging-protocols: every instance must be of one of its SOP classes; others
-    fail with 0122. Another name: INVALID_ARGUMENT.
+    """The collection to store into. Empty: each instance is stored into its study. A Study Instance UID: instances of other studies fail with
+    A900. The name of a non-patient resource, such as hanging-protocols: instances of other SOP classes than those of the resource fail with
+    0122. Any other value is INVALID_ARGUMENT.
     """
     request_uri: _builtins.str
-    """Absolute; what Content-Location and BulkDataURI are resolved against."""
+    """Absolute base URI for Content-Location and BulkDataURI."""
     def __init__(
         self,
         *,
@@ -510,18 +512,18 @@ class PartStart(_message.Message):
     part_number: _builtins.int
     """Ascending, from 0."""
     content_type: _builtins.str
-    """Content-Type of the part, as sent; where it had none, the type that the request gives its parts. application/dicom (or empty): a
-    PS3.10 file; application/dicom+json, application/dicom+xml: metadata; any other: bulkdata.
+    """Content-Type of the part as sent; if it had none, the type parameter of the request. application/dicom, or empty: a PS3.10 file.
+    application/dicom+json, application/dicom+xml: metadata. Any other: bulkdata.
     """
     content_location: _builtins.str
     """Content-Location of the part, as sent."""
     number_of_frames: _builtins.int
     failure_reason: _builtins.int
-    """Failure Reason, where the part could not be made into what blob takes: what refers to it fails with this. Then there are no chunks."""
+    """Failure Reason if the part could not be converted. Instances that refer to it fail with this reason, and the part has no chunks."""
     explanation: _builtins.str
     @_builtins.property
     def pixel(self) -> Global___PixelDescription:
-        """Set where the part was a picture that has been transformed: the chunks are native frames of this description, one after another."""
+        """Set if the part was an image (PNG, GIF) that the gateway had decoded: the chunks are consecutive native frames of this description."""
 
     def __init__(
         self,
@@ -579,7 +581,7 @@ Global___StoreInstancesResponse: _TypeAlias = StoreInstancesResponse  # noqa: Y0
 
 @_typing.final
 class PartResult(_message.Message):
-    """What became of one part or data set before index decides."""
+    """The result of one part or data set, before index decides."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -593,18 +595,18 @@ class PartResult(_message.Message):
     WARNING_REASONS_FIELD_NUMBER: _builtins.int
     ORIGINAL_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     part_number: _builtins.int
-    """Of a part, or the number that a data set was given."""
+    """Of a part, or the number of a data set."""
     study_instance_uid: _builtins.str
     series_instance_uid: _builtins.str
     sop_class_uid: _builtins.str
     sop_instance_uid: _builtins.str
     failure_reason: _builtins.int
-    """Failure Reason (0008,1197); 0: durable and announced, index tells its outcome on reply_subject."""
+    """Failure Reason (0008,1197). 0: the instance is durable and announced, and index reports its outcome on reply_subject."""
     explanation: _builtins.str
-    """A sentence for the log and the Status Report; never patient data."""
+    """A sentence for the log and the response of Store, without patient data."""
     original_attributes: _builtins.bytes
-    """DICOM JSON object whose Original Attributes Sequence (0400,0561) has the item that coercion added to this instance; empty where
-    nothing was coerced. It holds patient attributes: for the answer to the client only.
+    """DICOM JSON object whose Original Attributes Sequence (0400,0561) has the item that coercion added to this instance. Empty if nothing was
+    coerced. It contains patient attributes and may be used only for the response to the client.
     """
     @_builtins.property
     def warning_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -720,7 +722,7 @@ class ListObjectsRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     after: _builtins.str
-    """Only keys above this one."""
+    """Only keys that are greater than this one."""
     def __init__(
         self,
         *,
@@ -884,7 +886,7 @@ class VerifyResponse(_message.Message):
     bytes: _builtins.int
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence per thing that is wrong; empty when all digests agree."""
+        """One sentence per problem. Empty if the pack is correct."""
 
     def __init__(
         self,
@@ -926,7 +928,7 @@ class GetStatusResponse(_message.Message):
     EXPLANATION_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     object_store: _builtins.str
-    """The kind and health of the object store: directory or s3."""
+    """Kind of the object store: directory or s3."""
     ready: _builtins.bool
     explanation: _builtins.str
     free_bytes: _builtins.int
@@ -948,7 +950,7 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class PackTrailer(_message.Message):
-    """What a pack ends with, before its footer. Not sent by itself; the format of the trailer's bytes."""
+    """The end of a pack, before its footer. It is stored and not sent: this is the format of the trailer's bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -960,7 +962,7 @@ class PackTrailer(_message.Message):
     created: _builtins.str
     """RFC 3339, UTC."""
     replaces: _builtins.str
-    """Of a pack that holds what was left of another one: that pack."""
+    """For a copy: key of the pack from which the instances were copied."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredInstance]: ...
     def __init__(
@@ -981,7 +983,7 @@ Global___PackTrailer: _TypeAlias = PackTrailer  # noqa: Y015
 
 @_typing.final
 class Sweep(_message.Message):
-    """In the object store, sweeps/{key of the pack}: what the sweeper has begun and not ended."""
+    """The object sweeps/{key of the pack}: a sweep that has begun and is not finished."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -989,12 +991,12 @@ class Sweep(_message.Message):
     LOCATIONS_FIELD_NUMBER: _builtins.int
     INTO_FIELD_NUMBER: _builtins.int
     object: _builtins.str
-    """The pack."""
+    """Key of the pack."""
     into: _builtins.str
-    """Key of the pack to which the others are copied; empty before that begins."""
+    """Key of the pack to which the other uploads are copied. Empty before copying begins."""
     @_builtins.property
     def locations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Location]:
-        """Names of the uploads whose bytes are to go."""
+        """Upload names of the uploads whose bytes are to be removed."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class BlobServiceStub:
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store.
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store.
     """
 
     def __init__(self, channel):
@@ -83,29 +83,29 @@ class BlobServiceStub:
 
 
 class BlobServiceServicer:
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store.
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store.
     """
 
     def StoreInstances(self, request_iterator, context):
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
-        Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-        with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
-        the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
-        and each bulkdata part that no data set refers to.
+        Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and returns results in
+        ascending order of part numbers, in several messages if there are many. There is one result for each PS3.10 part; one for each data set
+        of the metadata parts, in their order, with numbers after the greatest part number; one for each metadata part that cannot be parsed;
+        and one for each bulkdata part that no data set refers to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StoreWhole(self, request, context):
-        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB.
+        """The same for a small request that has been received completely: all messages of StoreInstances in one message, with at most 1 MiB of chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
+        """Reads ranges of one object in the given order, as chunks of at most 1 MiB. A chunk may span adjacent ranges:
         the concatenation of all chunks is the concatenation of all ranges.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -113,36 +113,36 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadTrailer(self, request, context):
-        """The facts of one pack, as its trailer holds them. DICOM JSON up to 64 KiB rides along.
+        """Returns the instances in the trailer of one pack, with DICOM JSON of up to 64 KiB each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListObjects(self, request, context):
-        """All complete objects under a prefix, by key ascending.
+        """Returns all complete objects whose key has a prefix, in ascending order of keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutObject(self, request, context):
-        """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
-        with others it is ALREADY_EXISTS, unless `replace`.
+        """Writes a small object of at most 4 MiB. It is durable before the response. It is no error if the object exists with the same bytes. If it
+        exists with other bytes, it is replaced if `replace` is set; else the error is Conflict.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveObject(self, request, context):
-        """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine.
+        """Removes the copy of a workitem (only keys that begin with workitems/), durably before the response. It is no error if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Verify(self, request, context):
-        """Reads every byte of every pack and compares digests; one message per pack.
+        """Reads packs and compares their digests. Returns one message per pack.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +211,7 @@ def add_BlobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BlobService:
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store.
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store.
     """
 
     @staticmethod

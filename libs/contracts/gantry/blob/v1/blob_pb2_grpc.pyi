@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BlobServiceStub:
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store."""
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -35,65 +35,65 @@ class BlobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     StoreInstances: _grpc.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
-    Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
-    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
-    and each bulkdata part that no data set refers to.
+    Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and returns results in
+    ascending order of part numbers, in several messages if there are many. There is one result for each PS3.10 part; one for each data set
+    of the metadata parts, in their order, with numbers after the greatest part number; one for each metadata part that cannot be parsed;
+    and one for each bulkdata part that no data set refers to.
     """
     StoreWhole: _grpc.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]
-    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
+    """The same for a small request that has been received completely: all messages of StoreInstances in one message, with at most 1 MiB of chunks."""
     Read: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]
-    """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
+    """Reads ranges of one object in the given order, as chunks of at most 1 MiB. A chunk may span adjacent ranges:
     the concatenation of all chunks is the concatenation of all ranges.
     """
     ReadTrailer: _grpc.UnaryStreamMultiCallable[_blob_pb2.ReadTrailerRequest, _blob_pb2.ReadTrailerResponse]
-    """The facts of one pack, as its trailer holds them. DICOM JSON up to 64 KiB rides along."""
+    """Returns the instances in the trailer of one pack, with DICOM JSON of up to 64 KiB each."""
     ListObjects: _grpc.UnaryStreamMultiCallable[_blob_pb2.ListObjectsRequest, _blob_pb2.ListObjectsResponse]
-    """All complete objects under a prefix, by key ascending."""
+    """Returns all complete objects whose key has a prefix, in ascending order of keys."""
     PutObject: _grpc.UnaryUnaryMultiCallable[_blob_pb2.PutObjectRequest, _blob_pb2.PutObjectResponse]
-    """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
-    with others it is ALREADY_EXISTS, unless `replace`.
+    """Writes a small object of at most 4 MiB. It is durable before the response. It is no error if the object exists with the same bytes. If it
+    exists with other bytes, it is replaced if `replace` is set; else the error is Conflict.
     """
     RemoveObject: _grpc.UnaryUnaryMultiCallable[_blob_pb2.RemoveObjectRequest, _blob_pb2.RemoveObjectResponse]
-    """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
+    """Removes the copy of a workitem (only keys that begin with workitems/), durably before the response. It is no error if there is none."""
     Verify: _grpc.UnaryStreamMultiCallable[_blob_pb2.VerifyRequest, _blob_pb2.VerifyResponse]
-    """Reads every byte of every pack and compares digests; one message per pack."""
+    """Reads packs and compares their digests. Returns one message per pack."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_blob_pb2.GetStatusRequest, _blob_pb2.GetStatusResponse]
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store."""
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StoreInstances: _aio.StreamStreamMultiCallable[_blob_pb2.StoreInstancesRequest, _blob_pb2.StoreInstancesResponse]  # type: ignore[assignment]
     """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
-    Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-    with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
-    the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
-    and each bulkdata part that no data set refers to.
+    Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and returns results in
+    ascending order of part numbers, in several messages if there are many. There is one result for each PS3.10 part; one for each data set
+    of the metadata parts, in their order, with numbers after the greatest part number; one for each metadata part that cannot be parsed;
+    and one for each bulkdata part that no data set refers to.
     """
     StoreWhole: _aio.UnaryUnaryMultiCallable[_blob_pb2.StoreWholeRequest, _blob_pb2.StoreWholeResponse]  # type: ignore[assignment]
-    """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
+    """The same for a small request that has been received completely: all messages of StoreInstances in one message, with at most 1 MiB of chunks."""
     Read: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadRequest, _blob_pb2.ReadResponse]  # type: ignore[assignment]
-    """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
+    """Reads ranges of one object in the given order, as chunks of at most 1 MiB. A chunk may span adjacent ranges:
     the concatenation of all chunks is the concatenation of all ranges.
     """
     ReadTrailer: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadTrailerRequest, _blob_pb2.ReadTrailerResponse]  # type: ignore[assignment]
-    """The facts of one pack, as its trailer holds them. DICOM JSON up to 64 KiB rides along."""
+    """Returns the instances in the trailer of one pack, with DICOM JSON of up to 64 KiB each."""
     ListObjects: _aio.UnaryStreamMultiCallable[_blob_pb2.ListObjectsRequest, _blob_pb2.ListObjectsResponse]  # type: ignore[assignment]
-    """All complete objects under a prefix, by key ascending."""
+    """Returns all complete objects whose key has a prefix, in ascending order of keys."""
     PutObject: _aio.UnaryUnaryMultiCallable[_blob_pb2.PutObjectRequest, _blob_pb2.PutObjectResponse]  # type: ignore[assignment]
-    """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
-    with others it is ALREADY_EXISTS, unless `replace`.
+    """Writes a small object of at most 4 MiB. It is durable before the response. It is no error if the object exists with the same bytes. If it
+    exists with other bytes, it is replaced if `replace` is set; else the error is Conflict.
     """
     RemoveObject: _aio.UnaryUnaryMultiCallable[_blob_pb2.RemoveObjectRequest, _blob_pb2.RemoveObjectResponse]  # type: ignore[assignment]
-    """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
+    """Removes the copy of a workitem (only keys that begin with workitems/), durably before the response. It is no error if there is none."""
     Verify: _aio.UnaryStreamMultiCallable[_blob_pb2.VerifyRequest, _blob_pb2.VerifyResponse]  # type: ignore[assignment]
-    """Reads every byte of every pack and compares digests; one message per pack."""
+    """Reads packs and compares their digests. Returns one message per pack."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_blob_pb2.GetStatusRequest, _blob_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Bytes: packs of instances, decision objects, ranges of them. Blob alone touches the object store."""
+    """Stores and reads objects: packs of instances, decision objects and copies of workitems. Only blob accesses the object store."""
 
     @_abc_1.abstractmethod
     def StoreInstances(
@@ -102,10 +102,10 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.StoreInstancesResponse], _abc.AsyncIterator[_blob_pb2.StoreInstancesResponse]]:
         """Stores the instances of one HTTP request. The client sends `start`, then for each part `part` and its `chunk`s, then `end`.
-        Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and answers
-        with results, ascending by part number (several messages when there are many): one for each PS3.10 part; one for each data set of
-        the metadata parts, in their order, numbered on from the greatest number of a part; and one for each metadata part that cannot be read
-        and each bulkdata part that no data set refers to.
+        Without `end` nothing is stored. After `end` blob makes the packs durable, announces them on the stream STORE, and returns results in
+        ascending order of part numbers, in several messages if there are many. There is one result for each PS3.10 part; one for each data set
+        of the metadata parts, in their order, with numbers after the greatest part number; one for each metadata part that cannot be parsed;
+        and one for each bulkdata part that no data set refers to.
         """
 
     @_abc_1.abstractmethod
@@ -114,7 +114,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.StoreWholeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_pb2.StoreWholeResponse, _abc.Awaitable[_blob_pb2.StoreWholeResponse]]:
-        """The same for a request that is whole and small: all messages of StoreInstances in one, their chunks together at most 1 MiB."""
+        """The same for a small request that has been received completely: all messages of StoreInstances in one message, with at most 1 MiB of chunks."""
 
     @_abc_1.abstractmethod
     def Read(
@@ -122,7 +122,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.ReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.ReadResponse], _abc.AsyncIterator[_blob_pb2.ReadResponse]]:
-        """Reads ranges of one object, in the order given, as chunks of at most 1 MiB. Adjacent ranges may share a chunk:
+        """Reads ranges of one object in the given order, as chunks of at most 1 MiB. A chunk may span adjacent ranges:
         the concatenation of all chunks is the concatenation of all ranges.
         """
 
@@ -132,7 +132,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.ReadTrailerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.ReadTrailerResponse], _abc.AsyncIterator[_blob_pb2.ReadTrailerResponse]]:
-        """The facts of one pack, as its trailer holds them. DICOM JSON up to 64 KiB rides along."""
+        """Returns the instances in the trailer of one pack, with DICOM JSON of up to 64 KiB each."""
 
     @_abc_1.abstractmethod
     def ListObjects(
@@ -140,7 +140,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.ListObjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.ListObjectsResponse], _abc.AsyncIterator[_blob_pb2.ListObjectsResponse]]:
-        """All complete objects under a prefix, by key ascending."""
+        """Returns all complete objects whose key has a prefix, in ascending order of keys."""
 
     @_abc_1.abstractmethod
     def PutObject(
@@ -148,8 +148,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.PutObjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_pb2.PutObjectResponse, _abc.Awaitable[_blob_pb2.PutObjectResponse]]:
-        """Writes a small object (at most 4 MiB), durable before the answer. An object that exists with the same bytes is fine;
-        with others it is ALREADY_EXISTS, unless `replace`.
+        """Writes a small object of at most 4 MiB. It is durable before the response. It is no error if the object exists with the same bytes. If it
+        exists with other bytes, it is replaced if `replace` is set; else the error is Conflict.
         """
 
     @_abc_1.abstractmethod
@@ -158,7 +158,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.RemoveObjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blob_pb2.RemoveObjectResponse, _abc.Awaitable[_blob_pb2.RemoveObjectResponse]]:
-        """Takes the copy of a workitem away (keys below workitems/ only); durable before the answer. What is not there is fine."""
+        """Removes the copy of a workitem (only keys that begin with workitems/), durably before the response. It is no error if there is none."""
 
     @_abc_1.abstractmethod
     def Verify(
@@ -166,7 +166,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blob_pb2.VerifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_pb2.VerifyResponse], _abc.AsyncIterator[_blob_pb2.VerifyResponse]]:
-        """Reads every byte of every pack and compares digests; one message per pack."""
+        """Reads packs and compares their digests. Returns one message per pack."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -30,9 +30,9 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_NEW: _Outcome.ValueType  # 1
     """Stored as a new instance."""
     OUTCOME_SAME: _Outcome.ValueType  # 2
-    """The same content was there: nothing changed."""
+    """The instance exists with the same content: nothing changed."""
     OUTCOME_DUPLICATE: _Outcome.ValueType  # 3
-    """Another content under the same SOP Instance UID was there: refused, failure reason 0111H."""
+    """The SOP Instance UID exists with other content: refused, failure reason 0111H."""
     OUTCOME_REPLACED: _Outcome.ValueType  # 4
     """Stored as a new version of an instance."""
 
@@ -42,9 +42,9 @@ OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
 OUTCOME_NEW: Outcome.ValueType  # 1
 """Stored as a new instance."""
 OUTCOME_SAME: Outcome.ValueType  # 2
-"""The same content was there: nothing changed."""
+"""The instance exists with the same content: nothing changed."""
 OUTCOME_DUPLICATE: Outcome.ValueType  # 3
-"""Another content under the same SOP Instance UID was there: refused, failure reason 0111H."""
+"""The SOP Instance UID exists with other content: refused, failure reason 0111H."""
 OUTCOME_REPLACED: Outcome.ValueType  # 4
 """Stored as a new version of an instance."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
@@ -54,8 +54,8 @@ class InstancesStored(_message.Message):
     """A collection key in these messages is a Study Instance UID, or the name of a non-patient resource in URLs, such as hanging-protocols
     (gantry_standard.dicom.collections). The partition in a subject is a hash of it.
 
-    On STORE, subject store.{partition}.stored: instances of one collection in one pack are durable: uploads, or those of another pack that were
-    copied (StoredInstance.origin) and are to be read from here now.
+    On STORE, subject store.{partition}.stored: instances of one collection in one pack are durable. They are uploads, or copies from another
+    pack (StoredInstance.origin), which are to be read from this pack from now on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -73,15 +73,15 @@ class InstancesStored(_message.Message):
     request_id: _builtins.str
     reply_subject: _builtins.str
     piece: _builtins.int
-    """Which piece of (pack, collection) this is, when it was split to stay below 256 KiB. From 0."""
+    """Number of this event among the events of one pack and collection, from 0. There are several if one would exceed 256 KiB."""
     facts_in_pack: _builtins.bool
     last_of_pack: _builtins.bool
-    """Of all events of a pack this one was published after the others were acknowledged: whoever applied it knows that nothing of the
-    pack is missing on the stream.
+    """This event was published after all other events of the pack were confirmed. A reader that has applied it knows that all events of the pack
+    are on the stream.
     """
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.StoredInstance]:
-        """All facts while they are small; where `facts_in_pack`, only part_number and location, and index reads the rest from the trailer."""
+        """All facts if they are small. With `facts_in_pack` only part_number and location; index reads the other facts from the trailer."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ Global___InstancesStored: _TypeAlias = InstancesStored  # noqa: Y015
 
 @_typing.final
 class StoreOutcomes(_message.Message):
-    """On the reply_subject of the waiting gateway (core NATS): what index decided."""
+    """On the reply_subject of a waiting gateway (core NATS): the decisions of index."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -152,7 +152,7 @@ Global___StoreOutcome: _TypeAlias = StoreOutcome  # noqa: Y015
 
 @_typing.final
 class InstancesDeleted(_message.Message):
-    """On STORE, subject store.{partition}.deleted: uploads that are no longer to be found."""
+    """On STORE, subject store.{partition}.deleted: uploads that were deleted on request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -161,7 +161,7 @@ class InstancesDeleted(_message.Message):
     REPLY_SUBJECT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     reply_subject: _builtins.str
-    """Where index tells that it has applied the event (core NATS); may be empty."""
+    """Core NATS subject on which index reports that it has applied the event; may be empty."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedUpload]: ...
     def __init__(
@@ -181,8 +181,8 @@ Global___InstancesDeleted: _TypeAlias = InstancesDeleted  # noqa: Y015
 
 @_typing.final
 class InstancesRestored(_message.Message):
-    """On STORE, subject store.{partition}.restored: uploads that were deleted and are to be found again, unless their SOP Instance UID has been
-    stored anew or their bytes are given up (InstancesSwept).
+    """On STORE, subject store.{partition}.restored: deleted uploads that are to be restored. An upload is not restored if its SOP Instance UID was
+    stored again, or if it was swept (InstancesSwept).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -212,8 +212,8 @@ Global___InstancesRestored: _TypeAlias = InstancesRestored  # noqa: Y015
 
 @_typing.final
 class InstancesSwept(_message.Message):
-    """On STORE, subject store.{partition}.swept: the bytes of these uploads are given up, of those that are dead then: nobody can restore them
-    any more, and blob may take them away.
+    """On STORE, subject store.{partition}.swept: those of these uploads that are dead when the event is applied can no longer be restored, and blob
+    may remove their bytes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -250,7 +250,7 @@ class NamedUpload(_message.Message):
     sop_instance_uid: _builtins.str
     @_builtins.property
     def location(self) -> _blob_pb2.Location:
-        """Its name: where it was first written (StoredInstance.origin, or location)."""
+        """The upload name: where it was first written (StoredInstance.origin, or location)."""
 
     def __init__(
         self,
@@ -269,8 +269,8 @@ Global___NamedUpload: _TypeAlias = NamedUpload  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
-    """A small object under decisions/: what became of uploads, so that reindex decides the same. Of several decisions about one upload
-    the one with the greatest sequence counts, so that their order does not matter.
+    """A decision object under decisions/: what index decided about uploads, so that a reindex decides the same. If there are several decisions
+    about one upload, the one with the greatest sequence is used, so their order does not matter.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -283,7 +283,7 @@ class Decision(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Decision._Kind.ValueType  # 0
         KIND_REFUSED: Decision._Kind.ValueType  # 1
-        """A duplicate that was refused: kept aside."""
+        """A refused duplicate, which is set aside."""
         KIND_DELETED: Decision._Kind.ValueType  # 2
         """Deleted on request."""
         KIND_REPLACED: Decision._Kind.ValueType  # 3
@@ -291,14 +291,14 @@ class Decision(_message.Message):
         KIND_REDUNDANT: Decision._Kind.ValueType  # 4
         """The same content as another upload."""
         KIND_RESTORED: Decision._Kind.ValueType  # 5
-        """Deleted once, and brought back."""
+        """Deleted and restored."""
         KIND_SWEPT: Decision._Kind.ValueType  # 6
-        """Its bytes are given up."""
+        """Its bytes may be removed."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Decision.Kind.ValueType  # 0
     KIND_REFUSED: Decision.Kind.ValueType  # 1
-    """A duplicate that was refused: kept aside."""
+    """A refused duplicate, which is set aside."""
     KIND_DELETED: Decision.Kind.ValueType  # 2
     """Deleted on request."""
     KIND_REPLACED: Decision.Kind.ValueType  # 3
@@ -306,9 +306,9 @@ class Decision(_message.Message):
     KIND_REDUNDANT: Decision.Kind.ValueType  # 4
     """The same content as another upload."""
     KIND_RESTORED: Decision.Kind.ValueType  # 5
-    """Deleted once, and brought back."""
+    """Deleted and restored."""
     KIND_SWEPT: Decision.Kind.ValueType  # 6
-    """Its bytes are given up."""
+    """Its bytes may be removed."""
 
     KIND_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
@@ -319,14 +319,14 @@ class Decision(_message.Message):
     decided: _builtins.str
     """RFC 3339, UTC."""
     sequence: _builtins.int
-    """Sequence on STORE up to which it holds: the state of these uploads after everything up to it."""
+    """Sequence on STORE. The decision is the state of these uploads after all events up to this sequence."""
     @_builtins.property
     def locations(self) -> _containers.RepeatedCompositeFieldContainer[_blob_pb2.Location]:
-        """The names of the uploads: where each was first written."""
+        """The upload names."""
 
     @_builtins.property
     def uids(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceUids]:
-        """With KIND_DELETED, of each of `locations`: what stays known when the bytes are gone."""
+        """With KIND_DELETED: for each of `locations` the UIDs, which must be known after the bytes are removed."""
 
     def __init__(
         self,
@@ -372,7 +372,7 @@ Global___InstanceUids: _TypeAlias = InstanceUids  # noqa: Y015
 
 @_typing.final
 class IndexLease(_message.Message):
-    """Core NATS, subject index.lease: index is alive; records read before stay valid for two seconds from each of these."""
+    """Core NATS, subject index.lease: the heartbeat of index. Cached records are valid for two seconds after each heartbeat."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -393,7 +393,7 @@ Global___IndexLease: _TypeAlias = IndexLease  # noqa: Y015
 
 @_typing.final
 class RecordsChanged(_message.Message):
-    """Core NATS, subject index.changed: records of these instances are no longer what they were."""
+    """Core NATS, subject index.changed: the records of these instances have changed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -418,9 +418,9 @@ Global___RecordsChanged: _TypeAlias = RecordsChanged  # noqa: Y015
 
 @_typing.final
 class StudyChanged(_message.Message):
-    """On CHANGES, subject change.decided.{collection}: what index decided about the instances of a collection, oldest first; and, alone in its message,
-    subject change.settled.{study}: that no instance of it came for a while.
-    Each change is published at least once, those of one collection in order. One that is published again has the same id.
+    """On CHANGES, subject change.decided.{collection}: the decisions of index about the instances of a collection, oldest first. On CHANGES, subject
+    change.settled.{study}, alone in its message: no instance of the study was uploaded for a while.
+    Each change is published at least once, and the changes of one collection are published in order. A repeated change has the same id.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -458,24 +458,24 @@ class Change(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Change._Kind.ValueType  # 0
         KIND_CREATED: Change._Kind.ValueType  # 1
-        """Instances that were not there, or had been deleted."""
+        """Instances that did not exist, or had been deleted."""
         KIND_REPLACED: Change._Kind.ValueType  # 2
-        """Instances of which another version was there."""
+        """Instances that replace another version."""
         KIND_DELETED: Change._Kind.ValueType  # 3
         KIND_RESTORED: Change._Kind.ValueType  # 4
-        """Instances that had been deleted and are there again."""
+        """Deleted instances that were restored."""
         KIND_SETTLED: Change._Kind.ValueType  # 5
         """No instance of the study was uploaded for a while (GANTRY_STUDY_SETTLED_S)."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Change.Kind.ValueType  # 0
     KIND_CREATED: Change.Kind.ValueType  # 1
-    """Instances that were not there, or had been deleted."""
+    """Instances that did not exist, or had been deleted."""
     KIND_REPLACED: Change.Kind.ValueType  # 2
-    """Instances of which another version was there."""
+    """Instances that replace another version."""
     KIND_DELETED: Change.Kind.ValueType  # 3
     KIND_RESTORED: Change.Kind.ValueType  # 4
-    """Instances that had been deleted and are there again."""
+    """Deleted instances that were restored."""
     KIND_SETTLED: Change.Kind.ValueType  # 5
     """No instance of the study was uploaded for a while (GANTRY_STUDY_SETTLED_S)."""
 
@@ -485,12 +485,12 @@ class Change(_message.Message):
     TIME_S_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Sequence and kind: the same whenever this change is published, and no other change has it."""
+    """Sequence and kind. It is unique, and the same whenever this change is published."""
     kind: Global___Change.Kind.ValueType
     sequence: _builtins.int
-    """On STORE, of the event that was decided; of KIND_SETTLED, of the last upload of the study."""
+    """Sequence on STORE of the event that was decided; with KIND_SETTLED, of the last upload of the study."""
     time_s: _builtins.int
-    """When that event was published, seconds since 1970; 0 with KIND_SETTLED."""
+    """Time at which that event was published, in seconds since 1970 UTC; 0 with KIND_SETTLED."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedInstance]: ...
     def __init__(
@@ -555,17 +555,17 @@ class WorkitemState(_message.Message):
     CREATED_SEQUENCE_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
     dicom_json: _builtins.bytes
-    """DICOM JSON object, Transaction UID left out."""
+    """DICOM JSON object, without Transaction UID."""
     procedure_step_state: _builtins.str
     """SCHEDULED, IN PROGRESS, COMPLETED, CANCELED (0074,1000)."""
     transaction_uid: _builtins.str
-    """The lock; empty while SCHEDULED. Never leaves the suite."""
+    """The Transaction UID, which is the lock; empty while SCHEDULED. It is never sent to clients."""
     deleted: _builtins.bool
-    """Deleted: tombstone."""
+    """The workitem was deleted; this message is its tombstone."""
     change_id: _builtins.str
-    """Of the change that made this state; the same on retry."""
+    """Id of the change that produced this state. It is the same on a retry."""
     created_sequence: _builtins.int
-    """Sequence on WORKITEMS of the message that created it; 0: this one."""
+    """Sequence on WORKITEMS of the message that created the workitem; 0 for this message."""
     @_builtins.property
     def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemSubscription]: ...
     @_builtins.property
@@ -593,7 +593,7 @@ Global___WorkitemState: _TypeAlias = WorkitemState  # noqa: Y015
 
 @_typing.final
 class ItemSubscription(_message.Message):
-    """What an AE title last asked for this one workitem. Later changes of its global subscription may end or renew it."""
+    """The last subscription request of an AE title for this workitem. Later changes of its global subscription may end or renew it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -604,9 +604,9 @@ class ItemSubscription(_message.Message):
     ae_title: _builtins.str
     deletion_lock: _builtins.bool
     sequence: _builtins.int
-    """Sequence on WORKITEMS of the message that made it so; 0: this one."""
+    """Sequence on WORKITEMS of the message with that request; 0 for this message."""
     unsubscribed: _builtins.bool
-    """It asked to hear no more."""
+    """The request was Unsubscribe."""
     def __init__(
         self,
         *,
@@ -625,7 +625,7 @@ Global___ItemSubscription: _TypeAlias = ItemSubscription  # noqa: Y015
 
 @_typing.final
 class WorkitemChange(_message.Message):
-    """What one change did, so that no consumer needs the state before."""
+    """The differences that one change made, so that no consumer needs the previous state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -647,12 +647,12 @@ class WorkitemChange(_message.Message):
     assigned: _builtins.bool
     cancel_requested: _builtins.bool
     cancel_request_json: _builtins.bytes
-    """DICOM JSON of what a cancel request brought: reason, discontinuation reason, contact."""
+    """DICOM JSON of the data set of a cancel request: reason, discontinuation reason, contact."""
     canceled_through_in_progress: _builtins.bool
-    """A cancel request made it CANCELED by way of IN PROGRESS: two state reports (PS3.4 CC.2.2.3)."""
+    """A cancel request changed the state to IN PROGRESS and then to CANCELED, so there are two state reports (PS3.4 CC.2.2.3)."""
     before_json: _builtins.bytes
-    """DICOM JSON object: elements at the root that a filter may look at and that the change replaced, as they were; null where there was
-    none. Empty: no such element was replaced.
+    """DICOM JSON object with the previous values of those elements at the root that the change replaced and that a filter may refer to; null for
+    an absent element. Empty if no such element was replaced.
     """
     @_builtins.property
     def subscribed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -698,14 +698,14 @@ class SubscriptionState(_message.Message):
         STATE_UNSPECIFIED: SubscriptionState._State.ValueType  # 0
         STATE_SUBSCRIBED: SubscriptionState._State.ValueType  # 1
         STATE_SUSPENDED: SubscriptionState._State.ValueType  # 2
-        """Suspended: new workitems are not subscribed, existing subscriptions stay."""
+        """New workitems are not subscribed; existing subscriptions stay."""
         STATE_UNSUBSCRIBED: SubscriptionState._State.ValueType  # 3
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: SubscriptionState.State.ValueType  # 0
     STATE_SUBSCRIBED: SubscriptionState.State.ValueType  # 1
     STATE_SUSPENDED: SubscriptionState.State.ValueType  # 2
-    """Suspended: new workitems are not subscribed, existing subscriptions stay."""
+    """New workitems are not subscribed; existing subscriptions stay."""
     STATE_UNSUBSCRIBED: SubscriptionState.State.ValueType  # 3
 
     AE_TITLE_FIELD_NUMBER: _builtins.int
@@ -717,15 +717,15 @@ class SubscriptionState(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     ae_title: _builtins.str
     filter: _builtins.str
-    """Empty: the global worklist (1.2.840.10008.5.1.4.34.5). Else the normalised filter of 1.2.840.10008.5.1.4.34.5.1."""
+    """Empty for the global worklist (1.2.840.10008.5.1.4.34.5), else the normalised filter for 1.2.840.10008.5.1.4.34.5.1."""
     state: Global___SubscriptionState.State.ValueType
     deletion_lock: _builtins.bool
     change_id: _builtins.str
     sequence: _builtins.int
-    """Sequence on WORKITEMS of the message that made it so; 0: this one."""
+    """Sequence on WORKITEMS of the message with this state; 0 for this message."""
     @_builtins.property
     def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubscriptionEpoch]:
-        """What it was before, oldest first, so that the last message alone tells which workitems it covers."""
+        """The earlier states, oldest first, so that the last message is enough to know which workitems the subscription covers."""
 
     def __init__(
         self,
@@ -775,7 +775,9 @@ Global___SubscriptionEpoch: _TypeAlias = SubscriptionEpoch  # noqa: Y015
 
 @_typing.final
 class MessageCopy(_message.Message):
-    """In the object store, workitems/{uid}, subscriptions/{AE title in hex} and subscriptions/{AE title in hex}.{filter id}: the last message of a subject of WORKITEMS."""
+    """The objects workitems/{uid}, subscriptions/{AE title in hex} and subscriptions/{AE title in hex}.{filter id}: a copy of the last message of a
+    subject of WORKITEMS.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -802,7 +804,7 @@ Global___MessageCopy: _TypeAlias = MessageCopy  # noqa: Y015
 
 @_typing.final
 class EventReport(_message.Message):
-    """On REPORTS, subject report.{workitem uid}: one event report and who hears it."""
+    """On REPORTS, subject report.{workitem uid}: one event report and its receivers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -818,19 +820,20 @@ class EventReport(_message.Message):
     """Event Type ID (0000,1002): 1 state, 2 cancel requested, 3 progress, 4 SCP status change, 5 assigned."""
     workitem_uid: _builtins.str
     dicom_json: _builtins.bytes
-    """The DICOM JSON object to send, Message ID included."""
+    """The DICOM JSON object to send, including Message ID."""
     source_sequence: _builtins.int
-    """Sequence of the change on WORKITEMS that it reports, and which of its reports it is, from 0."""
+    """Sequence on WORKITEMS of the change that is reported."""
     ordinal: _builtins.int
+    """Number of this report among the reports of that change, from 0."""
     more: _builtins.bool
     """More reports of the same change follow."""
     @_builtins.property
     def ae_titles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Empty with event type 4: every AE title."""
+        """The receivers. With event type 4 it is empty, and every AE title receives the report."""
 
     @_builtins.property
     def study_instance_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The studies that the workitem refers to: who may not see all of them does not hear the report."""
+        """The studies that the workitem refers to. A caller who may not see all of them does not receive the report."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ Global___Level: _TypeAlias = Level  # noqa: Y015
 
 @_typing.final
 class Scope(_message.Message):
-    """A collection, a series of a study, or an instance; what is empty is not restricted."""
+    """A collection, a series of a study, or an instance. An empty field does not restrict."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,7 +69,7 @@ Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 @_typing.final
 class MatchKey(_message.Message):
-    """One matching key, values normalised by gantry_standard.query.matching."""
+    """One matching key. Its values are normalised by gantry_standard.query.matching."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -81,28 +81,28 @@ class MatchKey(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         OPERATION_UNSPECIFIED: MatchKey._Operation.ValueType  # 0
         OPERATION_EQUAL: MatchKey._Operation.ValueType  # 1
-        """Any of `values`."""
+        """The value is any of `values`."""
         OPERATION_PATTERN: MatchKey._Operation.ValueType  # 2
-        """`values[0]` with * and ?."""
+        """The value matches `values[0]` with the wildcards * and ?."""
         OPERATION_RANGE: MatchKey._Operation.ValueType  # 3
-        """low <= value <= high; an empty end is open."""
+        """low <= value <= high; an empty bound is open."""
         OPERATION_ABSENT: MatchKey._Operation.ValueType  # 4
-        """Zero-length or absent."""
+        """The attribute is absent or empty."""
         OPERATION_ALL: MatchKey._Operation.ValueType  # 5
-        """All of `values` (multiple value matching)."""
+        """The attribute has all of `values` (multiple value matching)."""
 
     class Operation(_Operation, metaclass=_OperationEnumTypeWrapper): ...
     OPERATION_UNSPECIFIED: MatchKey.Operation.ValueType  # 0
     OPERATION_EQUAL: MatchKey.Operation.ValueType  # 1
-    """Any of `values`."""
+    """The value is any of `values`."""
     OPERATION_PATTERN: MatchKey.Operation.ValueType  # 2
-    """`values[0]` with * and ?."""
+    """The value matches `values[0]` with the wildcards * and ?."""
     OPERATION_RANGE: MatchKey.Operation.ValueType  # 3
-    """low <= value <= high; an empty end is open."""
+    """low <= value <= high; an empty bound is open."""
     OPERATION_ABSENT: MatchKey.Operation.ValueType  # 4
-    """Zero-length or absent."""
+    """The attribute is absent or empty."""
     OPERATION_ALL: MatchKey.Operation.ValueType  # 5
-    """All of `values` (multiple value matching)."""
+    """The attribute has all of `values` (multiple value matching)."""
 
     PATH_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
@@ -115,12 +115,12 @@ class MatchKey(_message.Message):
     low: _builtins.str
     high: _builtins.str
     private_creator: _builtins.str
-    """Private creator of the last tag of the path, when it is private."""
+    """Private creator of the last tag of the path, if that is private."""
     level: Global___Level.ValueType
-    """Level of the attribute; the level of the request when unspecified."""
+    """Level of the attribute; unspecified for the level of the request."""
     @_builtins.property
     def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tags from the root, 8 upper-case hex digits each: ["00400275", "00400009"]. Keys under one sequence must meet in the same item."""
+        """Tags from the root, 8 upper-case hex digits each: ["00400275", "00400009"]. Keys in one sequence must match in the same item."""
 
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -160,7 +160,7 @@ class SearchRequest(_message.Message):
     include_all: _builtins.bool
     offset: _builtins.int
     limit: _builtins.int
-    """0: the server's maximum."""
+    """0 for the server's maximum."""
     fuzzy_matching: _builtins.bool
     @_builtins.property
     def scope(self) -> Global___Scope:
@@ -170,11 +170,11 @@ class SearchRequest(_message.Message):
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchKey]: ...
     @_builtins.property
     def include_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Attribute paths joined by ".", as tags: 00081030, 00400275.00400009; a private one with its creator: 00231002:AcmeCompany."""
+        """Attribute paths as tags, joined by ".": 00081030, 00400275.00400009; a private one with its creator: 00231002:AcmeCompany."""
 
     @_builtins.property
     def include_levels(self) -> _containers.RepeatedScalarFieldContainer[Global___Level.ValueType]:
-        """Levels above `level` whose default attributes are returned too (/series, /instances, /studies/{study}/instances)."""
+        """Levels above `level` whose default attributes are returned as well (/series, /instances, /studies/{study}/instances)."""
 
     def __init__(
         self,
@@ -204,10 +204,10 @@ class SearchResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
     remaining: _builtins.int
-    """Matches after this page."""
+    """Number of matches after this page."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """DICOM JSON objects, ready to join; a byte 0x00 stands where the base URL goes."""
+        """DICOM JSON objects, with a byte 0x00 in place of the base URL."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class SearchWorkitemsRequest(_message.Message):
     offset: _builtins.int
     limit: _builtins.int
     current: _builtins.bool
-    """Cache-Control: no-cache: wait until the WORKITEMS sequence as of now is applied."""
+    """For Cache-Control: no-cache. Wait until the stream WORKITEMS is applied up to its present end."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchKey]: ...
     @_builtins.property
@@ -285,14 +285,14 @@ Global___SearchWorkitemsResponse: _TypeAlias = SearchWorkitemsResponse  # noqa: 
 
 @_typing.final
 class InstanceRecord(_message.Message):
-    """What index knows of one instance that retrieve needs."""
+    """The facts about one instance that Retrieve needs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STORED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Stream sequence of the fact: grows with every change of the instance."""
+    """Stream sequence of the last change of the instance. It grows with every change."""
     @_builtins.property
     def stored(self) -> _blob_pb2.StoredInstance:
         """Without DICOM JSON."""
@@ -358,7 +358,7 @@ class GetMetadataRequest(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     KNOWN_STATE_FIELD_NUMBER: _builtins.int
     known_state: _builtins.bytes
-    """`state` of an answer for the same scope that the caller kept."""
+    """State tag (`state`) of an earlier response for the same scope, whose fragments the client has cached."""
     @_builtins.property
     def scope(self) -> Global___Scope: ...
     def __init__(
@@ -383,9 +383,9 @@ class GetMetadataResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
     state: _builtins.bytes
-    """In the first message: differs as soon as anything in scope does. Empty where that costs as much as the fragments."""
+    """State tag, in the first message. It changes with every change in the scope. Empty if it would cost as much as the fragments."""
     unchanged: _builtins.bool
-    """The state is `known_state`; no fragments follow."""
+    """The state tag is `known_state`, and no fragments follow."""
     @_builtins.property
     def fragments(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataFragment]: ...
     def __init__(
@@ -412,7 +412,7 @@ class MetadataFragment(_message.Message):
     SOP_INSTANCE_UID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     dicom_json: _builtins.bytes
-    """DICOM JSON object with 0x00 where the base URL goes; or where it lies."""
+    """DICOM JSON object, with a byte 0x00 in place of the base URL. If it is too large for the index store, `location` is set instead."""
     sop_instance_uid: _builtins.str
     version: _builtins.int
     @_builtins.property
@@ -478,7 +478,7 @@ class RestoreInstancesRequest(_message.Message):
 
     UID_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
-    """Of a study, a series or an instance."""
+    """UID of a study, a series or an instance."""
     def __init__(
         self,
         *,
@@ -501,9 +501,9 @@ class RestoreInstancesResponse(_message.Message):
     GONE_FIELD_NUMBER: _builtins.int
     restored: _builtins.int
     here: _builtins.int
-    """Not deleted, or stored anew since: they stay as they are."""
+    """Number of instances that were not deleted, or were stored again after the deletion. They stay unchanged."""
     gone: _builtins.int
-    """Deleted, and their bytes are given up."""
+    """Number of deleted instances that were swept and cannot be restored."""
     def __init__(
         self,
         *,
@@ -527,9 +527,9 @@ class ListDueRequest(_message.Message):
     AFTER_OBJECT_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     before_s: _builtins.int
-    """Seconds since 1970: decided before."""
+    """Only uploads that were decided before this time, in seconds since 1970 UTC."""
     after_object: _builtins.str
-    """Only objects above this one."""
+    """Only uploads in objects whose key is greater than this one."""
     limit: _builtins.int
     """At most 10,000."""
     def __init__(
@@ -574,10 +574,10 @@ class DueUpload(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
     object: _builtins.str
-    """Where it lies."""
+    """Key of the object that has its bytes."""
     @_builtins.property
     def name(self) -> _blob_pb2.Location:
-        """Its name."""
+        """The upload name."""
 
     def __init__(
         self,
@@ -645,7 +645,7 @@ class DescribeUploadsResponse(_message.Message):
     UPLOADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadState]:
-        """In the order asked for."""
+        """In the order of the request."""
 
     def __init__(
         self,
@@ -672,30 +672,30 @@ class UploadState(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         CONDITION_UNSPECIFIED: UploadState._Condition.ValueType  # 0
         CONDITION_LIVE: UploadState._Condition.ValueType  # 1
-        """It is the instance."""
+        """It is the current version of the instance."""
         CONDITION_DEAD: UploadState._Condition.ValueType  # 2
         """Deleted, replaced, redundant or refused."""
         CONDITION_SWEPT: UploadState._Condition.ValueType  # 3
-        """Its bytes are given up."""
+        """Swept: it cannot be restored, and its bytes may be removed."""
         CONDITION_UNKNOWN: UploadState._Condition.ValueType  # 4
-        """Index knows nothing of it."""
+        """Index does not know the upload."""
 
     class Condition(_Condition, metaclass=_ConditionEnumTypeWrapper): ...
     CONDITION_UNSPECIFIED: UploadState.Condition.ValueType  # 0
     CONDITION_LIVE: UploadState.Condition.ValueType  # 1
-    """It is the instance."""
+    """It is the current version of the instance."""
     CONDITION_DEAD: UploadState.Condition.ValueType  # 2
     """Deleted, replaced, redundant or refused."""
     CONDITION_SWEPT: UploadState.Condition.ValueType  # 3
-    """Its bytes are given up."""
+    """Swept: it cannot be restored, and its bytes may be removed."""
     CONDITION_UNKNOWN: UploadState.Condition.ValueType  # 4
-    """Index knows nothing of it."""
+    """Index does not know the upload."""
 
     CONDITION_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
     condition: Global___UploadState.Condition.ValueType
     object: _builtins.str
-    """Where index believes that it lies; empty where unknown."""
+    """Key of the object in which index locates its bytes; empty if unknown."""
     def __init__(
         self,
         *,
@@ -782,7 +782,7 @@ class FilterUnknownPacksResponse(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def objects(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In the order asked for."""
+        """In the order of the request."""
 
     def __init__(
         self,

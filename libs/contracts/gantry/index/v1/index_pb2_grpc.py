@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class IndexServiceStub:
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read.
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls.
     """
 
     def __init__(self, channel):
@@ -98,7 +98,7 @@ class IndexServiceStub:
 
 
 class IndexServiceServicer:
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read.
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls.
     """
 
     def Search(self, request, context):
@@ -114,66 +114,67 @@ class IndexServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInstances(self, request, context):
-        """Records of everything in scope: series by number then UID, instances by number then UID.
-        NOT_FOUND where there is nothing; with error Gone where it was deleted.
+        """Returns the records of all instances in a scope: series by number then UID, instances by number then UID.
+        NOT_FOUND if there are none, with the error Gone if they were deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMetadata(self, request, context):
-        """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them.
+        """Returns the metadata of all instances in a scope, with the same order and errors, or that it is unchanged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInstances(self, request, context):
-        """Announces the deletion, waits until it is applied and the decision is durable.
+        """Publishes the deletion, and waits until it is applied and its decision is durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreInstances(self, request, context):
-        """Brings back what was deleted and not swept yet; waits until it is applied.
-        NOT_FOUND where nothing of this UID is known.
+        """Restores deleted instances that were not swept yet, and waits until this is applied.
+        NOT_FOUND if nothing with this UID is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDue(self, request, context):
-        """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
-        end of the stream when asked; UNAVAILABLE where index has not come so far.
+        """For the sweeper: uploads that were deleted, replaced or redundant before a time and that are not swept, in order of objects. The response
+        is the state at the end of the stream; UNAVAILABLE if index has not applied the stream up to there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeUploads(self, request, context):
-        """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue.
+        """For the sweeper: the conditions of uploads at the end of the stream. Errors as for ListDue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reindex(self, request, context):
-        """Builds a new generation from the object store alone and swaps it in.
+        """Builds a new index generation from the object store alone and swaps it in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FilterUnknownPacks(self, request, context):
-        """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again.
+        """Returns those of the given packs that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAppliedSequence(self, request, context):
-        """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return.
+        """Returns the sequence up to which the stream STORE is applied for a collection. The other calls return the state at this sequence or later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,7 +258,7 @@ def add_IndexServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IndexService:
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read.
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IndexServiceStub:
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read."""
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,66 +36,70 @@ class IndexServiceStub:
     Search: _grpc.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]
     SearchWorkitems: _grpc.UnaryUnaryMultiCallable[_index_pb2.SearchWorkitemsRequest, _index_pb2.SearchWorkitemsResponse]
     GetInstances: _grpc.UnaryStreamMultiCallable[_index_pb2.GetInstancesRequest, _index_pb2.GetInstancesResponse]
-    """Records of everything in scope: series by number then UID, instances by number then UID.
-    NOT_FOUND where there is nothing; with error Gone where it was deleted.
+    """Returns the records of all instances in a scope: series by number then UID, instances by number then UID.
+    NOT_FOUND if there are none, with the error Gone if they were deleted.
     """
     GetMetadata: _grpc.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]
-    """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
+    """Returns the metadata of all instances in a scope, with the same order and errors, or that it is unchanged."""
     DeleteInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]
-    """Announces the deletion, waits until it is applied and the decision is durable."""
+    """Publishes the deletion, and waits until it is applied and its decision is durable."""
     RestoreInstances: _grpc.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]
-    """Brings back what was deleted and not swept yet; waits until it is applied.
-    NOT_FOUND where nothing of this UID is known.
+    """Restores deleted instances that were not swept yet, and waits until this is applied.
+    NOT_FOUND if nothing with this UID is known.
     """
     ListDue: _grpc.UnaryUnaryMultiCallable[_index_pb2.ListDueRequest, _index_pb2.ListDueResponse]
-    """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
-    end of the stream when asked; UNAVAILABLE where index has not come so far.
+    """For the sweeper: uploads that were deleted, replaced or redundant before a time and that are not swept, in order of objects. The response
+    is the state at the end of the stream; UNAVAILABLE if index has not applied the stream up to there.
     """
     DescribeUploads: _grpc.UnaryUnaryMultiCallable[_index_pb2.DescribeUploadsRequest, _index_pb2.DescribeUploadsResponse]
-    """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
+    """For the sweeper: the conditions of uploads at the end of the stream. Errors as for ListDue."""
     Reindex: _grpc.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]
-    """Builds a new generation from the object store alone and swaps it in."""
+    """Builds a new index generation from the object store alone and swaps it in."""
     FilterUnknownPacks: _grpc.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]
-    """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
+    """Returns those of the given packs that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them
+    again.
+    """
     GetAppliedSequence: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetAppliedSequenceRequest, _index_pb2.GetAppliedSequenceResponse]
-    """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
+    """Returns the sequence up to which the stream STORE is applied for a collection. The other calls return the state at this sequence or later."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]
 
 @_typing.type_check_only
 class IndexServiceAsyncStub(IndexServiceStub):
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read."""
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]  # type: ignore[assignment]
     SearchWorkitems: _aio.UnaryUnaryMultiCallable[_index_pb2.SearchWorkitemsRequest, _index_pb2.SearchWorkitemsResponse]  # type: ignore[assignment]
     GetInstances: _aio.UnaryStreamMultiCallable[_index_pb2.GetInstancesRequest, _index_pb2.GetInstancesResponse]  # type: ignore[assignment]
-    """Records of everything in scope: series by number then UID, instances by number then UID.
-    NOT_FOUND where there is nothing; with error Gone where it was deleted.
+    """Returns the records of all instances in a scope: series by number then UID, instances by number then UID.
+    NOT_FOUND if there are none, with the error Gone if they were deleted.
     """
     GetMetadata: _aio.UnaryStreamMultiCallable[_index_pb2.GetMetadataRequest, _index_pb2.GetMetadataResponse]  # type: ignore[assignment]
-    """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
+    """Returns the metadata of all instances in a scope, with the same order and errors, or that it is unchanged."""
     DeleteInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteInstancesRequest, _index_pb2.DeleteInstancesResponse]  # type: ignore[assignment]
-    """Announces the deletion, waits until it is applied and the decision is durable."""
+    """Publishes the deletion, and waits until it is applied and its decision is durable."""
     RestoreInstances: _aio.UnaryUnaryMultiCallable[_index_pb2.RestoreInstancesRequest, _index_pb2.RestoreInstancesResponse]  # type: ignore[assignment]
-    """Brings back what was deleted and not swept yet; waits until it is applied.
-    NOT_FOUND where nothing of this UID is known.
+    """Restores deleted instances that were not swept yet, and waits until this is applied.
+    NOT_FOUND if nothing with this UID is known.
     """
     ListDue: _aio.UnaryUnaryMultiCallable[_index_pb2.ListDueRequest, _index_pb2.ListDueResponse]  # type: ignore[assignment]
-    """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
-    end of the stream when asked; UNAVAILABLE where index has not come so far.
+    """For the sweeper: uploads that were deleted, replaced or redundant before a time and that are not swept, in order of objects. The response
+    is the state at the end of the stream; UNAVAILABLE if index has not applied the stream up to there.
     """
     DescribeUploads: _aio.UnaryUnaryMultiCallable[_index_pb2.DescribeUploadsRequest, _index_pb2.DescribeUploadsResponse]  # type: ignore[assignment]
-    """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
+    """For the sweeper: the conditions of uploads at the end of the stream. Errors as for ListDue."""
     Reindex: _aio.UnaryStreamMultiCallable[_index_pb2.ReindexRequest, _index_pb2.ReindexResponse]  # type: ignore[assignment]
-    """Builds a new generation from the object store alone and swaps it in."""
+    """Builds a new index generation from the object store alone and swaps it in."""
     FilterUnknownPacks: _aio.UnaryUnaryMultiCallable[_index_pb2.FilterUnknownPacksRequest, _index_pb2.FilterUnknownPacksResponse]  # type: ignore[assignment]
-    """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
+    """Returns those of the given packs that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them
+    again.
+    """
     GetAppliedSequence: _aio.UnaryUnaryMultiCallable[_index_pb2.GetAppliedSequenceRequest, _index_pb2.GetAppliedSequenceResponse]  # type: ignore[assignment]
-    """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
+    """Returns the sequence up to which the stream STORE is applied for a collection. The other calls return the state at this sequence or later."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_index_pb2.GetStatusRequest, _index_pb2.GetStatusResponse]  # type: ignore[assignment]
 
 class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What is known about instances and workitems. One writer per partition follows the streams; all replicas read."""
+    """Facts about instances and workitems. One process per partition applies the streams; all processes answer calls."""
 
     @_abc_1.abstractmethod
     def Search(
@@ -117,8 +121,8 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.GetInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.GetInstancesResponse], _abc.AsyncIterator[_index_pb2.GetInstancesResponse]]:
-        """Records of everything in scope: series by number then UID, instances by number then UID.
-        NOT_FOUND where there is nothing; with error Gone where it was deleted.
+        """Returns the records of all instances in a scope: series by number then UID, instances by number then UID.
+        NOT_FOUND if there are none, with the error Gone if they were deleted.
         """
 
     @_abc_1.abstractmethod
@@ -127,7 +131,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.GetMetadataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.GetMetadataResponse], _abc.AsyncIterator[_index_pb2.GetMetadataResponse]]:
-        """DICOM JSON fragments of everything in scope, same order and errors; or that the caller has them."""
+        """Returns the metadata of all instances in a scope, with the same order and errors, or that it is unchanged."""
 
     @_abc_1.abstractmethod
     def DeleteInstances(
@@ -135,7 +139,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.DeleteInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.DeleteInstancesResponse, _abc.Awaitable[_index_pb2.DeleteInstancesResponse]]:
-        """Announces the deletion, waits until it is applied and the decision is durable."""
+        """Publishes the deletion, and waits until it is applied and its decision is durable."""
 
     @_abc_1.abstractmethod
     def RestoreInstances(
@@ -143,8 +147,8 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.RestoreInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.RestoreInstancesResponse, _abc.Awaitable[_index_pb2.RestoreInstancesResponse]]:
-        """Brings back what was deleted and not swept yet; waits until it is applied.
-        NOT_FOUND where nothing of this UID is known.
+        """Restores deleted instances that were not swept yet, and waits until this is applied.
+        NOT_FOUND if nothing with this UID is known.
         """
 
     @_abc_1.abstractmethod
@@ -153,8 +157,8 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.ListDueRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.ListDueResponse, _abc.Awaitable[_index_pb2.ListDueResponse]]:
-        """For the sweeper: uploads that were deleted, replaced or redundant before a time and whose bytes are still there, by object. As of the
-        end of the stream when asked; UNAVAILABLE where index has not come so far.
+        """For the sweeper: uploads that were deleted, replaced or redundant before a time and that are not swept, in order of objects. The response
+        is the state at the end of the stream; UNAVAILABLE if index has not applied the stream up to there.
         """
 
     @_abc_1.abstractmethod
@@ -163,7 +167,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.DescribeUploadsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.DescribeUploadsResponse, _abc.Awaitable[_index_pb2.DescribeUploadsResponse]]:
-        """For the sweeper: what became of uploads, as of the end of the stream when asked; errors as ListDue."""
+        """For the sweeper: the conditions of uploads at the end of the stream. Errors as for ListDue."""
 
     @_abc_1.abstractmethod
     def Reindex(
@@ -171,7 +175,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.ReindexRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.ReindexResponse], _abc.AsyncIterator[_index_pb2.ReindexResponse]]:
-        """Builds a new generation from the object store alone and swaps it in."""
+        """Builds a new index generation from the object store alone and swaps it in."""
 
     @_abc_1.abstractmethod
     def FilterUnknownPacks(
@@ -179,7 +183,9 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.FilterUnknownPacksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.FilterUnknownPacksResponse, _abc.Awaitable[_index_pb2.FilterUnknownPacksResponse]]:
-        """Of the packs named, those that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them again."""
+        """Returns those of the given packs that index does not know: it has not applied their InstancesStored with `last_of_pack`. Blob announces them
+        again.
+        """
 
     @_abc_1.abstractmethod
     def GetAppliedSequence(
@@ -187,7 +193,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _index_pb2.GetAppliedSequenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.GetAppliedSequenceResponse, _abc.Awaitable[_index_pb2.GetAppliedSequenceResponse]]:
-        """Up to where the stream STORE is applied for a collection: what it says of the collection up to there is what the other calls return."""
+        """Returns the sequence up to which the stream STORE is applied for a collection. The other calls return the state at this sequence or later."""
 
     @_abc_1.abstractmethod
     def GetStatus(

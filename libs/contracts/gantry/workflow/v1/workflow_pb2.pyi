@@ -25,7 +25,7 @@ class CreateWorkitemRequest(_message.Message):
     WORKITEM_UID_FIELD_NUMBER: _builtins.int
     DICOM_JSON_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
-    """Empty: taken from SOP Instance UID (0008,0018) of the data set."""
+    """If it is empty, SOP Instance UID (0008,0018) of the data set is used."""
     dicom_json: _builtins.bytes
     def __init__(
         self,
@@ -50,7 +50,7 @@ class CreateWorkitemResponse(_message.Message):
     workitem_uid: _builtins.str
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts for Warning headers, without "299 <service>: "."""
+        """Texts of Warning headers, without "299 <service>: "."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class UpdateWorkitemRequest(_message.Message):
     DICOM_JSON_FIELD_NUMBER: _builtins.int
     workitem_uid: _builtins.str
     transaction_uid: _builtins.str
-    """From the query of the request; empty when there was none."""
+    """From the query of the request; empty if it has none."""
     dicom_json: _builtins.bytes
     def __init__(
         self,
@@ -303,7 +303,9 @@ class UnsubscribeRequest(_message.Message):
     workitem_uid: _builtins.str
     ae_title: _builtins.str
     filter: _builtins.str
-    """Normalised filter, only for the filtered worklist: the subscription with this filter; empty: all filtered ones of the AE title."""
+    """Normalised filter; only for the filtered worklist. It selects the subscription with this filter; empty for all filtered subscriptions of the
+    AE title.
+    """
     def __init__(
         self,
         *,

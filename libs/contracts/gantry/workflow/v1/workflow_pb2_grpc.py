@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class WorkflowServiceStub:
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     def __init__(self, channel):
@@ -85,7 +85,7 @@ class WorkflowServiceStub:
 
 class WorkflowServiceServicer:
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     def CreateWorkitem(self, request, context):
@@ -200,7 +200,7 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WorkflowService:
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     @staticmethod

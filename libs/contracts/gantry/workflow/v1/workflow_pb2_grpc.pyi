@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class WorkflowServiceStub:
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     @_typing.overload
@@ -48,7 +48,7 @@ class WorkflowServiceStub:
 @_typing.type_check_only
 class WorkflowServiceAsyncStub(WorkflowServiceStub):
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -64,7 +64,7 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     """Workitems and subscriptions (PS3.18 chapter 11, PS3.4 Annex CC). Every change is a compare-and-set on the stream WORKITEMS.
-    Data sets travel as one DICOM JSON object. Refusals are errors of gantry_standard.errors with a `warning` text.
+    Data sets are sent as DICOM JSON objects. A refused request is an error of gantry_standard.errors with a `warning` text.
     """
 
     @_abc_1.abstractmethod
