@@ -1,14 +1,18 @@
 """Store (PS3.18 §10.5): what is answered, and that it is there right afterwards."""
 
 import io
+import socket
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pydicom
 import pytest
 
 from tests.support import instances
 from tests.support.dicomweb import AS_STORED, DICOM, JSON, DicomWeb, items, parts_of, related, value
+from tests.support.suite import Suite
 
 UNSUPPORTED_CLASS = 290
 DUPLICATE = 273
@@ -385,3 +389,20 @@ def test_a_hundred_instances_in_one_request_are_each_answered_for(dicomweb: Dico
     (row,) = dicomweb.search(f"/studies?StudyInstanceUID={study}")
     assert value(row, "00201208") == 100
     assert [value(found, "00200013") for found in dicomweb.metadata(f"/studies/{study}/series/{series}")] == list(range(1, 101))
+
+
+def test_uploads_that_send_nothing_more_do_not_keep_others_out(suite: Suite, dicomweb: DicomWeb) -> None:
+    head = (
+        b'POST /dicom-web/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/related; type="application/dicom"; boundary=B\r\n'
+        b"Content-Length: 99999999\r\n\r\n--B\r\nContent-Type: application/dicom\r\n\r\n"
+    )
+    begun = instances.encoded(instances.ct(512, 512))
+    with ExitStack() as stack:
+        for _ in range(70):  # more than GANTRY_CONCURRENT_UPLOADS
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", suite.port), 10))
+            connection.sendall(head + begun + bytes(1_700_000 - len(begun)))
+        deadline = time.monotonic() + 10
+        while (response := dicomweb.stow(instances.encoded(instances.ct()))).status_code == 503 and time.monotonic() < deadline:
+            pass
+        assert response.status_code == 200
+        assert dicomweb.stow(*[instances.encoded(instances.ct(512, 512)) for _ in range(4)]).status_code == 200

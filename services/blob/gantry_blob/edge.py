@@ -33,6 +33,8 @@ HELD_BYTES = 4 << 20
 """Largest number of received bytes of a store request that wait for its thread."""
 
 HELD_MESSAGES = 256
+PATIENCE_S = 1.0
+"""Seconds that a store request may wait for its client before it may be ended in favour of another."""
 DISCARD_S = 2.0
 REMOVABLE = "workitems/"
 """Prefix of the objects that RemoveObject may remove. Packs are removed only by the sweeper."""
@@ -54,20 +56,25 @@ class Pools:
 
 
 class Gate:
-    """Limits the number of calls that run at the same time. Further calls are refused and may be retried."""
+    """Limits the number of calls that run at the same time. Further calls are refused and may be retried.
+
+    If the limit is reached, the call that has waited longest for its client is ended, so clients that stop sending keep nobody out.
+    """
 
     def __init__(self, most: int, what: str) -> None:
         self._free = most
         self._what = what
+        self._waiting: dict[asyncio.Timeout, float] = {}
+        """When each call that waits for its client began to wait, oldest first, in seconds of the loop's clock."""
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Count as a running call while the context is open.
 
         Raises:
-            errors.Overloaded: the limit is reached.
+            errors.Overloaded: the limit is reached, and no call has waited for its client for `PATIENCE_S`.
         """
-        if self._free <= 0:
+        if self._free <= 0 and not self._end_one():
             raise errors.Overloaded(f"too many {self._what} at once")
         self._free -= 1
         try:
@@ -83,6 +90,33 @@ class Gate:
             yield
         finally:
             self._free -= 1
+
+    def _end_one(self) -> bool:
+        """End the call that has waited longest; its place becomes free when it has ended."""
+        now = asyncio.get_running_loop().time()
+        for timeout, since in self._waiting.items():
+            if now - since < PATIENCE_S:
+                return False
+            del self._waiting[timeout]
+            timeout.reschedule(now)
+            return True
+        return False
+
+    async def next_of(self, messages: Messages) -> blob_pb2.StoreInstancesRequest | None:
+        """Wait for the next message of the client; None at the end of the stream.
+
+        Raises:
+            errors.Overloaded: another request needed the place.
+        """
+        try:
+            async with asyncio.timeout(None) as timeout:
+                self._waiting[timeout] = asyncio.get_running_loop().time()
+                try:
+                    return await anext(messages, None)
+                finally:
+                    self._waiting.pop(timeout, None)
+        except TimeoutError:
+            raise errors.Overloaded("the upload waited for its client while others needed its place") from None
 
 
 class BlobEdge(BlobServiceServicer):
@@ -165,7 +199,8 @@ class BlobEdge(BlobServiceServicer):
         size = 0
         working: asyncio.Future[None] | None = None
         try:
-            async for message in requests:
+            messages = aiter(requests)
+            while (message := await self._uploads.next_of(messages)) is not None:
                 batch.append(message)
                 size += message.ByteSize()  # about len(message.chunk), which would copy the bytes
                 if message.HasField("end"):

@@ -53,7 +53,9 @@ class BlobSettings(ProcessSettings):
     scan_max_depth: int = setting(64, "Maximum depth of nested sequences; above it failure reason 0110.")
     scan_max_value_bytes: int = setting(64 << 20, "Maximum bytes of values of an instance without bulkdata; above it failure reason 0110.")
     scan_max_inflated_bytes: int = setting(4 << 30, "Maximum bytes of an inflated data set; above it failure reason 0110.")
-    concurrent_uploads: int = setting(64, "Maximum number of simultaneous store requests; above it 503.")
+    concurrent_uploads: int = setting(
+        64, "Maximum number of simultaneous store requests; above it the one that waits longest for its client is ended, or 503."
+    )
     concurrent_reads: int = setting(512, "Maximum number of simultaneous read calls; above it 503.")
     blob_read_threads: int = setting(16, "Threads that read objects.")
     announce_every_s: float = setting(60.0, "Seconds between checks for packs that index does not know.")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gantry.blob.v1 import blob_pb2
 from gantry.blob.v1.blob_pb2_grpc import BlobServiceStub
+from gantry_blob import edge
 from gantry_blob.packs.pack import PackLimits
 from gantry_blob.stores import directory
 from gantry_blob.stores.directory import INCOMING, DirectoryStore
@@ -430,23 +432,55 @@ async def test_too_many_parts_are_refused(tmp_path: Path, nats_server: NatsServe
         assert blob.packs() == []
 
 
-async def test_too_many_uploads_are_told_to_come_again(tmp_path: Path, nats_server: NatsServer) -> None:
-    gate = asyncio.Event()
+class Waiting:
+    """Uploads that send 1 MiB and then wait."""
 
-    async def waiting() -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
+    def __init__(self, blob: RunningBlob) -> None:
+        self._blob = blob
+        self.gate = asyncio.Event()
+
+    async def _messages(self) -> AsyncIterator[blob_pb2.StoreInstancesRequest]:
         yield blob_pb2.StoreInstancesRequest(start=blob_pb2.StoreStart())
         yield blob_pb2.StoreInstancesRequest(part=blob_pb2.PartStart())
         yield blob_pb2.StoreInstancesRequest(chunk=ct() + bytes(MIB))
-        await gate.wait()
+        await self.gate.wait()
+        yield blob_pb2.StoreInstancesRequest(end=blob_pb2.StoreEnd())
 
+    async def begin(self, count: int) -> list[Any]:
+        """Return calls that wait."""
+        calls = []
+        for number in range(count):
+            calls.append(self._blob.stub.StoreInstances(self._messages(), timeout=60))
+            await until(lambda number=number: len(list(leftovers(self._blob))) > number)
+        return calls
+
+
+async def test_too_many_uploads_are_told_to_come_again(tmp_path: Path, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "PATIENCE_S", 60.0)
     async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, concurrent_uploads=1) as blob:
-        call = blob.stub.StoreInstances(waiting(), timeout=30)
-        await until(lambda: list(leftovers(blob)))
+        (call,) = await Waiting(blob).begin(1)
         with pytest.raises(errors.Overloaded):
             await blob.store_parts([ct()])
         call.cancel()
         await until(lambda: not list(leftovers(blob)))
         assert [result.failure_reason for result in await blob.store_parts([ct()])] == [0]
+
+
+async def test_uploads_that_wait_for_their_clients_keep_nobody_out(
+    tmp_path: Path, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "PATIENCE_S", 0.0)
+    async with running_blob(DirectoryStore(tmp_path, 0), nats_server.url, concurrent_uploads=4) as blob:
+        waiting = Waiting(blob)
+        calls = await waiting.begin(4)
+        assert [result.failure_reason for result in await blob.store_parts([ct()])] == [0]
+        with pytest.raises(errors.Overloaded, match="waited for its client"), rpc_errors.translated("blob"):
+            await calls[0].read()
+        await until(lambda: len(list(leftovers(blob))) == 3)
+        waiting.gate.set()
+        for call in calls[1:]:  # those that had waited for less time, and whose places nobody needed
+            assert [len(answer.parts) async for answer in call] == [1]
+        assert len(blob.packs()) == 4
 
 
 async def test_a_nearly_full_disk_is_out_of_resources(tmp_path: Path, nats_server: NatsServer) -> None:
