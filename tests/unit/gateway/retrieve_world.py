@@ -1,4 +1,4 @@
-"""A gateway on a free port that retrieves: a pack in a directory, an index that knows it, a renderer that tells what it was asked."""
+"""A gateway on a free port for retrieve: a pack in a directory, an index with its records, a renderer that returns what was requested."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -41,13 +41,13 @@ WSI = f"{SERIES}.2"
 BITS = f"{SERIES}.3"
 """Native, 3 frames of 9 bits."""
 SR = f"{SERIES}.4"
-"""No pixel data; its metadata lies in the pack."""
+"""No pixel data; its metadata is stored in the pack."""
 ONE = f"{OTHER_SERIES}.1"
 """Native, one frame of 2 bytes."""
 
 
 class DirectoryReader:
-    """The port BlobReader over a directory; `warm` says whether `ready` answers."""
+    """The port BlobReader over a directory; `ready` returns views only if `warm`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -71,7 +71,7 @@ class DirectoryReader:
                         file.seek(offset)
                         data = file.read(min(length, self.piece_bytes))
                         offset, length = offset + len(data), length - len(data)
-                        # Adjacent ranges may share a piece.
+                        # Adjacent ranges may share a chunk
                         if len(kept) + len(data) <= self.piece_bytes:
                             kept += data
                         else:
@@ -92,7 +92,7 @@ class DirectoryReader:
 
 @dataclass
 class Pack:
-    """Writes bytes into one object and says where they lie."""
+    """Appends bytes to one object and returns their ranges."""
 
     path: Path
     key: str
@@ -107,7 +107,7 @@ class Pack:
 
 
 class Index(index_pb2_grpc.IndexServiceServicer):
-    """Knows the records that were put into it."""
+    """An index with the records that a test adds."""
 
     def __init__(self) -> None:
         self.records: dict[str, index_pb2.InstanceRecord] = {}
@@ -117,10 +117,10 @@ class Index(index_pb2_grpc.IndexServiceServicer):
         self.asked: list[str] = []
         self.before_answer: asyncio.Event | None = None
         self.state = b""
-        """Of all metadata; it is said of a study or a series."""
+        """State tag of all metadata, sent for a study or a series."""
         self.known_states: list[bytes] = []
         self.moved_to = self.json_moved_to = ""
-        """Object that requests for single instances tell, while those for a series or study tell the old one."""
+        """Object in the records of single instances, while the records of a series or study still have the old object."""
 
     def _in_scope(self, scope):
         scope_of(scope)
@@ -168,7 +168,7 @@ class Index(index_pb2_grpc.IndexServiceServicer):
 
 
 class Renderer(renderer_pb2_grpc.RendererServiceServicer):
-    """Transcodes by writing the name of what it was asked; refuses instances of `impossible`."""
+    """Returns the description of the request as the transcoded bytes; refuses instances of `impossible`."""
 
     def __init__(self) -> None:
         self.impossible: set[str] = set()
@@ -184,7 +184,7 @@ class Renderer(renderer_pb2_grpc.RendererServiceServicer):
         return renderer_pb2.GetStatusResponse(ready=True, decodes=self.decodes, encodes=self.encodes)
 
     def _check(self, source, transfer_syntax_uid=LE):
-        """Refuse what the renderer refuses: no location, a transfer syntax that it does not produce, and instances of `impossible`."""
+        """Refuse what the renderer refuses: a missing location, an unsupported transfer syntax, and instances of `impossible`."""
         if not source.stored.HasField("location"):
             raise errors.BadRequest("the source has no location")
         if transfer_syntax_uid not in (LE, *self.encodes):
@@ -222,7 +222,7 @@ class Renderer(renderer_pb2_grpc.RendererServiceServicer):
 
 @dataclass
 class World:
-    """The gateway and what stands behind it."""
+    """The gateway and its fake services."""
 
     http: httpx.AsyncClient
     gateway: Gateway
@@ -244,7 +244,7 @@ class World:
         return f"/studies/{STUDY}/series/{series}/instances/{uid}"
 
     async def get(self, path: str, accept: str | None = "*/*", **headers: str) -> httpx.Response:
-        """GET below the base. accept None: no Accept header."""
+        """Send a GET below the base; without an Accept header if `accept` is None."""
         request = self.http.build_request("GET", f"{self.root}{path}", headers={name.replace("_", "-"): v for name, v in headers.items()})
         request.headers.pop("accept", None)
         request.headers.pop("accept-encoding", None)
@@ -258,13 +258,13 @@ class World:
         self, uid: str, transfer_syntax: str, pixels: Sequence[bytes] = (), *, series: str = SERIES, frame_bits: int = 0, frames: int = 0,
         first_fragments: Sequence[int] = (), tag: str = "7FE00010",
     ) -> StoredInstance:  # fmt: skip
-        """Put an instance into the pack: a head, pixel data of these pieces, a tail. Native when frame_bits is given."""
+        """Add an instance to the pack: a header, pixel data of these pieces, a trailing element. It is native if frame_bits is given."""
         head, tail = f"DICM {uid} ".encode(), b" tail"
         layout = Layout(wire_transfer_syntax_uid=transfer_syntax)
         start = self.pack.write(head)
         spans = [(self.pack.write(piece), self.pack.write(b"" if frame_bits else b"item"))[0] for piece in pixels]
         end = self.pack.write(tail)
-        # The wire form is two ranges: what leaves need not lie in one piece.
+        # The served form has two ranges, as it need not be contiguous
         length = end.offset + end.length - start.offset
         layout.wire.extend([Range(offset=start.offset, length=3), Range(offset=start.offset + 3, length=length - 3)])
         if frame_bits:
@@ -289,7 +289,7 @@ class World:
         return self.index.records[uid].stored
 
     def move(self, uid: str, key: str = "packs/moved.pack") -> None:
-        """Move everything to a new object, as the sweeper does, and let index tell it for this instance."""
+        """Copy everything to a new object, as the sweeper does; index returns the new object for this instance."""
         (self.reader.directory / key).write_bytes(self.pack.path.read_bytes())
         self.pack.path.unlink()
         self.index.records[uid].stored.location.object = key
@@ -312,7 +312,7 @@ def _fill(world: World) -> None:
 
 
 def own_routes() -> list[Route]:
-    """Return all rows; those of other modules without a handler."""
+    """Return all rows; rows of other modules have no handler."""
     own = ("studies.retrieve", "studies.metadata", "studies.frames", "studies.bulkdata", "studies.rendered")
     return [r if r.handler.partition(":")[0] in own else Route(r.method, r.path, r.transaction) for r in ROUTES]
 
@@ -345,7 +345,7 @@ async def running(directory: Path, **settings: object) -> AsyncIterator[World]:
 
 @dataclass
 class PartRead:
-    """One part of a multipart answer."""
+    """One part of a multipart response."""
 
     headers: dict[str, str]
     raw_head: bytes
@@ -353,7 +353,7 @@ class PartRead:
 
 
 def parts_of(response: httpx.Response) -> list[PartRead]:
-    """Split a multipart/related answer strictly by its boundary."""
+    """Split a multipart/related response strictly at its boundary."""
     content_type = response.headers["content-type"]
     boundary = content_type.partition("boundary=")[2].encode()
     assert response.content.startswith(b"--" + boundary + b"\r\n")

@@ -61,7 +61,7 @@ def make_retrieval(
     """
     return Retrieval(
         Records(index, settings.record_cache_entries, mark=mark),
-        ByteBoundedCache[CachedMetadata](settings.metadata_cache_bytes, lambda kept: kept.size_bytes),
+        ByteBoundedCache[CachedMetadata](settings.metadata_cache_bytes, lambda cached: cached.size_bytes),
         reader,
         Renditions(renderer, index, settings.rendition_cache_bytes),
     )

@@ -187,20 +187,20 @@ def respond(
     Source: PS3.18 §10.5.3.
     """
     base = request.base_url
-    told = [_result(result, outcomes.get(result.part_number), result.part_number in hidden) for result in results]
+    part_results = [_result(result, outcomes.get(result.part_number), result.part_number in hidden) for result in results]
     lags = any(not result.failure_reason and result.part_number not in outcomes for result in results)
     is_new = any(outcomes.get(result.part_number) != events_pb2.OUTCOME_SAME for result in results if not result.failure_reason)
     _log_failures(results)
-    status = store_response.status(told)
+    status = store_response.status(part_results)
     module = store_response.module(
-        told,
+        part_results,
         lambda study: urls.study(base, study),
         lambda it: urls.instance(base, it.study_instance_uid, it.series_instance_uid, it.sop_instance_uid),
     )
     body, content_type = xml_parts.one_object(retrieval.selected(request, Resource.STORE), module)
     response = Response(body, 202 if status == 200 and lags else status)
     response.headers["Content-Type"] = content_type
-    studies = store_response.stored_studies(told)
+    studies = store_response.stored_studies(part_results)
     if studies:
         url = urls.study(base, studies[0]) if len(studies) == 1 else f"{base}/studies"
         response.headers["Content-Location"] = url
@@ -208,7 +208,7 @@ def respond(
             response.headers["Location"] = url
     if lags:
         response.headers.append("Warning", warning(base, SEARCH_MAY_LAG))
-    if any(result.failure_reason in OUT_OF_RESOURCES for result in told):
+    if any(result.failure_reason in OUT_OF_RESOURCES for result in part_results):
         response.headers.append("Warning", warning(base, "Out of resources", "A700"))
     return response
 
