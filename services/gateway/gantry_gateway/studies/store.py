@@ -8,6 +8,7 @@ may lag.
 Source: PS3.18 §10.5, Annex I.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -44,6 +45,11 @@ OUT_OF_RESOURCES = range(0xA700, 0xA800)
 """Failure reasons for missing resources (PS3.18 Table I.2-2)."""
 
 ORIGINAL_ATTRIBUTES_SEQUENCE = "04000561"
+
+CROWDED_PARTS = 64
+"""Number of parts in one chunk above which the chunk is read in pieces of `CROWDED_BYTES`."""
+
+CROWDED_BYTES = 2048
 
 MAX_EXPLANATIONS = 20
 """Most refused parts of one request that are logged, one line each."""
@@ -146,6 +152,16 @@ def accepted_payload(request: Request) -> tuple[str | None, str]:
     return parameters["boundary"], root
 
 
+def _small_where_crowded(chunk: bytes, delimiter: bytes) -> Sequence[bytes]:
+    """Return a chunk in small pieces if it has many parts.
+
+    Each part costs some 20 µs, so a chunk of 64 KiB with parts of one byte would stop every other request of the gateway for 0.3 s.
+    """
+    if chunk.count(delimiter) <= CROWDED_PARTS:
+        return (chunk,)
+    return [chunk[begin : begin + CROWDED_BYTES] for begin in range(0, len(chunk), CROWDED_BYTES)]
+
+
 async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[Sequence[Event]]:
     """Yield the parts of the payload while it is received: the events of each received chunk together; a single instance as one part.
 
@@ -164,11 +180,15 @@ async def part_events(request: Request, boundary: str | None) -> AsyncGenerator[
     else:
         reader = Reader(boundary, Limits(parts=request.gateway.settings.store_max_parts))
         is_empty = True
+        delimiter = b"--" + boundary.encode("ascii")
         async for chunk in request.chunks(request.gateway.settings.store_max_bytes):
             is_empty = False
-            events = reader.feed(chunk)
-            count += sum(type(event) is PartBegin for event in events)
-            yield events
+            for piece in _small_where_crowded(chunk, delimiter):
+                events = reader.feed(piece)
+                count += sum(type(event) is PartBegin for event in events)
+                yield events
+                if piece is not chunk:
+                    await asyncio.sleep(0)
         if not is_empty:
             reader.close()
     if not count:

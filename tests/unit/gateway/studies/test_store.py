@@ -4,13 +4,18 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from gantry.blob.v1 import blob_pb2
 from gantry.events.v1 import events_pb2
+from gantry_gateway.http.request import Request
+from gantry_gateway.settings import GatewaySettings
+from gantry_gateway.studies.store import part_events
 from gantry_runtime.events.streams import connecting
 from gantry_standard import errors
+from gantry_standard.http.multipart import PartData
 from tests.support.nats_server import NatsServer, until
 from tests.unit.gateway.harness import CT, Running, Uploaded, running, stored
 
@@ -422,3 +427,19 @@ async def test_memory_does_not_grow_with_the_instance(gateway: Running) -> None:
 async def test_answers_use_the_url_that_the_client_sees(gateway: Running) -> None:
     answer = await store(gateway, payload(ONE), Forwarded='proto=https;host="pacs.example:8443"')
     assert json.loads(answer.content)["00081190"]["Value"] == ["https://pacs.example:8443/dicom-web/studies/1.2"]
+
+
+async def test_a_chunk_of_many_small_parts_is_read_in_steps(gateway: Running) -> None:
+    body = b"--B\r\n\r\nx\r\n" * 5000 + b"--B--\r\n"
+    sent = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, object]:
+        return sent.pop()
+
+    request = Request(
+        {"type": "http", "path": "/", "headers": []}, receive, replace(gateway.gateway, settings=GatewaySettings()), {}, "http://h"
+    )
+    steps = [list(events) async for events in part_events(request, "B")]
+    parts = [event for events in steps for event in events if isinstance(event, PartData)]
+    assert [bytes(part.data) for part in parts] == [b"x"] * 5000
+    assert max(map(len, steps)) < 1000
