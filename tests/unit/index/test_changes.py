@@ -4,14 +4,17 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gantry.events.v1.events_pb2 import Change
 from gantry_index.applying import changes
 from gantry_index.stores.elasticsearch.store import ElasticsearchStore
+from gantry_index.stores.elasticsearch.writing import Writing
 from gantry_index.stores.port import Batch
 from gantry_runtime.events import streams
+from gantry_standard import errors
 from tests.stores.test_index_store import drop
 from tests.support.changes import read_changes
 from tests.support.nats_server import NatsServer, until
@@ -95,6 +98,24 @@ async def test_a_replaced_instance_is_told_as_replaced(suite: Suite) -> None:
     await suite.announce(instance("1.1", "a"))
     await suite.announce(instance("1.1", "b"), instance("1.2"))
     await has_told(suite, (CREATED, ["1.1"]), (REPLACED, ["1.1"]), (CREATED, ["1.2"]))
+
+
+async def test_what_was_written_before_an_attempt_failed_is_told_though_the_next_one_decides_nothing(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Elasticsearch the first attempt fails between the instances and the cursor. SQLite has nothing between them."""
+    written, failures = Writing.outbox_removals, [errors.Unavailable("once")]
+
+    def fails_once(writing: Writing) -> list[dict[str, Any]]:
+        if failures and writing._batch.outbox:
+            raise failures.pop()
+        return written(writing)
+
+    await suite.announce(instance("1.1"))
+    await has_told(suite, (CREATED, ["1.1"]))
+    monkeypatch.setattr(Writing, "outbox_removals", fails_once)
+    await suite.announce(instance("1.2"))
+    await has_told(suite, (CREATED, ["1.1"]), (CREATED, ["1.2"]))
 
 
 async def test_what_an_earlier_process_left_is_told_and_what_was_told_is_not_told_again(suite: Suite) -> None:

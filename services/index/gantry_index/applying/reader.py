@@ -236,7 +236,9 @@ class Reader:
             await self._keep(decisions, messages[-1])
             await self.store.apply(store_batch(present))
         self.changes.removed(*removed)
-        self.changes.applied(reader, sequence, bool(decisions.study_changes), settling)
+        # With Elasticsearch, an attempt that failed after the instances were written has left rows of which nothing is decided again
+        has_rows = bool(decisions.study_changes) or self.store.name != "sqlite"
+        self.changes.applied(reader, sequence, has_rows, settling)
         if poisoned:
             poisoned.difference_update(healed)
         _STORE_EVENTS_APPLIED.inc(len(batch))
