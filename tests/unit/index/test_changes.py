@@ -2,7 +2,8 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,37 @@ CREATED, REPLACED, DELETED, RESTORED, SETTLED = (
 )
 
 
+@contextmanager
+def running_nats(directory: Path) -> Iterator[NatsServer]:
+    """Run a nats-server of one test, and end it also where the test fails."""
+    nats = NatsServer(directory)
+    nats.start()
+    try:
+        yield nats
+    finally:
+        nats.stop()
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A nats-server of this test alone."""
+    with running_nats(tmp_path / "nats") as server:
+        yield server
+
+
 @pytest.fixture(params=["sqlite", "elasticsearch"])
 async def suite(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Suite]:
-    nats = NatsServer(tmp_path / "nats")
-    nats.start()
-    made = Suite(tmp_path / "index", nats)
-    if request.param == "elasticsearch":
-        made.elasticsearch = (request.getfixturevalue("elasticsearch_url"), f"test-{uuid.uuid4().hex}")
-    await made.start()
-    yield made
-    if isinstance(made.store, ElasticsearchStore):
-        await drop(made.store._cluster.client, made.store._cluster.prefix)
-    await made.stop()
-    nats.stop()
+    # First: it skips where there is no Elasticsearch.
+    url = request.getfixturevalue("elasticsearch_url") if request.param == "elasticsearch" else ""
+    with running_nats(tmp_path / "nats") as nats:
+        started = Suite(tmp_path / "index", nats)
+        if url:
+            started.elasticsearch = (url, f"test-{uuid.uuid4().hex}")
+        await started.start()
+        yield started
+        if isinstance(started.store, ElasticsearchStore):
+            await drop(started.store._cluster.client, started.store._cluster.prefix)
+        await started.stop()
 
 
 async def told(suite: Suite, study: str = STUDY) -> list[Change]:
@@ -236,10 +255,10 @@ async def test_a_deletion_does_not_settle_a_study(suite: Suite) -> None:
     await has_told(suite, (CREATED, ["1.1"]), (SETTLED, []), (DELETED, ["1.1"]))
 
 
-async def test_what_elasticsearch_applied_in_part_is_told_whole_with_the_same_id(elasticsearch_url: str, tmp_path: Path) -> None:
+async def test_what_elasticsearch_applied_in_part_is_told_whole_with_the_same_id(
+    elasticsearch_url: str, tmp_path: Path, nats: NatsServer
+) -> None:
     """A crash between the instances and the cursor: the event is decided again, when its instances are there already."""
-    nats = NatsServer(tmp_path / "nats")
-    nats.start()
     suite = Suite(tmp_path / "index", nats)
     suite.elasticsearch = (elasticsearch_url, f"test-{uuid.uuid4().hex}")
     await suite.start()
@@ -262,12 +281,11 @@ async def test_what_elasticsearch_applied_in_part_is_told_whole_with_the_same_id
     assert isinstance(suite.store, ElasticsearchStore)
     await drop(suite.store._cluster.client, suite.store._cluster.prefix)
     await suite.stop()
-    nats.stop()
 
 
-async def test_a_process_that_takes_over_a_partition_tells_what_the_other_one_left(elasticsearch_url: str, tmp_path: Path) -> None:
-    nats = NatsServer(tmp_path / "nats")
-    nats.start()
+async def test_a_process_that_takes_over_a_partition_tells_what_the_other_one_left(
+    elasticsearch_url: str, tmp_path: Path, nats: NatsServer
+) -> None:
     first, second = (Suite(tmp_path / name, nats) for name in ("first", "second"))
     first.elasticsearch = second.elasticsearch = (elasticsearch_url, f"test-{uuid.uuid4().hex}")
     second.blob = first.blob
@@ -287,7 +305,6 @@ async def test_a_process_that_takes_over_a_partition_tells_what_the_other_one_le
     assert isinstance(second.store, ElasticsearchStore)
     await drop(second.store._cluster.client, second.store._cluster.prefix)
     await second.stop()
-    nats.stop()
 
 
 async def test_many_rows_of_several_studies_are_told_in_order(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

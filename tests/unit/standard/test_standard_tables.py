@@ -69,7 +69,8 @@ def test_each_media_type_has_one_default() -> None:
 
 def test_reasons_lie_in_the_ranges_of_the_standard() -> None:
     assert {code >> 12 for code in reasons.WARNING_REASONS} == {0xB}
-    allowed = (range(0xA700, 0xA800), range(0xA900, 0xAA00), range(0xC000, 0xD000), range(0x0110, 0x0123))
+    # 0124H, refused: not authorized, is a status of C-STORE (PS3.7 §9.1.1.1.9).
+    allowed = (range(0xA700, 0xA800), range(0xA900, 0xAA00), range(0xC000, 0xD000), range(0x0110, 0x0123), {0x0124})
     assert all(any(code in codes for codes in allowed) for code in reasons.FAILURE_REASONS)
 
 
