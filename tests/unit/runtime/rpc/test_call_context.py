@@ -18,6 +18,7 @@ from gantry_runtime.call_context import CURRENT, CallContext
 from gantry_runtime.callers import ANONYMOUS, MOST_VISIBLE_STUDIES, Caller
 from gantry_runtime.rpc import channels
 from gantry_runtime.threads import Threads
+from tests.support.nats_server import until
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 READER = Caller("käthe", "WORKSTATION", ("reader", "teacher"), frozenset({"1.2.3", "1.2.4"}))
@@ -123,7 +124,14 @@ async def test_a_call_of_a_request_is_a_line_in_the_log(
     async with asyncio.timeout(5):
         while len(noting.seen) < 4:
             await asyncio.sleep(0)
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    written: list[str] = []
+
+    def is_written() -> bool:
+        written.append(capfd.readouterr().err)
+        return "GetStatus" in "".join(written)
+
+    await until(is_written, 5)
+    lines = [json.loads(line) for line in "".join(written).splitlines()]
     told = {name: lines[0].pop(name) for name in ("time", "ms")}
     assert told["ms"] >= 0
     assert lines == [
