@@ -534,7 +534,7 @@ async def test_an_index_that_is_read_only_for_a_moment_is_waited_for(elasticsear
     ("document", "error"),
     [
         pytest.param({"terms": ["x" * 33_000]}, errors.CorruptInstance, id="a term that is too long"),
-        pytest.param({"items": [{"path": "p"}] * 20_001}, errors.CorruptInstance, id="too many nested documents"),
+        pytest.param({"items": [{"path": "p"}] * (2 * MAXIMUM_TERMS + 1)}, errors.CorruptInstance, id="too many nested documents"),
         pytest.param({"number": "one"}, errors.CorruptInstance, id="a value of another type"),
         pytest.param({"unknown": 1, "number": 1}, errors.Unavailable, id="a field that the mapping of another version lacks"),
     ],
@@ -544,10 +544,12 @@ async def test_what_elasticsearch_cannot_parse_is_told_from_what_an_operator_can
 ) -> None:
     store = await ElasticsearchStore.opened(elasticsearch_url, f"test-{uuid.uuid4().hex}")
     cluster = store._cluster
-    with pytest.raises(error):
-        await cluster.bulk([{"index": {"_index": cluster.index("instances"), "_id": "1"}}, document], refresh=False)
-    await drop(cluster.client, cluster.prefix)
-    await store.close()
+    try:
+        with pytest.raises(error):
+            await cluster.bulk([{"index": {"_index": cluster.index("instances"), "_id": "1"}}, document], refresh=False)
+    finally:
+        await drop(cluster.client, cluster.prefix)
+        await store.close()
 
 
 def outbox_row(sequence: int, *sops: str, reader: str = "3", study: str = STUDY) -> OutboxRow:
