@@ -470,6 +470,24 @@ async def test_the_state_of_a_scope_differs_after_every_change_in_it_and_after_n
     assert len(states) == (13 if isinstance(store, SqliteStore) else 0)
 
 
+@pytest.mark.parametrize("number", [99, 100, 101, 250])
+async def test_the_state_of_a_study_tells_its_last_change_however_many_instances_it_has(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few versions are read on the event loop, more of them in a thread."""
+    store, threads = SqliteStore(tmp_path / "index", readers=1), []
+    read = store._database.read
+    monkeypatch.setattr(store._database, "read", lambda work: (threads.append(work), read(work))[1])
+    await store.apply(batch(1, *(put(f"1.{one}", 1) for one in range(number))))
+    before = await store.state(Scope(STUDY))
+    assert before
+    assert before == await store.state(Scope(STUDY))
+    await store.apply(batch(2, put(f"1.{number - 1}", 2)))
+    assert await store.state(Scope(STUDY)) not in (b"", before)
+    assert len(threads) == (0 if number <= 100 else 3)
+    await store.close()
+
+
 async def test_there_is_no_state_of_one_instance_of_many_or_of_nothing(store: IndexStore, tmp_path: Path) -> None:
     await store.apply(batch(501, *(put(f"1.{number}", number) for number in range(1, 502))))
     for scope in (Scope(STUDY, SERIES), Scope(STUDY), Scope(STUDY, SERIES, "1.1"), Scope("9"), Scope(STUDY, "9")):
