@@ -46,10 +46,10 @@ lint: $(VENV)/dev.ok  ## ruff, mypy, buf, generated code is fresh
 proto: $(VENV)/dev.ok  ## generate libs/contracts again
 	PYTHON=../$(BIN)/python proto/generate.sh
 
-unit: $(VENV)/dev.ok  ## the unit tests, without S3 and Elasticsearch: under 40 s on two cores
+unit: $(VENV)/dev.ok  ## the unit tests, without S3 and Elasticsearch: two minutes on two cores
 	GANTRY_TEST_REAL_SERVERS=no $(PYTEST) tests/unit -m "not thorough and not long" -n 2
 
-test: $(VENV)/dev.ok  ## what a change can break, against real servers: under 5 minutes on two cores
+test: $(VENV)/dev.ok  ## what a change can break, against real servers
 	$(PYTEST) $(ALL_TESTS) -m "not thorough and not long" -n 3
 
 test-all: $(VENV)/dev.ok  ## all tests but the long ones: every sample file, every black-box test on both sets of stores
